@@ -1,0 +1,365 @@
+"""Mini-batches: what is allowed in one, how records become one, how they travel.
+
+A mini-batch is a pair ``(x, y)``. Each side is an array, or a tuple or dict of
+arrays whose first dimensions agree. Between client and replica, mini-batches
+travel as a `Block`: neighbours of equal kind are joined into one array per leaf,
+so that the cost of a message does not grow with the number of mini-batches in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tensair_dask.errors import BatchError, DtypeError, ShapeError
+
+__all__ = ["Block", "MiniBatch", "Structure", "as_pair", "collate", "flatten", "rebuild"]
+
+# How the leaves of one side hang together: None is a bare array, an int a tuple of
+# so many arrays, a tuple of names a dict. "absent" stands for no target at all.
+Structure: TypeAlias = "None | int | tuple[str, ...] | str"
+
+ABSENT = "absent"
+
+# numpy has no bfloat16: it travels as its bits under this name.
+BFLOAT16 = "bfloat16"
+
+
+@dataclass(slots=True)
+class MiniBatch:
+    """One mini-batch as flat leaves.
+
+    Attributes
+    ----------
+    leaves
+        The arrays of x, then those of y; each of shape (samples, ...).
+    kind
+        Structure, dtypes and trailing shapes. Mini-batches of equal kind can be
+        joined along the first dimension.
+    samples
+        Rows.
+    nbytes
+        Size of the leaves in bytes.
+    """
+
+    leaves: list[np.ndarray]
+    kind: tuple[Any, ...]
+    samples: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, x: Any, y: Any = ABSENT) -> MiniBatch:
+        """Check and flatten one pair.
+
+        Raises
+        ------
+        ShapeError
+            If there is no first dimension, the first dimensions differ, or there
+            are no rows.
+        DtypeError
+            If a leaf is not numeric or boolean.
+        """
+        leaves, x_structure, x_bits = flatten(x, "x")
+        if isinstance(y, str) and y == ABSENT:
+            y_structure: Structure = ABSENT
+            bits = x_bits
+        else:
+            y_leaves, y_structure, y_bits = flatten(y, "y")
+            bits = x_bits + y_bits
+            leaves += y_leaves
+        if not leaves:
+            raise ShapeError(
+                "The mini-batch holds no array: x is an empty tuple or dict. "
+                "Give x as an array, or as a tuple or dict of arrays."
+            )
+        samples = len(leaves[0])
+        nbytes = 0
+        signature = []
+        for leaf in leaves:
+            shape = leaf.shape
+            if shape[0] != samples:
+                raise ShapeError(
+                    "The arrays of a mini-batch differ in their number of rows: "
+                    f"{[len(each) for each in leaves]} (x first, then y). All must "
+                    "have the same first dimension."
+                )
+            nbytes += leaf.nbytes
+            signature.append((leaf.dtype.str, shape[1:]))
+        if samples == 0:
+            raise ShapeError("The mini-batch has no rows; at least 1 is needed.")
+        kind = (x_structure, y_structure, bits, tuple(signature))
+        return cls(leaves, kind, samples, nbytes)
+
+    def describe(self) -> str:
+        """Shapes and dtypes for error messages, such as ``x (64, 8) float32``."""
+        return describe_kind(self.kind, self.samples)
+
+    def pair(self) -> tuple[Any, Any]:
+        """The mini-batch as it was given: ``(x, y)``, of numpy arrays."""
+        x_structure, y_structure, *_ = self.kind
+        split = width(x_structure)
+        y = None
+        if y_structure != ABSENT:
+            y = rebuild(self.leaves[split:], y_structure)
+        return rebuild(self.leaves[:split], x_structure), y
+
+
+@dataclass(slots=True)
+class Group:
+    """Neighbouring mini-batches of equal kind, joined along the first dimension."""
+
+    kind: tuple[Any, ...]
+    lengths: list[int]
+    leaves: list[np.ndarray]
+
+
+@dataclass(slots=True)
+class Block:
+    """Mini-batches that travel as one message.
+
+    Attributes
+    ----------
+    run_id
+        The run that they belong to; replicas refuse those of another.
+    groups
+        In order of submission.
+    """
+
+    run_id: str
+    groups: list[Group]
+
+    @classmethod
+    def join(cls, run_id: str, batches: Sequence[MiniBatch]) -> Block:
+        """Join mini-batches; one copy of each, none if a group has a single one."""
+        groups: list[Group] = []
+        start = 0
+        for stop in range(1, len(batches) + 1):
+            if stop == len(batches) or batches[stop].kind != batches[start].kind:
+                groups.append(_join(batches[start:stop]))
+                start = stop
+        return cls(run_id, groups)
+
+    def __len__(self) -> int:
+        return sum(len(group.lengths) for group in self.groups)
+
+
+def _join(batches: Sequence[MiniBatch]) -> Group:
+    first = batches[0]
+    if len(batches) == 1:
+        return Group(first.kind, [first.samples], first.leaves)
+    leaves = [
+        np.concatenate(columns)
+        for columns in zip(*(batch.leaves for batch in batches), strict=True)
+    ]
+    return Group(first.kind, [batch.samples for batch in batches], leaves)
+
+
+def width(structure: Structure) -> int:
+    """How many leaves a structure has."""
+    if structure is None:
+        return 1
+    if isinstance(structure, int):
+        return structure
+    if structure == ABSENT:
+        return 0
+    return len(structure)
+
+
+def rebuild(leaves: Sequence[Any], structure: Structure) -> Any:
+    """Hang leaves together again as they were given (lists become tuples)."""
+    if structure is None:
+        return leaves[0]
+    if isinstance(structure, int):
+        return tuple(leaves)
+    return dict(zip(structure, leaves, strict=True))
+
+
+def flatten(
+    side: Any, name: str
+) -> tuple[list[np.ndarray], Structure, tuple[bool, ...]]:
+    """Flatten one side of a mini-batch.
+
+    Returns
+    -------
+    leaves, structure, bits
+        ``bits`` says for each leaf whether it is bfloat16, carried as int16.
+    """
+    if type(side) is np.ndarray:
+        return [_check(side, name)], None, (False,)
+    if isinstance(side, Mapping):
+        pairs = [_leaf(value, f"{name}[{key!r}]") for key, value in side.items()]
+        return [leaf for leaf, _ in pairs], tuple(side), tuple(b for _, b in pairs)
+    if isinstance(side, tuple) or _is_list_of_arrays(side):
+        pairs = [
+            _leaf(value, f"{name}[{position}]") for position, value in enumerate(side)
+        ]
+        return [leaf for leaf, _ in pairs], len(pairs), tuple(b for _, b in pairs)
+    leaf, bits = _leaf(side, name)
+    return [leaf], None, (bits,)
+
+
+def _is_list_of_arrays(side: Any) -> bool:
+    return isinstance(side, list) and bool(side) and hasattr(side[0], "shape")
+
+
+def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
+    if hasattr(value, "detach"):  # a torch tensor, told without importing torch
+        tensor = value.detach().cpu()
+        if str(tensor.dtype) == f"torch.{BFLOAT16}":
+            import torch
+
+            return _check(tensor.view(torch.int16).numpy(), name), True
+        return _check(tensor.numpy(), name), False
+    if isinstance(value, (Mapping, tuple)):
+        raise ShapeError(
+            f"{name} is a {type(value).__name__}; one level of tuple or dict is "
+            "allowed, with arrays below it. Flatten the structure before training."
+        )
+    try:
+        return _check(np.asarray(value), name), False
+    except ValueError as error:  # ragged lists
+        raise ShapeError(
+            f"{name} cannot be made an array: {error}. Its rows must have one shape."
+        ) from error
+
+
+def _check(leaf: np.ndarray, name: str) -> np.ndarray:
+    if leaf.dtype.kind not in "biufc":
+        raise DtypeError(
+            f"{name} has dtype {leaf.dtype}; numbers and booleans are allowed. "
+            "Encode text and categories as integers, and dates as numbers."
+        )
+    if leaf.ndim == 0:
+        raise ShapeError(
+            f"{name} is a single value of shape (); the first dimension counts the "
+            "samples. For one sample give shape (1, ...)."
+        )
+    return leaf
+
+
+def describe_kind(kind: tuple[Any, ...], samples: int | str = "n") -> str:
+    """Shapes and dtypes of a kind, such as ``x (n, 8) float32, y (n,) int64``."""
+    x_structure, y_structure, bits, signature = kind
+    names = _names("x", x_structure) + _names("y", y_structure)
+    parts = []
+    for name, is_bits, (dtype, trailing) in zip(names, bits, signature, strict=True):
+        shape = ", ".join(str(size) for size in (samples, *trailing))
+        shape += "," if not trailing else ""
+        label = BFLOAT16 if is_bits else np.dtype(dtype).name
+        parts.append(f"{name} ({shape}) {label}")
+    return ", ".join(parts)
+
+
+def _names(side: str, structure: Structure) -> list[str]:
+    if structure is None:
+        return [side]
+    if isinstance(structure, int):
+        return [f"{side}[{position}]" for position in range(structure)]
+    if structure == ABSENT:
+        return []
+    return [f"{side}[{key!r}]" for key in structure]
+
+
+def as_pair(item: Any) -> tuple[Any, Any]:
+    """Read one item of a stream as a mini-batch ``(x, y)``.
+
+    Two forms are told apart by their second element: ready arrays ``(x, y)``, whose
+    ``y`` is an array (or a tuple or dict of arrays with at least one dimension), and
+    the tuple of records that ``Stream.partition`` makes, each record itself a pair
+    ``(x, y)``. Where that is not what you mean, give ``train(..., collate=...)``.
+
+    Raises
+    ------
+    BatchError
+        If the item is neither.
+    """
+    if isinstance(item, (tuple, list)) and item:
+        if len(item) == 2 and _is_batched(item[1]):
+            return item[0], item[1]
+        if all(isinstance(record, (tuple, list)) and len(record) == 2 for record in item):
+            return collate(item)
+    raise BatchError(
+        f"The stream gave a {type(item).__name__}"
+        + (f" of {len(item)} items" if isinstance(item, (tuple, list)) else "")
+        + "; a mini-batch is a pair (x, y) of arrays, or a tuple of such records as "
+        "Stream.partition(n) makes. Put .map(parse) before, or give collate=."
+    )
+
+
+def _is_batched(y: Any) -> bool:
+    """Whether y is one side of a ready mini-batch, not a record."""
+    if hasattr(y, "shape"):
+        return len(y.shape) > 0
+    if isinstance(y, Mapping):
+        return bool(y) and all(_is_batched(value) for value in y.values())
+    if isinstance(y, list):
+        return all(isinstance(value, (int, float)) for value in y)
+    return False
+
+
+def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Stack records ``(x, y)`` into one mini-batch.
+
+    Parameters
+    ----------
+    records
+        Each an ``(x, y)`` pair of one sample: numbers, arrays of one shape, or
+        tuples or dicts of them.
+
+    Returns
+    -------
+    x, y
+        The same structure with arrays of shape (records, ...).
+
+    Raises
+    ------
+    ShapeError
+        If the records differ in structure or shape.
+    """
+    xs, ys = zip(*records, strict=True)
+    return stack(xs, "x"), stack(ys, "y")
+
+
+def stack(samples: Sequence[Any], name: str = "x") -> Any:
+    """Stack one side of several records; see `collate`."""
+    first = samples[0]
+    try:
+        if isinstance(first, Mapping):
+            return {
+                key: stack([sample[key] for sample in samples], f"{name}[{key!r}]")
+                for key in first
+            }
+        if isinstance(first, tuple):
+            return tuple(
+                stack(column, f"{name}[{position}]")
+                for position, column in enumerate(zip(*samples, strict=True))
+            )
+        if hasattr(first, "detach"):
+            import torch
+
+            return torch.stack(list(samples))
+        return _narrow(np.stack([np.asarray(sample) for sample in samples]), first)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ShapeError(
+            f"The records of a mini-batch differ in {name}: {error}. All records of "
+            "a partition must have one structure and one shape."
+        ) from error
+
+
+def _narrow(stacked: np.ndarray, first: Any) -> np.ndarray:
+    """Python floats become float32, the dtype of PyTorch's parameters by default."""
+    if isinstance(first, (float, list)) and stacked.dtype == np.float64:
+        return stacked.astype(np.float32)
+    return stacked
+
+
+def batches_of(block: Block) -> Iterator[tuple[Group, int, int]]:
+    """Iterate over a block: the group, and the first and last row of each batch."""
+    for group in block.groups:
+        start = 0
+        for length in group.lengths:
+            yield group, start, start + length
+            start += length

@@ -1,0 +1,84 @@
+"""Mini-batches that were refused, kept with their errors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tensair_dask.errors import TensairError
+
+__all__ = ["DeadLetter", "DeadLetters"]
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """One refused mini-batch.
+
+    Attributes
+    ----------
+    index
+        Its number in order of submission, as in its report.
+    item
+        What was given: ``(x, y)`` or the item of the stream.
+    error
+        Why it was refused.
+    replica
+        Address of the worker that refused it; empty if the client did.
+    time
+        Seconds since the epoch.
+    """
+
+    index: int
+    item: Any = field(repr=False)
+    error: TensairError
+    replica: str
+    time: float
+
+
+class DeadLetters:
+    """The newest refused mini-batches; iterate, index, or ask for the length.
+
+    The bound is ``tensair.dead-letters`` in the configuration; `total` counts all.
+    """
+
+    def __init__(self, maxlen: int) -> None:
+        self._letters: deque[DeadLetter] = deque(maxlen=maxlen)
+        self._listeners: list[Callable[[DeadLetter], Any]] = []
+        self.total = 0
+
+    def append(self, letter: DeadLetter) -> None:
+        """Keep a letter and tell the listeners."""
+        self.total += 1
+        self._letters.append(letter)
+        for listener in list(self._listeners):
+            listener(letter)
+
+    def subscribe(self, listener: Callable[[DeadLetter], Any]) -> Callable[[], None]:
+        """Call ``listener(letter)`` for each new letter, on the client's event loop.
+
+        Returns
+        -------
+        unsubscribe
+            Call it to end the subscription.
+        """
+        self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        return iter(list(self._letters))
+
+    def __getitem__(self, position: int) -> DeadLetter:
+        return self._letters[position]
+
+    def __repr__(self) -> str:
+        return f"<DeadLetters: {len(self)} kept of {self.total}>"

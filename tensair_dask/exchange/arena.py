@@ -1,0 +1,121 @@
+"""The arena: all parameters of a model as views into one contiguous buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tensair_dask.errors import ModelError
+
+__all__ = ["Arena", "Layout"]
+
+# Parameters start at multiples of this many bytes, as torch's own allocations do:
+# vector kernels are slower on unaligned data.
+ALIGNMENT = 64
+
+
+class Layout:
+    """Where each parameter lies in the flat buffers; one buffer a dtype.
+
+    Knows offsets only: from a set of buffers of this layout it makes the views.
+
+    Attributes
+    ----------
+    dtypes
+        Dtype of each buffer.
+    sizes
+        Elements of each buffer, padding included.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        self.dtypes: list[torch.dtype] = []
+        self.sizes: list[int] = []
+        self._slots: list[tuple[int, int, torch.Size, tuple[int, ...]]] = []
+        for parameter in parameters:
+            if parameter.dtype not in self.dtypes:
+                self.dtypes.append(parameter.dtype)
+                self.sizes.append(0)
+            number = self.dtypes.index(parameter.dtype)
+            strides = _dense_strides(parameter)
+            self._slots.append((number, self.sizes[number], parameter.shape, strides))
+            step = ALIGNMENT // parameter.element_size()
+            self.sizes[number] += -(-parameter.numel() // step) * step
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def zeros(self, device: torch.device) -> list[torch.Tensor]:
+        """Allocate buffers of this layout, filled with zeros."""
+        return [
+            torch.zeros(size, dtype=dtype, device=device)
+            for size, dtype in zip(self.sizes, self.dtypes, strict=True)
+        ]
+
+    def views(self, buffers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """One view for each parameter, in the parameters' order and shapes."""
+        return [
+            torch.as_strided(buffers[number], shape, strides, offset)
+            for number, offset, shape, strides in self._slots
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one set of buffers: of one dense gradient message."""
+        return sum(
+            size * dtype.itemsize
+            for size, dtype in zip(self.sizes, self.dtypes, strict=True)
+        )
+
+
+class Arena:
+    """Trainable parameters of a model, moved into contiguous buffers.
+
+    A parameter that is shared by several modules is held once. Frozen parameters
+    stay where they are. A merge of gradients or of updates is then one operation
+    on each buffer, whatever the number of layers.
+
+    Parameters
+    ----------
+    model
+        A module on its final device. Its parameters' ``data`` become views.
+
+    Raises
+    ------
+    ModelError
+        If a parameter has no shape yet (lazy modules), or the trainable parameters
+        lie on several devices.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if torch.nn.parameter.is_lazy(parameter):
+                raise ModelError(
+                    f"Parameter {name!r} has no shape yet: the model has a lazy "
+                    "module. Run one mini-batch through the model in the factory "
+                    "before returning it."
+                )
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        devices = {parameter.device for parameter in self.parameters}
+        if len(devices) > 1:
+            raise ModelError(
+                "The trainable parameters lie on several devices "
+                f"({', '.join(sorted(map(str, devices)))}); all must be on one."
+            )
+        self.device = devices.pop() if devices else torch.device("cpu")
+        self.layout = Layout(self.parameters)
+        self.buffers = self.layout.zeros(self.device)
+        with torch.no_grad():
+            for parameter, view in zip(
+                self.parameters, self.layout.views(self.buffers), strict=True
+            ):
+                view.copy_(parameter.data)
+                parameter.data = view
+
+
+def _dense_strides(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Keep a memory format such as channels_last; else the contiguous strides."""
+    if parameter.is_contiguous():
+        return parameter.stride()
+    dense = torch.empty_like(parameter, memory_format=torch.preserve_format)
+    return dense.stride()

@@ -1,0 +1,260 @@
+"""The exchange of one replica: publishes what it learned, applies what its peers did."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tensair_dask import config
+from tensair_dask.exchange.accumulator import Accumulator
+from tensair_dask.exchange.arena import Arena
+from tensair_dask.exchange.clock import VectorClock
+from tensair_dask.exchange.inbox import Inbox
+from tensair_dask.exchange.message import GradientMessage, add
+from tensair_dask.exchange.pacer import Pacer
+from tensair_dask.pubsub import Conflate, Pub, Sub
+from tensair_dask.pubsub.view import Member, View
+
+__all__ = ["Exchange"]
+
+# Staleness and ages of the newest messages that the statistics are taken over.
+REMEMBERED = 1000
+
+
+class Exchange:
+    """Decentralized exchange over a topic that all replicas of a run publish to.
+
+    Two threads meet here. The thread that trains calls `learned`, `apply_arrived`
+    and `publish`; the event loop of the worker moves bytes and calls `_receive`. They
+    share the inbox and the outboxes of the publisher, which are safe for that.
+
+    Parameters
+    ----------
+    run_id
+        Names the topic; messages of other runs are refused.
+    origin
+        Name of this replica.
+    arena
+        Its parameters.
+    apply
+        Called with the summed buffers and the touched positions.
+    wake
+        Called from the event loop when a message has arrived.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        origin: str,
+        arena: Arena,
+        apply: Callable[[Sequence[torch.Tensor], frozenset[int] | None], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self.origin = origin
+        self.clock = VectorClock()
+        self.samples = 0
+        self._run_id = run_id
+        self._apply = apply
+        self._wake = wake
+        self._arena = arena
+        self._accumulator = Accumulator(run_id, origin, arena.layout, arena.device)
+        self._inbox = Inbox(run_id)
+        self._pacer = Pacer(
+            float(config.get("exchange.share-of-time")),
+            config.get_seconds("exchange.staleness"),
+        )
+        self._pub: Pub | None = None
+        self._sub: Sub | None = None
+        self._peers = 0
+        self._stalenesses: deque[int] = deque(maxlen=REMEMBERED)
+        self._ages: deque[float] = deque(maxlen=REMEMBERED)
+        self._sent = self._received = 0
+        self._sent_bytes = self._received_bytes = 0
+
+    # ---- on the event loop ------------------------------------------------------
+
+    async def join(self, worker: Any) -> None:
+        """Subscribe, then publish: nothing that a peer says to us can be missed."""
+        topic = f"tensair/{self._run_id}/gradients"
+        self._sub = Sub(
+            topic, worker=worker, handler=self._receive, member=self.origin
+        )
+        await self._sub
+        self._pub = Pub(
+            topic,
+            worker=worker,
+            policy=Conflate(GradientMessage.merge),
+            member=self.origin,
+            on_view=self._view_changed,
+        )
+        await self._pub
+        self._view_changed(self._pub.view)
+
+    async def wait_for_peers(self, replicas: int, timeout: float) -> None:
+        """Wait until so many replicas, this one included, subscribe and publish."""
+        assert self._pub is not None
+        await self._pub.wait_for(
+            lambda view: len(view.subscribers) >= replicas
+            and len(view.publishers) >= replicas,
+            timeout=timeout,
+        )
+
+    def _view_changed(self, view: View) -> None:
+        self._peers = sum(
+            member.member != self.origin for member in view.subscribers.values()
+        )
+
+    def _receive(self, message: GradientMessage, sender: Member) -> Any:
+        """Take in a message; it is acknowledged when it has been applied."""
+        loop = asyncio.get_running_loop()
+        applied = loop.create_future()
+
+        def acknowledge() -> None:
+            loop.call_soon_threadsafe(_resolve, applied)
+
+        if not self._inbox.put(message, acknowledge):
+            return None
+        self._wake()
+        return applied
+
+    async def flushed(self, timeout: float) -> None:
+        """Wait until everything published has been applied by every peer."""
+        if self._pub is not None:
+            await self._pub.flushed(timeout=timeout)
+
+    async def leave(self) -> None:
+        """Unsubscribe and stop publishing."""
+        for end in (self._pub, self._sub):
+            if end is not None:
+                closing = end.close()
+                if closing is not None:
+                    await closing
+
+    # ---- on the thread that trains ----------------------------------------------
+
+    @property
+    def has_arrivals(self) -> bool:
+        """Whether messages wait to be applied."""
+        return bool(self._inbox)
+
+    @property
+    def steps(self) -> int:
+        """Steps of this replica."""
+        return self.clock[self.origin]
+
+    def learned(self, samples: int, changes: Sequence[torch.Tensor | None]) -> None:
+        """Record one local step and what it is to share."""
+        step = self.steps + 1
+        if self._peers:
+            self._accumulator.add(step, samples, changes, self.clock)
+        self.clock.advance(self.origin, step)
+        self.samples += samples
+
+    def apply_arrived(self) -> int:
+        """Apply all that has arrived, as one sum.
+
+        Returns
+        -------
+        staleness
+            The largest staleness among the messages; 0 if there were none.
+        """
+        fresh, repeated = self._inbox.take(self.clock)
+        if fresh:
+            worst = self._apply_all([arrival.message for arrival in fresh])
+        else:
+            worst = 0
+        for arrival in (*fresh, *repeated):
+            arrival.applied()
+        return worst
+
+    def _apply_all(self, messages: list[GradientMessage]) -> int:
+        total = messages[0].buffers
+        touched = messages[0].touched
+        for message in messages[1:]:
+            total = add(total, message.buffers)
+            if touched is not None:
+                others = message.touched
+                touched = None if others is None else touched | others
+        if total[0].device != self._arena.device:
+            total = [buffer.to(self._arena.device) for buffer in total]
+        self._apply(total, touched)
+        now = time.monotonic()
+        worst = 0
+        for message in messages:
+            staleness = self.clock.ahead_of(message.clock)
+            worst = max(worst, staleness)
+            self._stalenesses.append(staleness)
+            self._ages.append(now - message.oldest)
+            self._received += 1
+            self._received_bytes += message.nbytes
+            self.clock.advance(message.origin, message.last)
+        return worst
+
+    def due(self) -> float | None:
+        """When `publish` should be called next, on the monotonic clock."""
+        return self._pacer.due(self._accumulator.oldest)
+
+    def publish(self) -> None:
+        """Hand what has gathered to the outboxes of the peers."""
+        start = time.perf_counter()
+        message = self._accumulator.take()
+        if message is None or self._pub is None or not self._peers:
+            return
+        if self._arena.device.type != "cpu":
+            message.buffers = [buffer.cpu() for buffer in message.buffers]
+        self._pub.put(message)
+        spent = time.perf_counter() - start
+        self._sent += 1
+        links = self._pub.links.values()
+        self._sent_bytes += message.nbytes * len(links)
+        # What a round costs: the summing here, and the round trips without the time
+        # that the messages lay in the peers' inboxes. Waiting for the kernel counts
+        # as cost, so that a busy machine is asked for less.
+        trips = [link.ewma_rtt_seconds or 0.0 for link in links]
+        self._pacer.published(spent + sum(trips))
+        self._pacer.delivered(max(trips, default=0.0))
+
+    # ---- from either ------------------------------------------------------------
+
+    def statistics(self) -> dict[str, float]:
+        """Messages, bytes, staleness and ages since the start; see the docs."""
+        ages = sorted(self._ages)
+        stalenesses = sorted(self._stalenesses)
+        return {
+            "sent": self._sent,
+            "received": self._received,
+            "sent_bytes": self._sent_bytes,
+            "received_bytes": self._received_bytes,
+            "refused": self._inbox.refused,
+            "staleness_mean": _mean(stalenesses),
+            "staleness_p95": _quantile(stalenesses, 0.95),
+            "staleness_max": stalenesses[-1] if stalenesses else 0,
+            "age_mean": _mean(ages),
+            "age_p95": _quantile(ages, 0.95),
+            "age_max": ages[-1] if ages else 0.0,
+            "interval": self._pacer.interval,
+            "cost": self._pacer.cost,
+        }
+
+    @property
+    def staleness(self) -> float:
+        """Mean staleness of the newest messages that were applied."""
+        return _mean(list(self._stalenesses))
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

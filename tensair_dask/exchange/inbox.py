@@ -1,0 +1,75 @@
+"""What has arrived from the peers and waits to be applied."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tensair_dask.exchange.clock import VectorClock
+from tensair_dask.exchange.message import GradientMessage
+
+__all__ = ["Arrival", "Inbox"]
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One message in the inbox and what to call once it has been applied."""
+
+    message: GradientMessage
+    applied: Callable[[], None]
+
+
+class Inbox:
+    """Messages between their arrival and their application, in order by origin.
+
+    Bounded without a limit of its own: a peer's message is acknowledged only when it
+    has been applied, and a peer has one unacknowledged message at a time. So the
+    inbox holds at most one message for each peer, and a slow replica makes its peers
+    conflate instead of filling its memory.
+
+    Arrivals are put by the event loop and taken by the thread that trains; a deque's
+    append and popleft are atomic, so no lock is needed.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._arrivals: deque[Arrival] = deque()
+        self.refused = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._arrivals)
+
+    def put(self, message: GradientMessage, applied: Callable[[], None]) -> bool:
+        """Take in a message; False if it is of another run and was refused."""
+        if message.run_id != self._run_id:
+            self.refused += 1
+            return False
+        self._arrivals.append(Arrival(message, applied))
+        return True
+
+    def take(self, clock: VectorClock) -> tuple[list[Arrival], list[Arrival]]:
+        """Take all that has arrived.
+
+        Returns
+        -------
+        fresh, repeated
+            Arrivals to apply, and those whose range of steps has been applied
+            already (to acknowledge only). A range that would leave a gap is counted
+            in `refused` and returned with the repeated ones.
+        """
+        fresh: list[Arrival] = []
+        repeated: list[Arrival] = []
+        next_step: dict[str, int] = {}
+        while self._arrivals:
+            arrival = self._arrivals.popleft()
+            message = arrival.message
+            expected = next_step.get(message.origin, clock[message.origin] + 1)
+            if message.first == expected:
+                fresh.append(arrival)
+                next_step[message.origin] = message.last + 1
+            else:
+                if message.last >= expected:
+                    self.refused += 1
+                repeated.append(arrival)
+        return fresh, repeated

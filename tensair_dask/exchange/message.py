@@ -1,0 +1,129 @@
+"""The gradient message: what one replica publishes to its peers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tensair_dask.exchange.wire import Packed, pack, unpack
+
+__all__ = ["GradientMessage"]
+
+
+@dataclass(slots=True)
+class GradientMessage:
+    """The sum of one origin's gradients (or updates) over a range of its steps.
+
+    Attributes
+    ----------
+    run_id
+        Run of the trainer; a replica refuses messages of another run.
+    origin
+        Name of the replica that computed the gradients.
+    first, last
+        The range of the origin's steps that is summed up, both included, from 1.
+    samples
+        Rows of all mini-batches in the range.
+    clock
+        The origin's vector clock when it began the first of these steps: the oldest
+        gradient decides the staleness of the message.
+    oldest
+        When the first of these gradients was computed, on the monotonic clock of the
+        origin's process. Translated to an age on the way, because clocks of two
+        machines cannot be compared.
+    buffers
+        The sums, one flat tensor a dtype, in the layout of the model's arena. Never
+        changed once the message exists, since it may be on its way to several peers.
+    touched
+        Positions of the parameters that got a gradient in some step; None for all.
+    """
+
+    run_id: str
+    origin: str
+    first: int
+    last: int
+    samples: int
+    clock: dict[str, int]
+    oldest: float
+    buffers: list[torch.Tensor]
+    touched: frozenset[int] | None = None
+
+    def merge(self, later: GradientMessage) -> GradientMessage:
+        """Sum this message with the one that follows it (lossless conflation).
+
+        Raises
+        ------
+        ValueError
+            If ``later`` does not follow this message without a gap.
+        """
+        if later.origin != self.origin or later.first != self.last + 1:
+            raise ValueError(
+                f"A message of {later.origin!r} with steps {later.first} to "
+                f"{later.last} does not follow one of {self.origin!r} with steps "
+                f"{self.first} to {self.last}."
+            )
+        touched = None
+        if self.touched is not None and later.touched is not None:
+            touched = self.touched | later.touched
+        return replace(
+            self,
+            last=later.last,
+            samples=self.samples + later.samples,
+            buffers=add(self.buffers, later.buffers),
+            touched=touched,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The age travels, not the moment: monotonic clocks differ between machines.
+        age = time.monotonic() - self.oldest
+        return (
+            _arrived,
+            (
+                self.run_id,
+                self.origin,
+                self.first,
+                self.last,
+                self.samples,
+                self.clock,
+                age,
+                pack(self.buffers),
+                self.touched,
+            ),
+        )
+
+
+def _arrived(
+    run_id: str,
+    origin: str,
+    first: int,
+    last: int,
+    samples: int,
+    clock: dict[str, int],
+    age: float,
+    buffers: list[Packed],
+    touched: frozenset[int] | None,
+) -> GradientMessage:
+    return GradientMessage(
+        run_id,
+        origin,
+        first,
+        last,
+        samples,
+        clock,
+        time.monotonic() - age,
+        unpack(buffers),
+        touched,
+    )
+
+
+def add(left: list[torch.Tensor], right: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Sum two sets of buffers into new ones."""
+    return [a + b for a, b in zip(left, right, strict=True)]

@@ -1,0 +1,462 @@
+"""The learner: one model, its loss and its optimizer, and what one step does.
+
+Knows torch, nothing of Dask: a replica runs one on its thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tensair_dask.batches import Group, rebuild, width
+from tensair_dask.errors import (
+    BatchError,
+    ForwardError,
+    LossError,
+    MetricError,
+    ModelError,
+    NonFiniteError,
+    OptimizerError,
+)
+from tensair_dask.exchange.arena import Arena
+from tensair_dask.optimization import Stepper
+from tensair_dask.refusals import explain
+
+__all__ = ["Learner", "Recipe", "Step", "to_tensors"]
+
+Share = Literal["gradient", "update"]
+
+
+@dataclass(slots=True)
+class Recipe:
+    """What a learner is built from; travels to the workers.
+
+    Attributes
+    ----------
+    model
+        Called without arguments, returns a `torch.nn.Module`.
+    loss
+        Called as ``loss(prediction, target)``, returns a scalar tensor.
+    optimizer
+        Called with the trainable parameters, returns a `torch.optim.Optimizer`.
+    metrics
+        By name, ``(prediction, target) -> scalar`` or torchmetrics objects.
+    share
+        ``"gradient"`` or ``"update"``: what is published.
+    seed
+        For the factory, so that all replicas begin with the same parameters.
+    keep_predictions
+        Whether steps return the predictions they were scored by.
+    """
+
+    model: Callable[[], torch.nn.Module]
+    loss: Callable[[Any, Any], torch.Tensor]
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    metrics: Mapping[str, Callable[[Any, Any], Any]]
+    share: Share
+    seed: int
+    keep_predictions: bool
+
+
+@dataclass(slots=True)
+class Step:
+    """The outcome of learning one mini-batch."""
+
+    loss: float
+    metrics: list[float]
+    samples: int
+    seconds: float
+    prediction: Any = None
+
+
+class Learner:
+    """Builds the model and learns mini-batches, one at a time.
+
+    Belongs to one thread.
+
+    Parameters
+    ----------
+    recipe
+        What to build.
+    device
+        Where the model lives.
+
+    Raises
+    ------
+    ModelError, OptimizerError
+        If a factory raises or builds something else.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.device = device
+        self._recipe = recipe
+        self.model = _build_model(recipe, device)
+        self.arena = Arena(self.model)
+        if not self.arena.parameters:
+            raise ModelError(
+                f"{type(self.model).__name__} has no parameter that requires a "
+                "gradient: there is nothing to train. Leave at least one unfrozen."
+            )
+        self.optimizer = _build_optimizer(recipe, self.arena.parameters)
+        self._stepper = Stepper(self.optimizer, self.arena)
+        self._metrics = {
+            name: _on_device(metric, device) for name, metric in recipe.metrics.items()
+        }
+        # The last mini-batch that was learned, to tell users what is allowed.
+        self.learned_kind: tuple[Any, ...] | None = None
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics, in the order of ``Step.metrics``."""
+        return list(self._metrics)
+
+    def learn(self, x: Any, y: Any, samples: int) -> tuple[Step, list[Any]]:
+        """Score one mini-batch, then learn from it.
+
+        Parameters
+        ----------
+        x, y
+            Tensors on the learner's device, or tuples or dicts of them.
+        samples
+            Rows of the mini-batch.
+
+        Returns
+        -------
+        step, changes
+            ``changes`` has for each parameter of the arena what is to be shared:
+            its gradient, or its update; None where it got no gradient.
+
+        Raises
+        ------
+        BatchError
+            If the mini-batch cannot be learned; the parameters are then unchanged.
+        """
+        start = time.perf_counter()
+        parameters = self.arena.parameters
+        try:
+            prediction = self.forward(x)
+            loss = self._loss(prediction, y)
+            value = loss.item()
+            if value - value != 0.0:  # NaN or infinite
+                raise NonFiniteError(
+                    f"The loss is {value}, although the mini-batch is finite: the "
+                    "model or the loss overflows on it, or training has diverged. "
+                    "Lower the learning rate, or scale the inputs."
+                )
+            metrics = self._score(prediction, y)
+            try:
+                loss.backward()
+            except RuntimeError as error:
+                raise LossError(
+                    f"The loss cannot be differentiated: {error}. It must depend on "
+                    "the model's parameters."
+                ) from error
+            changes = self._stepper.step_locally(self._recipe.share)
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+        kept = None
+        if self._recipe.keep_predictions:
+            kept = to_arrays(prediction)
+        seconds = time.perf_counter() - start
+        return Step(value, metrics, samples, seconds, kept), changes
+
+    def apply(
+        self, buffers: Sequence[torch.Tensor], touched: frozenset[int] | None
+    ) -> None:
+        """Apply the summed gradients (or updates) of other replicas.
+
+        Parameters
+        ----------
+        buffers
+            In the layout of the arena.
+        touched
+            Positions of the parameters that got a gradient; None for all.
+        """
+        self._stepper.apply(self._recipe.share, buffers, touched)
+
+    def forward(self, x: Any) -> Any:
+        """Call the model: a tuple as positional, a dict as keyword arguments."""
+        try:
+            if isinstance(x, tuple):
+                return self.model(*x)
+            if isinstance(x, dict):
+                return self.model(**x)
+            return self.model(x)
+        except BatchError:
+            raise
+        except Exception as error:
+            raise ForwardError(
+                f"The model raised {type(error).__name__}: {error}"
+            ) from error
+
+    def predict(self, x: Any) -> Any:
+        """Predict in evaluation mode; returns tensors on the CPU."""
+        with evaluating(self.model), torch.no_grad():
+            return map_tensors(lambda tensor: tensor.detach().cpu(), self.forward(x))
+
+    def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
+        try:
+            loss = self._recipe.loss(prediction, y)
+        except Exception as error:
+            raise LossError(
+                f"The loss raised {type(error).__name__}: {error} (prediction: "
+                f"{shapes(prediction)}; target: {shapes(y)})"
+            ) from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise LossError(
+                f"The loss returned {shapes(loss)}; a scalar tensor is needed. Reduce "
+                "it, for example with loss.mean()."
+            )
+        return loss
+
+    def _score(self, prediction: Any, y: Any) -> list[float]:
+        if not self._metrics:
+            return []
+        with torch.no_grad():
+            prediction = map_tensors(torch.Tensor.detach, prediction)
+            return [
+                _measure(name, metric, prediction, y)
+                for name, metric in self._metrics.items()
+            ]
+
+    def evaluation(self) -> Evaluation:
+        """Begin an evaluation on held-out mini-batches."""
+        return Evaluation(self, self._metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the model's parameters and buffers to the CPU."""
+        return {
+            name: value.detach().cpu().clone()
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in self.model.state_dict().items()
+        }
+
+    def load(self, state: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+        """Take over a peer's parameters, buffers and optimizer state."""
+        self.model.load_state_dict(state)
+        self.optimizer.load_state_dict(dict(optimizer))
+
+    def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
+        """Say what was given and what is allowed; see `explain`."""
+        return explain(error, group.kind, samples, self.learned_kind, self.model)
+
+
+class Evaluation:
+    """Loss and metrics over held-out mini-batches, in evaluation mode."""
+
+    def __init__(self, learner: Learner, metrics: Mapping[str, Any]) -> None:
+        import copy
+
+        self._learner = learner
+        self._samples = 0
+        self._loss = 0.0
+        # Stateful metrics accumulate over all mini-batches, apart from training's.
+        self._stateful = {
+            name: copy.deepcopy(metric)
+            for name, metric in metrics.items()
+            if is_stateful(metric)
+        }
+        for metric in self._stateful.values():
+            metric.reset()
+        self._plain = {n: m for n, m in metrics.items() if n not in self._stateful}
+        self._sums = dict.fromkeys(self._plain, 0.0)
+
+    def add(self, x: Any, y: Any, samples: int) -> None:
+        """Score one mini-batch."""
+        learner = self._learner
+        with evaluating(learner.model), torch.no_grad():
+            prediction = learner.forward(x)
+            self._loss += samples * learner._loss(prediction, y).item()
+            for name, metric in self._plain.items():
+                self._sums[name] += samples * _measure(name, metric, prediction, y)
+            for metric in self._stateful.values():
+                metric.update(prediction, y)
+        self._samples += samples
+
+    def result(self) -> dict[str, float]:
+        """Means weighted by samples; torchmetrics objects give their own value."""
+        samples = max(self._samples, 1)
+        result = {"loss": self._loss / samples, "samples": float(self._samples)}
+        result.update({name: total / samples for name, total in self._sums.items()})
+        for name, metric in self._stateful.items():
+            result[name] = float(metric.compute())
+        return result
+
+
+def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        try:
+            model = recipe.model()
+        except Exception as error:
+            raise ModelError(
+                f"The model factory raised {type(error).__name__}: {error}. It is "
+                "called without arguments on the worker and must return a "
+                "torch.nn.Module."
+            ) from error
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(
+            f"The model factory returned {type(model).__name__}; it must return a "
+            "torch.nn.Module. Give the class or a function that builds the model, "
+            "for example model=lambda: Net(hidden=64)."
+        )
+    return model.to(device)
+
+
+def _build_optimizer(
+    recipe: Recipe, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    try:
+        optimizer = recipe.optimizer(parameters)
+    except Exception as error:
+        raise OptimizerError(
+            f"The optimizer factory raised {type(error).__name__}: {error}. It is "
+            "called with the trainable parameters, for example "
+            "optimizer=functools.partial(torch.optim.SGD, lr=0.05)."
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptimizerError(
+            f"The optimizer factory returned {type(optimizer).__name__}; it must "
+            "return a torch.optim.Optimizer, for example "
+            "optimizer=functools.partial(torch.optim.SGD, lr=0.05)."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptimizerError(
+            "LBFGS evaluates the loss several times a step, which a stream does not "
+            "allow. Use a first-order optimizer, for example torch.optim.Adam."
+        )
+    return optimizer
+
+
+def _on_device(metric: Any, device: torch.device) -> Any:
+    return metric.to(device) if is_stateful(metric) else metric
+
+
+def is_stateful(metric: Any) -> bool:
+    """Whether a metric keeps state as torchmetrics objects do."""
+    return all(hasattr(metric, name) for name in ("update", "compute", "reset"))
+
+
+def _measure(name: str, metric: Any, prediction: Any, y: Any) -> float:
+    try:
+        if is_stateful(metric):
+            # The value on this mini-batch alone: state would grow with the stream.
+            metric.reset()
+            metric.update(prediction, y)
+            return float(metric.compute())
+        return float(metric(prediction, y))
+    except Exception as error:
+        raise MetricError(
+            f"Metric {name!r} raised {type(error).__name__}: {error}. It is called "
+            "with (prediction, target) and must return a scalar (prediction: "
+            f"{shapes(prediction)}; target: {shapes(y)})."
+        ) from error
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, then every module back to the mode that it had."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """Apply a function to the tensors of a tuple, list or dict."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return tuple(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def to_arrays(tree: Any) -> Any:
+    """Copy tensors to numpy; bfloat16 becomes float32."""
+
+    def convert(tensor: torch.Tensor) -> np.ndarray:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.float()
+        return np.array(tensor.numpy())
+
+    return map_tensors(convert, tree)
+
+
+def shapes(tree: Any) -> str:
+    """Describe a prediction or target in an error message."""
+    if isinstance(tree, torch.Tensor):
+        return f"a tensor {tuple(tree.shape)} {str(tree.dtype).removeprefix('torch.')}"
+    if isinstance(tree, Mapping):
+        return f"a dict of {sorted(map(str, tree))}"
+    if isinstance(tree, (tuple, list)):
+        inner = ", ".join(shapes(value) for value in tree)
+        return f"{type(tree).__name__}({inner})"
+    return f"a {type(tree).__name__}"
+
+
+def to_tensors(group: Group, device: torch.device) -> Iterator[tuple[Any, Any, int]]:
+    """Give a group's mini-batches as tensors ``(x, y, samples)``, without a copy."""
+    x_structure, y_structure, bits, _ = group.kind
+    columns = []
+    for leaf, is_bits in zip(group.leaves, bits, strict=True):
+        if not leaf.flags.writeable:
+            leaf = leaf.copy()  # torch cannot promise not to write
+        tensor = torch.from_numpy(leaf)
+        if is_bits:
+            tensor = tensor.view(torch.bfloat16)
+        columns.append(tensor.to(device).split(group.lengths))
+    split = width(x_structure)
+    for position, samples in enumerate(group.lengths):
+        leaves = [column[position] for column in columns]
+        x = rebuild(leaves[:split], x_structure)
+        y = None
+        if len(leaves) > split:
+            y = rebuild(leaves[split:], y_structure)
+        yield x, y, samples
+
+
+def non_finite(group: Group) -> list[int]:
+    """Positions of the mini-batches of a group that hold a NaN or an infinity."""
+    suspects = [
+        leaf
+        for leaf, is_bits in zip(group.leaves, group.kind[2], strict=True)
+        # A sum is finite unless an element is not, or it overflows: one cheap pass
+        # over the whole group, and a close look only where it raises suspicion.
+        if leaf.dtype.kind in "fc" and not is_bits and not np.isfinite(_sum(leaf))
+    ]
+    bits = [
+        torch.from_numpy(leaf).view(torch.bfloat16)
+        for leaf, is_bits in zip(group.leaves, group.kind[2], strict=True)
+        if is_bits
+    ]
+    found: list[int] = []
+    if not suspects and not bits:
+        return found
+    start = 0
+    for position, length in enumerate(group.lengths):
+        rows = slice(start, start + length)
+        if not all(np.isfinite(leaf[rows]).all() for leaf in suspects) or not all(
+            bool(leaf[rows].isfinite().all()) for leaf in bits
+        ):
+            found.append(position)
+        start += length
+    return found
+
+
+def _sum(leaf: np.ndarray) -> Any:
+    with np.errstate(all="ignore"):
+        return leaf.sum()

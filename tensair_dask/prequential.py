@@ -1,0 +1,280 @@
+"""Prequential scores: every prediction is scored before its record is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tensair_dask.errors import ConfigurationError
+
+__all__ = ["Prequential", "Scores", "majority_so_far", "previous_label", "share_so_far"]
+
+MODEL = "model"
+MAJORITY = "majority class"
+PREVIOUS = "same as previous"
+
+# Probabilities are float32: closer to 0 or 1 than this they cannot be told apart.
+_EPSILON = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one set of predictions of a binary label.
+
+    Attributes
+    ----------
+    records
+        How many predictions were scored.
+    accuracy
+        Share of predictions on the right side of one half.
+    log_loss
+        Mean negative logarithm of the probability given to what came true, in nats;
+        NaN for a guess that gives no probability.
+    auc
+        Area under the ROC curve; NaN while only one class has come.
+    """
+
+    records: int
+    accuracy: float
+    log_loss: float
+    auc: float
+
+
+class Prequential:
+    """Score a binary classifier on a stream, overall and over a sliding window.
+
+    Mini-batches are announced in the order of the stream, with their labels
+    (`expect`), and scored in whatever order their predictions come back (`add`).
+    The scores are those of the stream's own order, whichever replica was faster.
+
+    Parameters
+    ----------
+    window
+        Records in the sliding window.
+
+    Notes
+    -----
+    Every label and prediction is kept, 9 bytes a record, so that the overall AUC is
+    exact and the curves can be drawn at any resolution. On a stream without end,
+    score it in pieces: a new `Prequential` every few hundred million records.
+
+    The label is taken to be known at the moment at which the record is learned. Where
+    labels come hours later than records, as arrivals do after departures, these
+    scores are an upper bound.
+
+    References
+    ----------
+    Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms",
+    Machine Learning 90, 2013.
+    """
+
+    def __init__(self, window: int = 10_000) -> None:
+        if window < 1:
+            raise ConfigurationError(
+                f"window={window} is not allowed; it counts records: give 1 or more, "
+                "for example 10000."
+            )
+        self.window = window
+        self._ends: list[int] = []
+        self._target = np.empty(1024, dtype=bool)
+        # NaN marks a record whose prediction has not come (or never will).
+        self._probability = np.full(1024, np.nan, dtype=np.float32)
+        self._newest = 0
+        self.records = 0
+
+    def expect(self, target: np.ndarray) -> None:
+        """Announce the next mini-batch of the stream by its labels.
+
+        Parameters
+        ----------
+        target
+            Shape (samples,): 0 or 1, or False or True.
+        """
+        target = np.asarray(target)
+        start = self._ends[-1] if self._ends else 0
+        end = start + len(target)
+        if end > len(self._target):
+            room = max(end, 2 * len(self._target))
+            self._target = np.concatenate(
+                [self._target, np.empty(room - len(self._target), dtype=bool)]
+            )
+            more = np.full(room - len(self._probability), np.nan, dtype=np.float32)
+            self._probability = np.concatenate([self._probability, more])
+        self._target[start:end] = target > 0.5
+        self._ends.append(end)
+
+    def add(self, index: int, probability: np.ndarray) -> None:
+        """Score one mini-batch that `expect` has announced.
+
+        Parameters
+        ----------
+        index
+            Number of the mini-batch in the order in which they were announced, from
+            0: the index of its report.
+        probability
+            Shape (samples,): the predicted probability of label 1. NaN where there is
+            no prediction.
+        """
+        start = self._ends[index - 1] if index else 0
+        end = self._ends[index]
+        probability = np.asarray(probability, dtype=np.float32)
+        if probability.shape != (end - start,):
+            raise ConfigurationError(
+                f"Mini-batch {index} was announced with {end - start} labels and has "
+                f"predictions of shape {probability.shape}; give one probability for "
+                f"each label, shape ({end - start},)."
+            )
+        before = np.isfinite(self._probability[start:end]).sum()
+        self._probability[start:end] = probability
+        self.records += int(np.isfinite(probability).sum() - before)
+        self._newest = max(self._newest, end)
+
+    def overall(self) -> Scores:
+        """Score all predictions so far."""
+        return self._scores(0, self._newest)
+
+    def recent(self) -> Scores:
+        """Score the newest ``window`` records of the stream."""
+        return self._scores(max(0, self._newest - self.window), self._newest)
+
+    def baselines(self) -> dict[str, Scores]:
+        """Score what needs no model, on the records that the model was scored on.
+
+        Returns
+        -------
+        name to scores
+            ``"majority class"`` guesses the label that was more frequent so far; its
+            log loss is that of the share so far, taken as the probability.
+            ``"same as previous"`` guesses the label of the previous record and gives
+            no probability. Both know the past of the stream only.
+        """
+        scored, target = self._scored(0, self._newest)
+        stream = self._target[: self._newest]
+        majority = majority_so_far(stream)[scored]
+        share = share_so_far(stream)[scored]
+        previous = previous_label(stream)[scored]
+        return {
+            MAJORITY: Scores(
+                len(target),
+                _mean(majority == target),
+                _mean(_losses(target, share)),
+                # A constant guess ranks nothing; the few first guesses are noise.
+                _auc(target, np.zeros(len(target))),
+            ),
+            PREVIOUS: Scores(
+                len(target),
+                _mean(previous == target),
+                float("nan"),
+                _auc(target, previous),
+            ),
+        }
+
+    def curves(self, points: int = 300) -> pd.DataFrame:
+        """Scores over the sliding window, along the stream.
+
+        Parameters
+        ----------
+        points
+            How many places of the stream to score at, evenly spread.
+
+        Returns
+        -------
+        frame
+            One row a place. The index is the number of records before it. Columns
+            are pairs: the score (accuracy, AUC, log loss), and whose it is (model,
+            majority class, same as previous). While the stream is shorter than the
+            window, the window is what there is.
+        """
+        total = self._newest
+        stream = self._target[:total]
+        scored, target = self._scored(0, total)
+        positions = np.flatnonzero(scored)
+        probability = self._probability[:total][scored]
+        # The first places would show the noise of a handful of records.
+        first = min(max(1, self.window // 10), total)
+        stops = np.unique(np.linspace(first, total, num=points).astype(int))
+        low = np.searchsorted(positions, np.maximum(stops - self.window, 0))
+        high = np.searchsorted(positions, stops)
+
+        def windowed(values: np.ndarray) -> np.ndarray:
+            sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+            with np.errstate(invalid="ignore"):
+                return (sums[high] - sums[low]) / (high - low)
+
+        majority = majority_so_far(stream)[scored]
+        share = share_so_far(stream)[scored]
+        previous = previous_label(stream)[scored]
+        ranks = [
+            _auc(target[a:b], probability[a:b]) for a, b in zip(low, high, strict=True)
+        ]
+        columns = {
+            ("accuracy", MODEL): windowed((probability > 0.5) == target),
+            ("accuracy", MAJORITY): windowed(majority == target),
+            ("accuracy", PREVIOUS): windowed(previous == target),
+            ("AUC", MODEL): np.array(ranks),
+            ("log loss", MODEL): windowed(_losses(target, probability)),
+            ("log loss", MAJORITY): windowed(_losses(target, share)),
+        }
+        frame = pd.DataFrame(columns, index=pd.Index(stops, name="records"))
+        return frame.dropna(how="all")
+
+    def _scored(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which records of a stretch have a prediction, and the labels of those."""
+        scored = np.isfinite(self._probability[start:end])
+        return scored, self._target[start:end][scored]
+
+    def _scores(self, start: int, end: int) -> Scores:
+        scored, target = self._scored(start, end)
+        probability = self._probability[start:end][scored]
+        return Scores(
+            len(target),
+            _mean((probability > 0.5) == target),
+            _mean(_losses(target, probability)),
+            _auc(target, probability),
+        )
+
+
+def majority_so_far(target: np.ndarray) -> np.ndarray:
+    """Guess for each record the label that is more frequent before it (0 if equal)."""
+    target = np.asarray(target, dtype=bool)
+    ones = np.cumsum(target) - target
+    return 2 * ones > np.arange(len(target))
+
+
+def share_so_far(target: np.ndarray) -> np.ndarray:
+    """Share of label 1 before each record, counting one record of each label extra."""
+    target = np.asarray(target, dtype=bool)
+    ones = np.cumsum(target) - target
+    return (ones + 1) / (np.arange(len(target)) + 2)
+
+
+def previous_label(target: np.ndarray) -> np.ndarray:
+    """Label of the record before each record; 0 before the first."""
+    target = np.asarray(target, dtype=bool)
+    return np.concatenate([[False], target[:-1]])[: len(target)]
+
+
+def _losses(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Negative logarithm of the probability given to what came true."""
+    given = np.where(target, probability, 1.0 - probability.astype(np.float64))
+    return -np.log(np.clip(given, _EPSILON, 1.0 - _EPSILON))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _auc(target: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve from the ranks of the scores; ties share their rank."""
+    positives = int(np.count_nonzero(target))
+    negatives = len(target) - positives
+    if not positives or not negatives:
+        return float("nan")
+    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    above = ranks[places][target].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))

@@ -1,0 +1,265 @@
+"""Replica: the Dask actor that holds one long-lived copy of the model."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import torch
+from distributed.worker import get_worker
+
+from tensair_dask.batches import Block
+from tensair_dask.errors import (
+    BatchError,
+    ClusterError,
+    ConfigurationError,
+    ModelError,
+    PackageMissingError,
+)
+from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.exchange.wire import pack, unpack
+from tensair_dask.learner import Evaluation, Learner, to_tensors
+from tensair_dask.memory import keep_freed_memory
+from tensair_dask.placement import Place
+from tensair_dask.training_thread import Outcome, Status, TrainingThread
+
+__all__ = ["Peer", "Replica", "ReplicaPlan"]
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """What one replica is told when it is made.
+
+    Attributes
+    ----------
+    run_id
+        Run of the trainer.
+    name
+        Of this replica in the run; the origin of its gradients.
+    place
+        Worker, device, threads.
+    recipe
+        The pickled `Recipe`.
+    """
+
+    run_id: str
+    name: str
+    place: Place
+    recipe: bytes
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where another replica is found: its worker and its actor key."""
+
+    address: str
+    key: str
+
+
+class Replica:
+    """A model, its optimizer, and the loop that trains it, on one Dask worker.
+
+    All methods are coroutines on the worker's event loop and leave the work to the
+    replica's own thread, so that neither torch nor a full queue ever blocks a worker.
+    """
+
+    def __init__(self, plan: ReplicaPlan) -> None:
+        self._plan = plan
+        self._worker = get_worker()
+        self._evaluations: dict[str, Evaluation] = {}
+        self._learner: Learner | None = None
+        self._exchange: Exchange | None = None
+        worker = self._worker
+        self._thread = TrainingThread(
+            f"tensair-{plan.name}",
+            worker.loop.asyncio_loop,
+            plan.place.torch_threads if plan.place.device == "cpu" else None,
+            lambda: worker.status.name not in ("closed", "failed"),
+        )
+        # The thread must not outlive the actor: Dask drops an actor by dropping the
+        # last reference to it.
+        weakref.finalize(self, self._thread.stop)
+
+    async def build(self) -> None:
+        """Build the model and the optimizer.
+
+        Raises
+        ------
+        ModelError, OptimizerError, PackageMissingError, ConfigurationError
+            If they cannot be built here.
+        """
+        keep_freed_memory()
+        plan = self._plan
+        learner = await self._thread.call(lambda: _build(plan))
+        exchange = Exchange(
+            plan.run_id, plan.name, learner.arena, learner.apply, self._thread.wake
+        )
+        self._learner, self._exchange = learner, exchange
+        self._thread.attach(learner, exchange)
+
+    async def join(self) -> None:
+        """Subscribe to the peers' gradients and make the own ones known."""
+        await self.exchange.join(self._worker)
+
+    async def adopt(self, peer: Peer) -> None:
+        """Take over a peer's model, optimizer state and clock."""
+        answer = await self._worker.rpc(peer.address).actor_execute(
+            function="snapshot", actor=peer.key, args=[], kwargs={}
+        )
+        if answer["status"] != "OK":
+            raise answer["exception"]
+        snapshot = unpack(answer["result"])
+
+        def take_over() -> None:
+            self.learner.load(snapshot["model"], snapshot["optimizer"])
+            for origin, count in snapshot["clock"].items():
+                self.exchange.clock.advance(origin, count)
+
+        await self._thread.call(take_over)
+
+    async def snapshot(self) -> Any:
+        """Give parameters, buffers, optimizer state and clock, packed."""
+
+        def take() -> Any:
+            return pack(
+                {
+                    "model": self.learner.state_dict(),
+                    "optimizer": self.learner.optimizer.state_dict(),
+                    "clock": self.exchange.clock.snapshot(),
+                }
+            )
+
+        return await self._thread.call(take)
+
+    async def wait_for_peers(self, replicas: int, timeout: float) -> None:
+        """Wait until so many replicas of the run know each other."""
+        await self.exchange.wait_for_peers(replicas, timeout)
+
+    async def learn(self, block: Block) -> Outcome:
+        """Learn a block of mini-batches, in order.
+
+        Raises
+        ------
+        ClusterError
+            If the block is of another run.
+        """
+        self._check_run(block)
+        return await self._thread.learn(block)
+
+    async def predict(self, block: Block) -> Any:
+        """Predict for the single mini-batch of a block; packed tensors.
+
+        Raises
+        ------
+        BatchError
+            If the model cannot take it.
+        """
+        self._check_run(block)
+        learner = self.learner
+
+        def run() -> Any:
+            group = block.groups[0]
+            x, _, samples = next(to_tensors(group, learner.device))
+            try:
+                return pack(learner.predict(x))
+            except Exception as error:
+                raise _explained(learner, error, group, samples) from error
+
+        return await self._thread.call(run)
+
+    async def evaluate(self, block: Block | None, session: str) -> dict[str, float]:
+        """Score a block for an evaluation; with None, end it and give the result."""
+        learner = self.learner
+
+        def run() -> dict[str, float]:
+            evaluation = self._evaluations.pop(session, None) or learner.evaluation()
+            if block is None:
+                return evaluation.result()
+            for group in block.groups:
+                for x, y, samples in to_tensors(group, learner.device):
+                    try:
+                        evaluation.add(x, y, samples)
+                    except Exception as error:
+                        raise _explained(learner, error, group, samples) from error
+            self._evaluations[session] = evaluation
+            return {}
+
+        return await self._thread.call(run)
+
+    async def state_dict(self) -> Any:
+        """Give the packed state_dict, after applying what has arrived."""
+        return await self._thread.call(lambda: pack(self.learner.state_dict()))
+
+    async def flush(self, timeout: float) -> Status:
+        """Publish what has gathered and wait until every peer has applied it."""
+        await self._thread.call(self.exchange.publish)
+        await self.exchange.flushed(timeout)
+        return self._thread.status()
+
+    async def statistics(self) -> dict[str, float]:
+        """Statistics of the exchange."""
+        return self.exchange.statistics()
+
+    async def status(self) -> Status:
+        """How the replica stands."""
+        return self._thread.status()
+
+    async def close(self) -> None:
+        """Leave the exchange and end the thread."""
+        if self._exchange is not None:
+            await self._exchange.leave()
+        await self._thread.stopped()
+
+    @property
+    def learner(self) -> Learner:
+        """The learner, once it is built."""
+        assert self._learner is not None, "build() comes first"
+        return self._learner
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange, once the model is built."""
+        assert self._exchange is not None, "build() comes first"
+        return self._exchange
+
+    def _check_run(self, block: Block) -> None:
+        if block.run_id != self._plan.run_id:
+            raise ClusterError(
+                f"A mini-batch of run {block.run_id!r} reached a replica of run "
+                f"{self._plan.run_id!r}; it was refused. Use the trainer that is open."
+            )
+
+
+def _build(plan: ReplicaPlan) -> Learner:
+    try:
+        recipe = cloudpickle.loads(plan.recipe)
+    except ImportError as error:
+        raise PackageMissingError(
+            f"Worker {plan.place.address} cannot import {error.name!r}, which the "
+            "model, loss, optimizer or metrics need. Install it on the workers, for "
+            f"example: pip install {(error.name or '').partition('.')[0]}."
+        ) from error
+    except Exception as error:
+        raise ModelError(
+            f"The model, loss, optimizer or metrics cannot be unpickled on worker "
+            f"{plan.place.address}: {type(error).__name__}: {error}. The client and "
+            "the workers should have the same versions of Python and torch."
+        ) from error
+    try:
+        device = torch.device(plan.place.device)
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise ConfigurationError(
+            f"device={plan.place.device!r} cannot be used on worker "
+            f"{plan.place.address}: {error}. Use 'auto', 'cpu' or a CUDA device that "
+            "the worker has."
+        ) from error
+    return Learner(recipe, device)
+
+
+def _explained(learner: Learner, error: Exception, group: Any, samples: int) -> Any:
+    if isinstance(error, BatchError):
+        return learner.refusal(error, group, samples)
+    return error

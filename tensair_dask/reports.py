@@ -1,0 +1,124 @@
+"""What one step tells: the report that comes back for every mini-batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from tensair_dask.errors import BatchError, TensairError
+
+__all__ = ["History", "Report"]
+
+
+@dataclass(slots=True)
+class Report:
+    """The outcome of one mini-batch, scored before it was learned (prequential).
+
+    Attributes
+    ----------
+    index
+        Number of the mini-batch in the order of submission, from 0. Reports come
+        in the order of completion, which differs between replicas.
+    loss
+        The loss on the mini-batch with the parameters before it was learned; NaN
+        if it was refused.
+    metrics
+        One number for each metric of the trainer, likewise before learning.
+    samples
+        Rows in the mini-batch.
+    seconds
+        Time of the step on the replica: forward, backward, optimizer, scoring.
+    staleness
+        The largest staleness among the gradient messages that the replica applied
+        just before this step: gradients that it had applied and the sender had
+        not. 0 if none had arrived.
+    replica
+        Address of the worker that learned it; empty if no replica took it.
+    error
+        None, or the typed error that says why the mini-batch was refused. It was
+        then not learned and lies in ``trainer.dead_letters``.
+    prediction
+        What the model predicted before learning, as numpy arrays, if the trainer
+        was made with ``keep_predictions=True``; else None.
+    time
+        Seconds since the epoch at which the report came back to the client.
+    """
+
+    index: int
+    loss: float
+    metrics: dict[str, float]
+    samples: int
+    seconds: float = 0.0
+    staleness: int = 0
+    replica: str = ""
+    error: TensairError | None = None
+    prediction: Any = field(default=None, repr=False)
+    time: float = 0.0
+
+    def raise_for_error(self) -> Report:
+        """Raise the report's error if it has one, else return the report."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    @classmethod
+    def refused(cls, index: int, samples: int, error: TensairError) -> Report:
+        """Report a mini-batch that no replica learned."""
+        return cls(index, float("nan"), {}, samples, error=error)
+
+
+class History:
+    """The newest reports, bounded, as a pandas DataFrame on request."""
+
+    def __init__(self, maxlen: int) -> None:
+        # Without the predictions: a bound on rows is then a bound on memory.
+        self._rows: deque[tuple[Any, ...]] = deque(maxlen=maxlen)
+        self._metrics: list[dict[str, float]] | deque[dict[str, float]]
+        self._metrics = deque(maxlen=maxlen)
+
+    def append(self, report: Report) -> None:
+        """Keep one report, dropping the oldest one beyond the bound."""
+        error = report.error
+        self._rows.append(
+            (
+                report.index,
+                report.time,
+                report.loss,
+                report.samples,
+                report.seconds,
+                report.staleness,
+                report.replica,
+                None if error is None else f"{type(error).__name__}: {error}",
+            )
+        )
+        self._metrics.append(report.metrics)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a report, in order of completion; a column for each metric."""
+        columns = [
+            "index",
+            "time",
+            "loss",
+            "samples",
+            "seconds",
+            "staleness",
+            "replica",
+            "error",
+        ]
+        frame = pd.DataFrame(list(self._rows), columns=columns)
+        frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
+        scores = pd.DataFrame(list(self._metrics), index=frame.index)
+        for position, name in enumerate(scores.columns):
+            frame.insert(3 + position, name, scores[name], allow_duplicates=True)
+        return frame
+
+
+def is_refusal(error: object) -> bool:
+    """Whether an error means that the mini-batch, not the system, is at fault."""
+    return isinstance(error, BatchError)

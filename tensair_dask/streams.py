@@ -1,0 +1,197 @@
+"""streamz nodes: `Stream.train` and `Stream.predict`.
+
+Importing this module adds the methods to `streamz.Stream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from streamz import Stream
+
+from tensair_dask.batches import as_pair, stack
+from tensair_dask.errors import BatchError
+from tensair_dask.reports import Report
+from tensair_dask.trainer import Trainer
+
+__all__ = ["predict", "train"]
+
+
+class _TrainerNode(Stream):
+    """What both nodes share: two event loops, and references held to the end.
+
+    The trainer lives on its client's event loop, the stream on its own; most often
+    they are one and the same, and nothing is handed over.
+    """
+
+    def __init__(self, upstream: Stream, trainer: Trainer, **kwargs: Any) -> None:
+        client = trainer.client
+        if kwargs.get("loop") is None and upstream.loop is None:
+            kwargs["loop"] = client.loop
+        if kwargs.get("asynchronous") is None and upstream.asynchronous is None:
+            kwargs["asynchronous"] = client.asynchronous or None
+        super().__init__(upstream, **kwargs)
+        self.trainer = trainer
+        self._client_loop = client.loop.asyncio_loop
+
+    @property
+    def _on_client_loop(self) -> bool:
+        return self.loop.asyncio_loop is self._client_loop
+
+    def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        """Take an item; the result is awaited where no replica has room."""
+        metadata = metadata or []
+        self._retain_refs(metadata)
+        if self._on_client_loop:
+            return self._take(x, metadata)
+        work = asyncio.run_coroutine_threadsafe(
+            self._take_from_elsewhere(x, metadata), self._client_loop
+        )
+        return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
+
+    async def _take_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
+        rest = self._take(x, metadata)
+        if rest is not None:
+            await rest
+
+    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        raise NotImplementedError
+
+    def _pass_on(self, result: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        """Emit downstream, on the stream's loop, then let go of the references."""
+        if not self._on_client_loop:
+            work = asyncio.run_coroutine_threadsafe(
+                self._emit_all(result, metadata), self.loop.asyncio_loop
+            )
+            return asyncio.wrap_future(work, loop=self._client_loop)
+        try:
+            rest = self._emit(result, metadata=metadata)
+        except BaseException:
+            self._release_refs(metadata)
+            raise
+        if rest:
+            return self._finish(rest, metadata)
+        self._release_refs(metadata)
+        return None
+
+    async def _emit_all(self, result: Any, metadata: list[Any]) -> None:
+        try:
+            await _all(self._emit(result, metadata=metadata))
+        finally:
+            self._release_refs(metadata)
+
+    async def _finish(self, rest: list[Any], metadata: list[Any]) -> None:
+        try:
+            await _all(rest)
+        finally:
+            self._release_refs(metadata)
+
+
+async def _all(awaitables: list[Any]) -> None:
+    for awaitable in awaitables:
+        await awaitable
+
+
+@Stream.register_api()
+class train(_TrainerNode):  # noqa: N801 - the method's name
+    """Learn every item of a stream; emit one report for each.
+
+    Parameters
+    ----------
+    upstream
+        Gives ready arrays ``(x, y)``, or tuples of records ``(x, y)`` as
+        ``Stream.partition(n)`` makes them.
+    trainer
+        An open `Trainer`.
+    collate
+        ``collate(item) -> (x, y)``, in place of telling the two forms apart.
+
+    Notes
+    -----
+    Emits a `Report` for each mini-batch in the order of completion, which differs
+    between replicas; ``report.index`` is the order of submission.
+
+    Back-pressure: the awaited ``emit`` returns when a replica has room. References in
+    streamz ``metadata`` are held until the report has passed through the stream, so
+    that a source commits its position only for what has been learned.
+
+    A mini-batch that the model cannot take gives a report with its ``error``, and
+    goes to ``trainer.dead_letters``; the stream goes on.
+    """
+
+    def __init__(
+        self,
+        upstream: Stream,
+        trainer: Trainer,
+        collate: Callable[[Any], tuple[Any, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(upstream, trainer, **kwargs)
+        self._collate = collate or as_pair
+
+    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        def deliver(report: Report) -> Awaitable[Any] | None:
+            return self._pass_on(report, metadata)
+
+        return self.trainer.feed(x, self._collate, deliver)
+
+
+@Stream.register_api()
+class predict(_TrainerNode):  # noqa: N801 - the method's name
+    """Predict for every item of a stream with the model as it is at that time.
+
+    Parameters
+    ----------
+    upstream
+        Gives ready inputs ``x`` (an array, or a tuple or dict of arrays), or tuples of
+        single samples as ``Stream.partition(n)`` makes them.
+    trainer
+        An open `Trainer`.
+    collate
+        ``collate(item) -> x``, in place of telling the two forms apart.
+
+    Notes
+    -----
+    Emits what ``trainer.predict`` returns, in the order of the items. An item that the
+    model cannot take raises its typed error at the awaited ``emit``.
+    """
+
+    def __init__(
+        self,
+        upstream: Stream,
+        trainer: Trainer,
+        collate: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(upstream, trainer, **kwargs)
+        self._collate = collate or _as_inputs
+
+    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        return self._predict(x, metadata)
+
+    async def _predict(self, item: Any, metadata: list[Any]) -> None:
+        try:
+            prediction = await self.trainer._predict(self._collate(item))
+        except BaseException:
+            self._release_refs(metadata)
+            raise
+        rest = self._pass_on(prediction, metadata)
+        if rest is not None:
+            await rest
+
+
+def _as_inputs(item: Any) -> Any:
+    """Tell a tuple of samples from ready inputs; see `predict`."""
+    if isinstance(item, tuple) and item:
+        first = item[0]
+        ready = hasattr(first, "shape") and len(first.shape) > 1
+        if not ready:
+            return stack(item)
+    if item is None or isinstance(item, (str, bytes)):
+        raise BatchError(
+            f"The stream gave a {type(item).__name__}; an array, or a tuple or dict of "
+            "arrays, is needed. Put .map(parse) before, or give collate=."
+        )
+    return item

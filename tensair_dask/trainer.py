@@ -1,0 +1,703 @@
+"""Trainer: the user's handle on a model that learns from a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+from distributed import Client
+
+from tensair_dask import config
+from tensair_dask.batches import ABSENT, Block, MiniBatch
+from tensair_dask.cluster import ReplicaHandle, start_replicas
+from tensair_dask.dead_letters import DeadLetter, DeadLetters
+from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
+from tensair_dask.errors import (
+    BatchError,
+    ConfigurationError,
+    NoReplicasError,
+    SchedulerLostError,
+    TensairError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
+from tensair_dask.exchange.wire import unpack
+from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.reports import History, Report
+
+__all__ = ["ReplicaInfo", "Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class ReplicaInfo(NamedTuple):
+    """One replica, as the client knew it at its latest report.
+
+    Attributes
+    ----------
+    address
+        Of its worker.
+    steps
+        Mini-batches that it has learned itself.
+    samples
+        Rows in them.
+    staleness
+        Mean over the newest gradient messages that it applied.
+    alive
+        False once its worker was lost.
+    version
+        Gradients that its model holds, its own and its peers'.
+    device
+        Name of the torch device.
+    """
+
+    address: str
+    steps: int
+    samples: int
+    staleness: float
+    alive: bool
+    version: int
+    device: str
+
+
+class Trainer:
+    """Trains one model on a Dask cluster from mini-batches as they come.
+
+    Replicas of the model live on the workers as Dask actors. Each mini-batch is
+    learned by one replica, which publishes the gradient to the others, worker to
+    worker (decentralized asynchronous SGD, arXiv 2211.10280).
+
+    With an ordinary client every method blocks; with an asynchronous one (or within
+    a coroutine on the client's event loop) every method returns an awaitable. Use
+    ``with`` or ``async with``, or `close` it.
+
+    Parameters
+    ----------
+    client
+        Connected to a Dask cluster that has tensair_dask installed on the scheduler
+        and on every worker.
+    model
+        A class or function that builds a `torch.nn.Module` when called without
+        arguments. Called on each worker. It may be defined in a notebook, or in a
+        module that only the client has.
+    loss
+        ``loss(prediction, y)``, a scalar tensor.
+    optimizer
+        Called with the trainable parameters, for example
+        ``functools.partial(torch.optim.SGD, lr=0.05)``.
+    metrics
+        By name, ``(prediction, y) -> scalar`` or torchmetrics objects; computed for
+        every mini-batch before it is learned.
+    replicas
+        How many; None for one on each worker that the cluster has now.
+    share
+        What replicas publish. ``"gradient"``: each receiver puts it through its own
+        optimizer, as in the paper; exact for SGD. ``"update"``: the change that the
+        sender's optimizer made, which is a sum, so that replicas agree also under
+        momentum or Adam.
+    device
+        ``"auto"``: CUDA where a worker has it, spread over the GPUs of a host, else
+        the CPU. Or the name of a torch device.
+    seed
+        Set before the model is built.
+    keep_predictions
+        Whether reports carry the predictions they were scored by.
+    max_in_flight
+        Mini-batches that may lie unreported at one replica; None for
+        ``tensair.dispatch.max-in-flight``. Fewer mean less delay and earlier
+        back-pressure.
+
+    Raises
+    ------
+    ConfigurationError, NoWorkersError, ModelError, OptimizerError
+        If the replicas cannot be built.
+    PackageMissingError, SchedulerLostError
+        If the cluster cannot be used.
+
+    Notes
+    -----
+    *Buffers*, such as BatchNorm's running statistics, are not exchanged: each replica
+    keeps those of the mini-batches that it saw itself, and `predict` and `state_dict`
+    use those of one replica. *Frozen parameters* are neither trained nor sent.
+    *Parameters shared by several modules* are trained and sent once. *Scoring* uses
+    the forward pass that training makes, in training mode: with dropout or BatchNorm
+    it is noisier than an evaluation; use `evaluate` for that.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        model: Callable[[], Any],
+        loss: Callable[[Any, Any], Any],
+        optimizer: Callable[[Any], Any],
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        replicas: int | None = None,
+        share: str = "gradient",
+        device: str = "auto",
+        seed: int = 0,
+        keep_predictions: bool = False,
+        max_in_flight: int | None = None,
+    ) -> None:
+        _check_arguments(client, model, loss, optimizer, metrics, share, max_in_flight)
+        self.client = client
+        self.run_id = uuid.uuid4().hex
+        self.dead_letters = DeadLetters(int(config.get("dead-letters")))
+        self._recipe = Recipe(
+            model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
+        )
+        self._replicas = replicas
+        self._device = device
+        self._history = History(int(config.get("history")))
+        self._dispatcher = Dispatcher(
+            self.run_id, _limits(max_in_flight), self._observe
+        )
+        self._handles: list[ReplicaHandle] = []
+        self._index = 0
+        self._state = "new"
+        self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        if not client.asynchronous:
+            client.sync(self._start)
+
+    # ---- the start ------------------------------------------------------------------
+
+    async def _start(self) -> Trainer:
+        if self._state == "closed":
+            raise self._closed()
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start_replicas())
+        await asyncio.shield(self._starting)
+        return self
+
+    async def _start_replicas(self) -> None:
+        try:
+            self._handles = await start_replicas(
+                self.client, self.run_id, self._recipe, self._replicas, self._device
+            )
+        except BaseException:
+            self._state = "closed"
+            raise
+        for handle in self._handles:
+            self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
+        self._watching = asyncio.ensure_future(self._watch())
+        self._state = "open"
+
+    async def _watch(self) -> None:
+        """Give up replicas that Dask has declared lost, whatever their comms say."""
+        while True:
+            for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True):
+                if lane.alive and handle.is_lost:
+                    self._dispatcher.lose(lane, OSError("its worker left the cluster"))
+            await asyncio.sleep(0.5)
+
+    def __await__(self) -> Generator[Any, None, Trainer]:
+        return self._start().__await__()
+
+    async def _ready(self) -> None:
+        if self._state == "new":
+            await self._start()
+        if self._state != "open":
+            raise self._closed()
+
+    def _closed(self) -> TrainerClosedError:
+        return TrainerClosedError(
+            "The trainer is closed. Make a new one with Trainer(client, ...); to go on "
+            "from what this one learned, take its state_dict() before closing it."
+        )
+
+    # ---- learning -------------------------------------------------------------------
+
+    def train(self, x: Any, y: Any) -> Any:
+        """Learn one mini-batch and return its report.
+
+        Parameters
+        ----------
+        x
+            Array or tensor of shape (samples, ...), or a tuple (positional arguments
+            of the model) or dict (keyword arguments) of them.
+        y
+            Array or tensor, or a tuple or dict of them, given to the loss.
+
+        Returns
+        -------
+        report
+            A `Report`. If the mini-batch was refused, its ``error`` says why; call
+            ``report.raise_for_error()`` to raise it.
+
+        Raises
+        ------
+        TrainerClosedError, NoReplicasError, TensairTimeoutError
+            If it could not be learned for reasons of the system.
+        """
+        return self._sync(self._train, x, y)
+
+    async def _train(self, x: Any, y: Any) -> Report:
+        await self._ready()
+        done: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+
+        def deliver(report: Report) -> None:
+            if not done.done():
+                done.set_result(report)
+
+        rest = self.feed((x, y), lambda pair: pair, deliver)
+        if rest is not None:
+            await rest
+        report = await self._bounded(done, "A report")
+        if report.error is not None and not isinstance(report.error, BatchError):
+            raise report.error
+        return report
+
+    def feed(
+        self,
+        item: Any,
+        collate: Callable[[Any], tuple[Any, Any]],
+        deliver: Callable[[Report], Awaitable[Any] | None],
+    ) -> Awaitable[None] | None:
+        """Take one item of a stream; for stream nodes, on the client's event loop.
+
+        Parameters
+        ----------
+        item
+            What the stream gave; kept in the dead letters if it is refused.
+        collate
+            Makes ``(x, y)`` of it.
+        deliver
+            Called once with the report; what it returns is awaited before the
+            mini-batch's place is given to another.
+
+        Returns
+        -------
+        rest
+            None if a replica had room at once, else an awaitable that ends when one
+            has: awaiting it is the back-pressure.
+        """
+        index = self._index
+        self._index += 1
+        try:
+            batch = MiniBatch.of(*collate(item))
+        except Exception as error:
+            return self._refuse(index, item, error, deliver)
+        pending = Pending(index, batch, item, deliver)
+        if self._state == "open" and self._dispatcher.offer(pending):
+            return None
+        return self._feed_when_ready(pending)
+
+    async def _feed_when_ready(self, pending: Pending) -> None:
+        await self._ready()
+        await self._dispatcher.submit(pending)
+
+    def _refuse(
+        self,
+        index: int,
+        item: Any,
+        error: Exception,
+        deliver: Callable[[Report], Awaitable[Any] | None],
+    ) -> Awaitable[None] | None:
+        """Report an item that is no mini-batch, without asking a replica."""
+        if not isinstance(error, TensairError):
+            error = BatchError(
+                f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
+            )
+        report = Report.refused(index, 0, error)
+        report.time = time.time()
+        self._record(item, report)
+        return deliver(report)
+
+    def _observe(self, pending: Pending, report: Report) -> None:
+        self._record(pending.item, report)
+
+    def _record(self, item: Any, report: Report) -> None:
+        self._history.append(report)
+        if report.error is not None:
+            self.dead_letters.append(
+                DeadLetter(report.index, item, report.error, report.replica, report.time)
+            )
+
+    # ---- asking ---------------------------------------------------------------------
+
+    def predict(self, x: Any) -> Any:
+        """Predict with the model as it is now, while training goes on.
+
+        Parameters
+        ----------
+        x
+            As in `train`.
+
+        Returns
+        -------
+        prediction
+            What the model returns in evaluation mode: numpy arrays if ``x`` was given
+            as such, else tensors on the CPU.
+
+        Raises
+        ------
+        BatchError
+            If the model cannot take ``x``.
+        """
+        return self._sync(self._predict, x)
+
+    async def _predict(self, x: Any) -> Any:
+        await self._ready()
+        block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
+        prediction = unpack(await self._ask_any("predict", block))
+        return prediction if _has_tensors(x) else to_arrays(prediction)
+
+    def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
+        """Score held-out mini-batches in evaluation mode, without learning from them.
+
+        Parameters
+        ----------
+        batches
+            Pairs ``(x, y)``.
+
+        Returns
+        -------
+        scores
+            A dict with ``loss``, ``samples`` and each metric: means over the samples;
+            torchmetrics objects give their own value over all mini-batches.
+        """
+        return self._sync(self._evaluate, batches)
+
+    async def _evaluate(self, batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+        await self._ready()
+        session = uuid.uuid4().hex
+        handle = self._least_loaded()
+        for x, y in batches:
+            block = Block.join(self.run_id, [MiniBatch.of(x, y)])
+            await self._ask(handle, "evaluate", block, session)
+        scores = await self._ask(handle, "evaluate", None, session)
+        scores["samples"] = int(scores["samples"])
+        return scores
+
+    def state_dict(self) -> Any:
+        """Parameters and buffers of one replica, after it applied what has arrived.
+
+        Call `drain` first for a state that holds everything that was emitted.
+
+        Returns
+        -------
+        state
+            As of ``model.state_dict()``, tensors on the CPU.
+        """
+        return self._sync(self._state_dict)
+
+    async def _state_dict(self) -> dict[str, Any]:
+        await self._ready()
+        return unpack(await self._ask_any("state_dict"))
+
+    def state_dicts(self) -> Any:
+        """Like `state_dict`, of every living replica, by the address of its worker.
+
+        Further replicas of the same worker have ``#2``, ``#3`` behind the address.
+        """
+        return self._sync(self._state_dicts)
+
+    async def _state_dicts(self) -> dict[str, dict[str, Any]]:
+        await self._ready()
+        alive = self._alive()
+        states = await asyncio.gather(
+            *(self._ask(handle, "state_dict") for handle in alive)
+        )
+        return dict(zip(_names(alive), map(unpack, states), strict=True))
+
+    def exchange_stats(self) -> Any:
+        """Statistics of the exchange of every living replica, by address.
+
+        Returns
+        -------
+        stats
+            For each replica: messages and bytes ``sent`` and ``received``, mean, p95
+            and maximum of ``staleness`` (gradients) and of ``age`` (seconds from the
+            computation of the oldest gradient of a message to its application) over
+            the newest 1,000 messages, the pacing ``interval`` and the ``cost`` of one
+            publication in seconds.
+        """
+        return self._sync(self._exchange_stats)
+
+    async def _exchange_stats(self) -> dict[str, dict[str, float]]:
+        await self._ready()
+        alive = self._alive()
+        stats = await asyncio.gather(
+            *(self._ask(handle, "statistics") for handle in alive)
+        )
+        return dict(zip(_names(alive), stats, strict=True))
+
+    @property
+    def replicas(self) -> list[ReplicaInfo]:
+        """All replicas, as of their latest reports; `drain` brings them up to date."""
+        infos = []
+        for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True):
+            status = lane.status
+            infos.append(
+                ReplicaInfo(
+                    handle.place.address,
+                    status.steps if status else 0,
+                    status.samples if status else 0,
+                    status.staleness if status else 0.0,
+                    lane.alive and not handle.is_lost,
+                    status.version if status else 0,
+                    handle.place.device,
+                )
+            )
+        return infos
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The newest reports as a DataFrame, in order of completion."""
+        return self._history.frame()
+
+    @property
+    def backlog(self) -> int:
+        """Mini-batches that were given and have not been reported."""
+        return self._dispatcher.backlog
+
+    # ---- the end --------------------------------------------------------------------
+
+    def drain(self, timeout: float | str | None = None) -> Any:
+        """Wait until everything emitted is applied everywhere (a barrier).
+
+        Parameters
+        ----------
+        timeout
+            Seconds, or a string such as ``"1 min"``; None for
+            ``tensair.timeouts.drain``.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If it takes longer.
+        """
+        return self._sync(self._drain, timeout)
+
+    async def _drain(self, timeout: float | str | None = None) -> None:
+        await self._ready()
+        seconds = config.get_seconds("timeouts.drain", timeout)
+        await self._dispatcher.drained(seconds)
+        statuses = await asyncio.gather(
+            *(self._flush(handle, seconds) for handle in self._alive())
+        )
+        for handle, status in statuses:
+            self._lane(handle).status = status
+        # Those that flushed first have applied the others' last messages meanwhile.
+        for handle in self._alive():
+            lane = self._lane(handle)
+            lane.status = await self._ask(handle, "status")
+
+    async def _flush(self, handle: ReplicaHandle, seconds: float) -> Any:
+        status = await self._ask(handle, "flush", seconds, timeout=seconds)
+        return handle, status
+
+    def close(self) -> Any:
+        """End the replicas. What was emitted and not reported is given up.
+
+        Idempotent. Call `drain` first to lose nothing, or use ``with``, which does.
+        """
+        return self._sync(self._close)
+
+    async def _close(self) -> None:
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        alive = [] if self._client_is_closed else self._alive()
+        await self._dispatcher.close()
+        limit = config.get_seconds("timeouts.close")
+        closing = [asyncio.ensure_future(handle.call("close")) for handle in alive]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=limit)
+            for task in late:
+                logger.warning("A replica did not close within %g s", limit)
+                task.cancel()
+            await asyncio.gather(*closing, return_exceptions=True)
+        for handle in self._handles:
+            handle.release()
+
+    @property
+    def _client_is_closed(self) -> bool:
+        return self.client.status in ("closed", "closing")
+
+    def __enter__(self) -> Trainer:
+        if self.client.asynchronous:
+            raise ConfigurationError(
+                "The client is asynchronous: use 'async with Trainer(...)'."
+            )
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        try:
+            if kind is None and self._state == "open":
+                self.drain()
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> Trainer:
+        return await self._start()
+
+    async def __aexit__(self, kind: Any, *rest: Any) -> None:
+        try:
+            if kind is None and self._state == "open":
+                await self._drain()
+        finally:
+            await self._close()
+
+    def __repr__(self) -> str:
+        alive = sum(info.alive for info in self.replicas)
+        return (
+            f"<Trainer: {self._state}, {alive} of {len(self._handles)} replicas alive, "
+            f"{self._index} mini-batches, backlog {self.backlog}>"
+        )
+
+    # ---- talking to replicas --------------------------------------------------------
+
+    def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        if self._client_is_closed and not self.client.asynchronous:
+            if function == self._close:
+                self._state = "closed"
+                return None
+            raise SchedulerLostError(
+                "The Dask client is closed, so the trainer cannot reach the cluster. "
+                "Keep the client open as long as the trainer."
+            )
+        return self.client.sync(function, *args)
+
+    def _alive(self) -> list[ReplicaHandle]:
+        return [handle for handle in self._handles if self._lane(handle).alive]
+
+    def _lane(self, handle: ReplicaHandle) -> Lane:
+        return self._dispatcher.lanes[self._handles.index(handle)]
+
+    def _least_loaded(self) -> ReplicaHandle:
+        alive = self._alive()
+        if not alive:
+            raise NoReplicasError(
+                f"None of the {len(self._handles)} replicas is alive. Start workers "
+                "and a new trainer."
+            )
+        return min(alive, key=lambda handle: self._lane(handle).load)
+
+    async def _ask_any(self, function: str, *args: Any) -> Any:
+        """Ask the least-loaded replica; the next one if that is lost."""
+        while True:
+            handle = self._least_loaded()
+            try:
+                return await self._ask(handle, function, *args)
+            except OSError as error:
+                if isinstance(error, TensairError):
+                    raise
+                self._dispatcher.lose(self._lane(handle), error)
+
+    async def _ask(
+        self,
+        handle: ReplicaHandle,
+        function: str,
+        *args: Any,
+        timeout: float | None = None,
+    ) -> Any:
+        what = f"{function} on {handle.place.address}"
+        return await self._bounded(handle.call(function, *args), what, timeout)
+
+    async def _bounded(
+        self, work: Awaitable[Any], what: str, timeout: float | None = None
+    ) -> Any:
+        seconds = timeout or config.get_seconds("timeouts.request")
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except asyncio.TimeoutError as error:
+            if isinstance(error, TensairError):
+                raise
+            raise TensairTimeoutError(
+                f"{what} did not come within {seconds:g} s. Raise "
+                "tensair.timeouts.request if the work is that long; look at the "
+                "worker if it is not."
+            ) from None
+
+
+def _limits(max_in_flight: int | None) -> Limits:
+    return Limits(
+        batches=int(config.get("dispatch.max-in-flight", max_in_flight)),
+        nbytes=config.get_bytes("dispatch.max-in-flight-bytes"),
+        seconds=config.get_seconds("dispatch.max-in-flight-time"),
+        message_seconds=config.get_seconds("dispatch.message-time"),
+        message_nbytes=config.get_bytes("dispatch.message-bytes"),
+        messages=int(config.get("dispatch.messages-in-flight")),
+        room=config.get_seconds("timeouts.room"),
+    )
+
+
+def _check_arguments(
+    client: Any,
+    model: Any,
+    loss: Any,
+    optimizer: Any,
+    metrics: Any,
+    share: Any,
+    max_in_flight: Any,
+) -> None:
+    if not isinstance(client, Client):
+        raise ConfigurationError(
+            f"client is a {type(client).__name__}; give a connected Dask client, for "
+            "example Trainer(dask.distributed.Client(), model=...)."
+        )
+    for name, value in (("model", model), ("loss", loss), ("optimizer", optimizer)):
+        if not callable(value):
+            raise ConfigurationError(
+                f"{name} is a {type(value).__name__}, which cannot be called. "
+                + _EXAMPLES[name]
+            )
+    if hasattr(model, "named_parameters") and not isinstance(model, type):
+        raise ConfigurationError(
+            "model is a module that is built already; give what builds it, so that "
+            "every worker builds its own. " + _EXAMPLES["model"]
+        )
+    if metrics is not None and not (
+        isinstance(metrics, Mapping) and all(callable(m) for m in metrics.values())
+    ):
+        raise ConfigurationError(
+            "metrics must map names to callables (prediction, target) -> scalar, for "
+            "example metrics={'accuracy': tensair_dask.metrics.accuracy}."
+        )
+    if share not in ("gradient", "update"):
+        raise ConfigurationError(
+            f"share={share!r} was given; 'gradient' or 'update' is allowed."
+        )
+    if max_in_flight is not None and (
+        not isinstance(max_in_flight, int) or max_in_flight < 1
+    ):
+        raise ConfigurationError(
+            f"max_in_flight={max_in_flight!r} was given; a whole number from 1 is "
+            "allowed."
+        )
+
+
+_EXAMPLES = {
+    "model": "For example model=lambda: torch.nn.Linear(8, 2).",
+    "loss": "For example loss=torch.nn.functional.cross_entropy.",
+    "optimizer": "For example optimizer=functools.partial(torch.optim.SGD, lr=0.05).",
+}
+
+
+def _has_tensors(x: Any) -> bool:
+    values = x.values() if isinstance(x, Mapping) else x
+    if hasattr(x, "detach"):
+        return True
+    return isinstance(x, (Mapping, tuple, list)) and any(
+        hasattr(value, "detach") for value in values
+    )
+
+
+def _names(handles: list[ReplicaHandle]) -> list[str]:
+    names: list[str] = []
+    for handle in handles:
+        address = handle.place.address
+        same = sum(name.partition("#")[0] == address for name in names)
+        names.append(f"{address}#{same + 1}" if same else address)
+    return names

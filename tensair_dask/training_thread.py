@@ -1,0 +1,279 @@
+"""The thread of one replica: applies all that has arrived, then computes one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tensair_dask.batches import Block, Group
+from tensair_dask.errors import BatchError, ForwardError, NonFiniteError, ReplicaLostError
+from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.learner import Learner, non_finite, to_tensors
+
+__all__ = ["Outcome", "Status", "TrainingThread"]
+
+# Upper bound of a sleep; the thread then looks whether its worker still lives.
+HEARTBEAT = 1.0
+
+
+@dataclass(slots=True)
+class Status:
+    """How a replica stands; comes with every outcome."""
+
+    steps: int
+    samples: int
+    staleness: float
+    version: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a block: one entry a mini-batch, in the block's order."""
+
+    metric_names: list[str]
+    losses: list[float] = field(default_factory=list)
+    metrics: list[list[float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    stalenesses: list[int] = field(default_factory=list)
+    predictions: list[Any] = field(default_factory=list)
+    errors: dict[int, BatchError] = field(default_factory=dict)
+    status: Status | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    """A block being learned, and the future that waits for its outcome."""
+
+    batches: Iterator[tuple[Group, Any, Any, int, bool]]
+    remaining: int
+    outcome: Outcome
+    future: asyncio.Future[Outcome]
+
+
+class TrainingThread:
+    """Runs a learner and its exchange on a thread of their own.
+
+    The worker's event loop is never blocked by torch, and several replicas on one
+    worker do not wait for each other as Dask's synchronous actor methods would.
+
+    Parameters
+    ----------
+    name
+        Of the thread.
+    loop
+        The worker's event loop; futures are resolved there.
+    torch_threads
+        Threads that torch may use for one operation; None leaves its setting.
+    is_alive
+        Asked about once a second; the thread ends when it says False.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        torch_threads: int | None,
+        is_alive: Callable[[], bool],
+    ) -> None:
+        self._loop = loop
+        self._torch_threads = torch_threads
+        self._is_alive = is_alive
+        self._learner: Learner | None = None
+        self._exchange: Exchange | None = None
+        # Appended to by the event loop, taken from by the thread: deque operations
+        # are atomic. The condition is only for sleeping.
+        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._wakeup = threading.Condition()
+        self._stopping = False
+        self._staleness = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # ---- on the event loop ------------------------------------------------------
+
+    def attach(self, learner: Learner, exchange: Exchange) -> None:
+        """Give the thread its learner and exchange, before the first block."""
+        self._learner, self._exchange = learner, exchange
+
+    def learn(self, block: Block) -> asyncio.Future[Outcome]:
+        """Queue a block; the future resolves with its outcome."""
+        assert self._learner is not None
+        job = _Job(
+            self._batches(block),
+            len(block),
+            Outcome(self._learner.metric_names),
+            self._loop.create_future(),
+        )
+        return self._queue(self._jobs, job, job.future)
+
+    def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Call a function on the thread, before the next mini-batch."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        return self._queue(self._calls, (function, future), future)
+
+    def _queue(self, queue: deque[Any], item: Any, future: Any) -> Any:
+        queue.append(item)
+        self.wake()
+        if not self._thread.is_alive():  # it ended before or while this was queued
+            self._abandon()
+        return future
+
+    def wake(self) -> None:
+        """Make the thread look at its queues; from any thread."""
+        with self._wakeup:
+            self._wakeup.notify()
+
+    def stop(self) -> None:
+        """End the thread after the step it is in; what is queued fails."""
+        self._stopping = True
+        self.wake()
+
+    async def stopped(self) -> None:
+        """Stop and wait for the end; a step is not interrupted."""
+        self.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 30)
+
+    # ---- on the thread ----------------------------------------------------------
+
+    def _run(self) -> None:
+        if self._torch_threads is not None:
+            torch.set_num_threads(self._torch_threads)
+        try:
+            while not self._stopping:
+                self._turn()
+        finally:
+            self._stopping = True
+            self._abandon()
+
+    def _turn(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.has_arrivals:
+            self._staleness = max(self._staleness, exchange.apply_arrived())
+        if self._calls:
+            self._answer()
+        if self._jobs:
+            self._learn_one(self._jobs[0])
+        if exchange is not None:
+            due = exchange.due()
+            if due is not None and time.monotonic() >= due:
+                exchange.publish()
+        self._sleep()
+
+    def _sleep(self) -> None:
+        if self._jobs:
+            return
+        with self._wakeup:
+            exchange = self._exchange
+            if (
+                self._jobs
+                or self._calls
+                or self._stopping
+                or (exchange is not None and exchange.has_arrivals)
+            ):
+                return
+            timeout = HEARTBEAT
+            due = exchange.due() if exchange is not None else None
+            if due is not None:
+                timeout = min(timeout, max(0.0, due - time.monotonic()))
+            notified = self._wakeup.wait(timeout)
+        if not notified and not self._is_alive():
+            self._stopping = True
+
+    def _answer(self) -> None:
+        function, future = self._calls.popleft()
+        try:
+            result = function()
+        except Exception as error:
+            self._resolve(future, error=error)
+        else:
+            self._resolve(future, result)
+
+    def _batches(self, block: Block) -> Iterator[tuple[Group, Any, Any, int, bool]]:
+        assert self._learner is not None
+        for group in block.groups:
+            bad = set(non_finite(group))
+            for position, (x, y, samples) in enumerate(
+                to_tensors(group, self._learner.device)
+            ):
+                yield group, x, y, samples, position in bad
+
+    def _learn_one(self, job: _Job) -> None:
+        assert self._learner is not None
+        assert self._exchange is not None
+        outcome = job.outcome
+        group, x, y, samples, bad = next(job.batches)
+        try:
+            if bad:
+                raise NonFiniteError(
+                    "The mini-batch holds NaN or infinite values; all must be finite. "
+                    "Clean the records before training, or drop them."
+                )
+            step, changes = self._learner.learn(x, y, samples)
+        except Exception as error:
+            self._refuse(outcome, error, group, samples)
+        else:
+            self._exchange.learned(samples, changes)
+            self._learner.learned_kind = group.kind
+            outcome.losses.append(step.loss)
+            outcome.metrics.append(step.metrics)
+            outcome.seconds.append(step.seconds)
+            outcome.predictions.append(step.prediction)
+        outcome.stalenesses.append(self._staleness)
+        self._staleness = 0
+        job.remaining -= 1
+        if not job.remaining:
+            self._jobs.popleft()
+            outcome.status = self.status()
+            self._resolve(job.future, outcome)
+
+    def _refuse(
+        self, outcome: Outcome, error: Exception, group: Group, samples: int
+    ) -> None:
+        assert self._learner is not None
+        if not isinstance(error, BatchError):  # the optimizer, or a lack of memory
+            error = ForwardError(f"The step raised {type(error).__name__}: {error}")
+        refusal = self._learner.refusal(error, group, samples)
+        outcome.errors[len(outcome.losses)] = refusal
+        outcome.losses.append(float("nan"))
+        outcome.metrics.append([])
+        outcome.seconds.append(0.0)
+        outcome.predictions.append(None)
+
+    def status(self) -> Status:
+        """How the replica stands."""
+        exchange = self._exchange
+        assert exchange is not None
+        return Status(
+            exchange.steps, exchange.samples, exchange.staleness, exchange.clock.version
+        )
+
+    def _abandon(self) -> None:
+        error = ReplicaLostError("The replica is closed; the work was not done.")
+        while self._calls:
+            self._resolve(self._calls.popleft()[1], error=error)
+        while self._jobs:
+            self._resolve(self._jobs.popleft().future, error=error)
+
+    def _resolve(
+        self, future: asyncio.Future[Any], result: Any = None, error: Any = None
+    ) -> None:
+        def resolve() -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(resolve)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            pass
