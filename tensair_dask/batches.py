@@ -16,11 +16,19 @@ import numpy as np
 
 from tensair_dask.errors import BatchError, DtypeError, ShapeError
 
-__all__ = ["Block", "MiniBatch", "Structure", "as_pair", "collate", "flatten", "rebuild"]
+__all__ = [
+    "Block",
+    "MiniBatch",
+    "Structure",
+    "as_pair",
+    "collate",
+    "flatten",
+    "rebuild",
+]
 
 # How the leaves of one side hang together: None is a bare array, an int a tuple of
 # so many arrays, a tuple of names a dict. "absent" stands for no target at all.
-Structure: TypeAlias = "None | int | tuple[str, ...] | str"
+Structure: TypeAlias = "int | tuple[str, ...] | str | None"
 
 ABSENT = "absent"
 
@@ -279,7 +287,9 @@ def as_pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, (tuple, list)) and item:
         if len(item) == 2 and _is_batched(item[1]):
             return item[0], item[1]
-        if all(isinstance(record, (tuple, list)) and len(record) == 2 for record in item):
+        if all(
+            isinstance(record, (tuple, list)) and len(record) == 2 for record in item
+        ):
             return collate(item)
     raise BatchError(
         f"The stream gave a {type(item).__name__}"

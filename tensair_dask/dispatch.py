@@ -121,7 +121,7 @@ class Lane:
         )
 
     def message_is_full(self, limits: Limits) -> bool:
-        """Whether what has gathered is worth a message while others are on their way."""
+        """Whether what has gathered is worth a message while others are under way."""
         count = len(self.gathered)
         # A share of all that may lie here, or tight bounds would never fill a message.
         if count >= max(1, self._most(limits) // limits.messages):
@@ -188,7 +188,7 @@ class Dispatcher:
         self.redispatched = 0
         self.closed = False
 
-    # ---- taking mini-batches in ---------------------------------------------------
+    # ---- taking mini-batches in ----------------------------------------------------
 
     @property
     def backlog(self) -> int:
@@ -272,7 +272,7 @@ class Dispatcher:
             return False
         return not lane.sent or lane.message_is_full(self._limits)
 
-    # ---- sending, and what comes back ---------------------------------------------
+    # ---- sending, and what comes back ----------------------------------------------
 
     def _send(self, lane: Lane) -> None:
         lane.scheduled = False
@@ -364,7 +364,7 @@ class Dispatcher:
                 waiter.set_result(None)
                 return
 
-    # ---- losing replicas ------------------------------------------------------------
+    # ---- losing replicas -----------------------------------------------------------
 
     def lose(self, lane: Lane, error: BaseException) -> None:
         """Give up a replica; what it had and did not report goes to the others."""
@@ -420,7 +420,7 @@ class Dispatcher:
                 "not taken. Start workers and a new trainer."
             )
 
-    # ---- the end ----------------------------------------------------------------------
+    # ---- the end -------------------------------------------------------------------
 
     async def drained(self, timeout: float) -> None:
         """Wait until everything that was taken in has been reported.

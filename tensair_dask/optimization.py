@@ -32,6 +32,7 @@ class Stepper:
         self._optimizer = optimizer
         self._arena = arena
         self._plain = _is_plain_sgd(optimizer, arena)
+        self._values: list[torch.Tensor] = list(arena.parameters)
         self._before: list[torch.Tensor] | None = None
 
     def step_locally(self, share: str) -> list[Any]:
@@ -51,14 +52,14 @@ class Stepper:
         return gradients
 
     def _step(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        if self._plain and all(
-            gradient is not None and gradient.layout == torch.strided
+        dense = [
+            gradient
             for gradient in gradients
-        ):
+            if gradient is not None and gradient.layout == torch.strided
+        ]
+        if self._plain and len(dense) == len(gradients):
             with torch.no_grad():
-                torch._foreach_add_(
-                    self._arena.parameters, list(gradients), alpha=-self._rate
-                )
+                torch._foreach_add_(self._values, dense, alpha=-self._rate)
         else:
             self._optimizer.step()
 

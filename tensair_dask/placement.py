@@ -105,7 +105,10 @@ def _spread(workers: Sequence[WorkerFacts]) -> list[WorkerFacts]:
         by_host[worker.host].append(worker)
     rounds = max(len(each) for each in by_host.values())
     return [
-        each[turn] for turn in range(rounds) for each in by_host.values() if turn < len(each)
+        each[turn]
+        for turn in range(rounds)
+        for each in by_host.values()
+        if turn < len(each)
     ]
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import dataclasses
 import json
 import logging
 import math
-import os
-import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +20,20 @@ from rich.console import Console
 
 from tensair_dask import plots, terminal
 from tensair_dask.errors import SchedulerLostError, TensairError
+from tensair_dask.interrupts import Interrupts, kept_from_children
+from tensair_dask.pace import Pace
 from tensair_dask.prequential import Prequential, Scores
+from tensair_dask.tally import Tally
 
 if TYPE_CHECKING:
     import numpy as np
     from distributed import Client
 
-__all__ = ["Pace", "Run", "command"]
+__all__ = ["Run", "command"]
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
-CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 5.0  # seconds
 
 FAILED = 1
 
@@ -50,7 +49,8 @@ class Run:
     scheduler
         Address of the scheduler to join; None starts a cluster on this machine.
     workers
-        How many workers to start, or how many of the cluster's to use (None: all).
+        How many workers to start, or how many of the cluster's to use; None for two,
+        or all.
     batch_size
         Records in a mini-batch.
     rate
@@ -59,17 +59,15 @@ class Run:
         How many records to stream; None for all.
     window
         Records in the sliding window of the scores.
-    save_path
+    save_to
         Where to save the model and the scores; None for nowhere.
     output
         Folder for the plots.
     as_json
-        Print the result as one JSON object on standard output, all else on standard
-        error.
+        Print the result as one JSON object on standard output, and all else on
+        standard error.
     debug
         Show tracebacks and the logs of the cluster.
-    interrupted
-        The signal that ended the run early; None if none did.
     """
 
     records: str = "records"
@@ -79,30 +77,26 @@ class Run:
     rate: float | None = None
     limit: int | None = None
     window: int = 10_000
-    save_path: Path | None = None
+    save_to: Path | None = None
     output: Path = Path("tensair-output")
     as_json: bool = False
     debug: bool = False
-    interrupted: signal.Signals | None = None
 
     console: Console = field(init=False, repr=False)
-    _task: asyncio.Task[Any] | None = field(default=None, init=False, repr=False)
-    _feeding: asyncio.Future[None] | None = field(default=None, init=False, repr=False)
-    _watch: terminal.Watch | None = field(default=None, init=False, repr=False)
-    _files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    interrupts: Interrupts = field(default_factory=Interrupts, init=False, repr=False)
+    tally: Tally = field(default_factory=Tally, init=False, repr=False)
+    files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.console = Console(stderr=self.as_json, highlight=False)
 
     def say(self, text: str) -> None:
-        """Tell the person in front of the terminal something."""
-        self.console.print(text)
-
-    # ------------------------------------------------------------------ the cluster
+        """Tell the person at the terminal something."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
-        """Join the scheduler, or start a cluster of this machine's own for the run.
+        """Join the scheduler, or start a cluster of this run's own on this machine.
 
         Raises
         ------
@@ -119,14 +113,14 @@ class Run:
         from distributed import Client, LocalCluster
 
         workers = self.workers or 2
-        self.say(f"Starting {workers} worker{'s'[: workers > 1]} on this machine")
+        self.say(f"Starting {workers} worker{'s' if workers > 1 else ''}")
         async with (
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 host=LOOPBACK,
-                dashboard_address=f"{LOOPBACK}:{_free_dashboard_port()}",
+                dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
                 worker_dashboard_address=f"{LOOPBACK}:0",
                 silence_logs=logging.INFO if self.debug else logging.ERROR,
                 asynchronous=True,
@@ -153,13 +147,11 @@ class Run:
             self.say(f"Joined the scheduler at {self.scheduler}")
             yield client
 
-    # ------------------------------------------------------------------- the stream
-
     @contextlib.contextmanager
     def watch(
         self, trainer: Any, reports: Any, scores: Prequential, times: np.ndarray
     ) -> Iterator[None]:
-        """Show a live line while the stream goes by.
+        """Show a live line, and add up the reports, while the stream goes by.
 
         Parameters
         ----------
@@ -168,20 +160,24 @@ class Run:
         reports
             The stream of its reports.
         scores
-            Where the predictions are scored.
+            Where its predictions are scored.
         times
             When each record of the stream was made; the length says how many come.
         """
-        self._watch = terminal.Watch(self.console, trainer, scores, times, self.records)
-        sink = reports.sink(self._watch.add)
+        sink = reports.sink(self.tally.add)
+        line = terminal.LiveLine(
+            self.console, self.tally, trainer, scores, times, self.records
+        )
+        self.tally.start()
         try:
-            with self._watch:
+            with line:
                 yield
         finally:
+            self.tally.stop()
             sink.destroy()
 
     async def feed(self, source: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-        """Emit mini-batches into a stream at the run's rate, until Ctrl-C or the end.
+        """Emit mini-batches into a stream at the run's rate, to the end or to Ctrl-C.
 
         Parameters
         ----------
@@ -190,16 +186,13 @@ class Run:
         batches
             Pairs ``(x, y)``; the length of ``y`` is the number of records.
         """
-        self._feeding = asyncio.ensure_future(self._emit(source, batches))
-        try:
-            await self._feeding
-        except asyncio.CancelledError:
-            # Ctrl-C ends the stream, not the run; anything else is not for us.
-            if self.interrupted is None or not self._feeding.cancelled():
-                raise
-        finally:
-            self._feeding.cancel()
-            self._feeding = None
+        feeding = asyncio.ensure_future(self._emit(source, batches))
+        with self.interrupts.stopping(feeding.cancel):
+            await asyncio.wait({feeding})
+        if feeding.cancelled():
+            self.say("Stopping; press Ctrl-C again to leave at once")
+        else:
+            feeding.result()
 
     async def _emit(self, source: Any, batches: Iterable[tuple[Any, Any]]) -> None:
         pace = Pace(self.rate)
@@ -207,26 +200,24 @@ class Run:
             await pace.wait(len(batch[1]))
             await source.emit(batch)
 
-    # ------------------------------------------------------------------- the result
-
     async def save(self, trainer: Any, scores: Prequential) -> None:
-        """Save the model's state and the scores, if the user asked for it."""
-        if self.save_path is None:
+        """Save the model's state and the scores, if the user has asked for it."""
+        if self.save_to is None:
             return
         import torch
 
-        path = self.save_path
+        path = self.save_to
         if path.suffix not in (".pt", ".pth"):
             path = path / "model.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(await trainer.state_dict(), path)
-        self._files["model"] = str(path)
-        self._files["scores"] = str(path.with_name("scores.json"))
-        result = json.dumps(self.result(scores), indent=2)
-        Path(self._files["scores"]).write_text(result + "\n", encoding="utf-8")
+        self.files["model"] = str(path)
+        path = path.with_suffix(".json")
+        self.files["scores"] = str(path)
+        path.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
 
     def finish(self, scores: Prequential, times: np.ndarray, title: str) -> None:
-        """Print the final table, draw the curves, and print the JSON if asked for.
+        """Print the final tables, draw the curves, print the JSON if asked for.
 
         Parameters
         ----------
@@ -241,74 +232,189 @@ class Run:
             self.say("Nothing was learned.")
             return
         self.console.print(terminal.scores_table(scores, title, self.records))
-        if self._watch is not None:
-            self.console.print(self._watch.summary())
-        self._files |= plots.draw(
+        self.console.print(terminal.run_table(self.tally, self.records))
+        self.files |= plots.draw(
             scores.curves(),
             times,
             folder=self.output,
             title=title,
-            subtitle=f"over the last {scores.window:,} {self.records}",
+            subtitle=f"scores over the last {scores.window:,} {self.records}",
         )
-        for name, path in self._files.items():
-            self.say(f"{name.capitalize():>9}  {path}")
+        for name, path in self.files.items():
+            self.say(f"{name:>6}  {path}")
         if self.as_json:
             click.echo(json.dumps(self.result(scores)))
 
     def result(self, scores: Prequential) -> dict[str, Any]:
-        """Everything that a script wants to know of a run, fit for JSON."""
+        """Everything that a script wants to know of the run, fit for JSON."""
         return {
-            "records": scores.records,
-            "interrupted": self.interrupted is not None,
+            "interrupted": self.interrupts.received is not None,
             "overall": _plain(scores.overall()),
             "recent": _plain(scores.recent()),
             "baselines": {
-                name: _plain(baseline) for name, baseline in scores.baselines().items()
+                name: _plain(each) for name, each in scores.baselines().items()
             },
-            **({} if self._watch is None else self._watch.result()),
-            "files": dict(self._files),
+            "batches": self.tally.batches,
+            "refused": dict(self.tally.refused),
+            "seconds": self.tally.seconds,
+            "rate": self.tally.rate,
+            "staleness": {
+                "mean": self.tally.staleness_mean,
+                "most": self.tally.staleness_most,
+            },
+            "replicas": self.tally.replicas(),
+            "files": self.files,
         }
 
-    # ----------------------------------------------------------------------- Ctrl-C
 
-    def interrupt(self, number: signal.Signals) -> None:
-        """End early: the stream at the first signal, the run at the second."""
-        first = self.interrupted is None
-        self.interrupted = number
-        if first and self._feeding is not None:
-            self._feeding.cancel()
-            self.say("Stopping. Press Ctrl-C again to leave at once.")
-        elif self._task is not None and not self._task.cancelling():
-            self._task.cancel()
-        else:
-            # Workers leave when the process that started them is gone.
-            os._exit(128 + number)
+class _Rate(click.ParamType):
+    """A number of records per second, or "max" for no limit (None)."""
+
+    name = "RATE|max"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float | None:
+        if value is None or value == "max":
+            return None
+        with contextlib.suppress(TypeError, ValueError):
+            rate = float(value)
+            if 0 < rate < math.inf:
+                return rate
+        self.fail(
+            f"{value!r} is not allowed; give a number of records per second above 0, "
+            "for example 5000, or max",
+            param,
+            context,
+        )
 
 
-class Pace:
-    """Open-loop clock: says when the next records are due, at a steady rate.
-
-    Time that was lost to back-pressure is not made up for in a burst, except for a
-    small slack that hides the coarseness of timers.
+def command(
+    *, records: str = "records", rate: float | None = None, batch_size: int = 64
+) -> Callable[[Callable[[Run], Awaitable[None]]], click.Command]:
+    """Make a command of a pipeline's ``async def main(run)``.
 
     Parameters
     ----------
+    records
+        What the records are called, such as "flights".
     rate
-        Records per second; None for no limit.
-    slack
-        Seconds by which the records may be late and still keep to their times.
+        Default of ``--rate`` in records per second; None for no limit.
+    batch_size
+        Default of ``--batch-size``.
+
+    Returns
+    -------
+    decorator
+        Gives a click command with the options of a `Run`. It exits with 0; 1 if the
+        run failed; 2 if the options are wrong; 130 after Ctrl-C.
     """
+    positive = click.IntRange(min=1)
+    options = [
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Join the cluster of this scheduler, for example "
+            "tcp://127.0.0.1:8786, instead of starting one.",
+        ),
+        click.option(
+            "--workers",
+            type=positive,
+            help="Workers to start, or to use of those of the scheduler.  "
+            "[default: 2, or all of the scheduler's]",
+        ),
+        click.option(
+            "--batch-size",
+            type=positive,
+            default=batch_size,
+            show_default=True,
+            help="Records in a mini-batch.",
+        ),
+        click.option(
+            "--rate",
+            type=_Rate(),
+            default="max" if rate is None else f"{rate:g}",
+            show_default=True,
+            help=f"How many {records} a second, or max.",
+        ),
+        click.option("--limit", type=positive, help=f"Stop after so many {records}."),
+        click.option(
+            "--window",
+            type=positive,
+            default=10_000,
+            show_default=True,
+            help=f"How many {records} the sliding scores look back.",
+        ),
+        click.option(
+            "--save",
+            "save_to",
+            type=click.Path(path_type=Path),
+            help="Save the model and the scores: a folder, or a file ending in .pt.",
+        ),
+        click.option(
+            "--output",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("tensair-output"),
+            show_default=True,
+            help="Folder for the plots.",
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print the result as JSON on standard output, all else on standard "
+            "error.",
+        ),
+        click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
+    ]
 
-    def __init__(self, rate: float | None, slack: float = 0.05) -> None:
-        self.rate = rate
-        self.slack = slack
-        self._due = -math.inf
+    def decorate(main: Callable[[Run], Awaitable[None]]) -> click.Command:
+        def callback(**chosen: Any) -> None:
+            sys.exit(_execute(main, Run(records=records, **chosen)))
 
-    async def wait(self, records: int) -> None:
-        """Return when the next ``records`` are due."""
-        now = time.monotonic()
-        self._due = max(self._due, now - (self.slack if self._due > 0 else 0))
-        # Sleep in any case, if for no time: others need the event loop.
-        await asyncio.sleep(max(0.0, self._due - now) if self.rate else 0.0)
-        if self.rate:
-            self._due += records / self.rate
+        callback.__doc__ = main.__doc__
+        decorated: Callable[..., Any] = callback
+        for option in reversed(options):
+            decorated = option(decorated)
+        return click.command(name=main.__name__)(decorated)
+
+    return decorate
+
+
+def _execute(main: Callable[[Run], Awaitable[None]], run: Run) -> int:
+    """Run a pipeline; the exit code."""
+
+    async def supervised() -> None:
+        with run.interrupts.handled():
+            await main(run)
+
+    try:
+        with kept_from_children():
+            asyncio.run(supervised())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        run.say("Interrupted.")
+        return run.interrupts.exit_code
+    except TensairError as error:
+        if run.debug:
+            raise
+        line = " ".join(str(error).split())
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
+        return FAILED
+    return 0 if run.interrupts.received is None else run.interrupts.exit_code
+
+
+def _dashboard_port() -> int:
+    """Dask's usual port if it is free, else 0 for any: no warning then."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, DASHBOARD_PORT))
+        except OSError:
+            return 0
+    return DASHBOARD_PORT
+
+
+def _plain(scores: Scores) -> dict[str, float | None]:
+    """Scores as JSON has them: no NaN."""
+    fields = dataclasses.asdict(scores)
+    return {name: None if math.isnan(v) else v for name, v in fields.items()}

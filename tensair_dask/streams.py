@@ -95,7 +95,7 @@ async def _all(awaitables: list[Any]) -> None:
 
 
 @Stream.register_api()
-class train(_TrainerNode):  # noqa: N801 - the method's name
+class train(_TrainerNode):
     """Learn every item of a stream; emit one report for each.
 
     Parameters
@@ -139,7 +139,7 @@ class train(_TrainerNode):  # noqa: N801 - the method's name
 
 
 @Stream.register_api()
-class predict(_TrainerNode):  # noqa: N801 - the method's name
+class predict(_TrainerNode):
     """Predict for every item of a stream with the model as it is at that time.
 
     Parameters

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+import math
+from types import TracebackType
+from typing import Any
 
 import numpy as np
-import pandas as pd
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -17,99 +16,161 @@ from rich.table import Table
 from rich.text import Text
 
 from tensair_dask.prequential import MODEL, Prequential, Scores
+from tensair_dask.tally import Tally
 
-if TYPE_CHECKING:
-    from tensair_dask.reports import Report
-
-__all__ = ["Watch", "scores_table"]
-
-REFRESH = 0.25  # seconds between two drawings of the live line
-PLAIN_REFRESH = 10.0  # the same where the output is not a terminal: one line each
-RATE_SPAN = 3.0  # seconds over which the rate is taken
-NEWEST = 200  # reports over which loss and staleness are taken
+__all__ = ["LiveLine", "run_table", "scores_table"]
 
 
-class Watch:
-    """A live line over a stream of reports, and their sums at the end.
+class LiveLine:
+    """A line that is redrawn while reports come in; a context manager.
+
+    Where the output is no terminal, one plain line is printed every ten seconds.
 
     Parameters
     ----------
     console
         Where to draw.
+    tally
+        The sums of the reports.
     trainer
-        Asked for its backlog and its replicas.
+        Asked for its backlog.
     scores
         Asked for the scores of the newest records.
     times
-        When each record of the stream was made; the length says how many come.
+        When each record of the stream was made, in order; the length says how many
+        records come.
     records
         What the records are called.
     """
 
+    refresh = 0.25  # seconds
+    plain_refresh = 10.0
+
     def __init__(
         self,
         console: Console,
+        tally: Tally,
         trainer: Any,
         scores: Prequential,
         times: np.ndarray,
         records: str,
     ) -> None:
-        self.console = console
-        self.trainer = trainer
-        self.scores = scores
-        self.times = times
-        self.records = records
-        self.done = 0
-        self.refused: Counter[str] = Counter()
-        self.seconds = 0.0
-        self.replicas: list[Any] = []
-        self._samples: Counter[str] = Counter()
-        self._newest: deque[tuple[float, int, int]] = deque(maxlen=NEWEST)
-        self._marks: deque[tuple[float, int]] = deque()
-        self._staleness_sum = 0
-        self._staleness_most = 0
-        self._learned = 0
-        self._start = 0.0
+        self._console = console
+        self._tally = tally
+        self._trainer = trainer
+        self._scores = scores
+        self._times = times
+        self._records = records
+        self._drawing: asyncio.Task[None] | None = None
 
-    # ------------------------------------------------------------------ the reports
-
-    def add(self, report: Report) -> None:
-        """Count one report."""
-        self.done += report.samples
-        if report.error is not None:
-            self.refused[type(report.error).__name__] += 1
-            return
-        self._learned += 1
-        self._staleness_sum += report.staleness
-        self._staleness_most = max(self._staleness_most, report.staleness)
-        self._newest.append((report.loss, report.samples, report.staleness))
-
-    def __enter__(self) -> Watch:
-        self._start = time.monotonic()
-        self._marks.append((self._start, 0))
-        self._drawing = asyncio.ensure_future(self._draw())
+    def __enter__(self) -> LiveLine:
+        draw = self._redraw if self._console.is_terminal else self._print_on
+        self._drawing = asyncio.ensure_future(draw())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._drawing.cancel()
-        self.seconds = time.monotonic() - self._start
-        self.replicas = list(self.trainer.replicas)
-        if self._live is not None:
-            self._live.update(self.line(), refresh=True)
-            self._live.stop()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._drawing is not None:
+            self._drawing.cancel()
 
-    _drawing: asyncio.Future[None]
-    _live: Live | None = None
-
-    async def _draw(self) -> None:
-        if not self.console.is_terminal:
+    async def _redraw(self) -> None:
+        # Drawn on the event loop: a thread of Live's own would read the tally while
+        # it changes.
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
-                await asyncio.sleep(PLAIN_REFRESH)
-                self.console.print(self.line(), soft_wrap=True)
-        self._live = Live(
-            self.line(), console=self.console, auto_refresh=False, transient=False
-        )
-        self._live.start()
+                live.update(self.drawing(), refresh=True)
+                await asyncio.sleep(self.refresh)
+
+    async def _print_on(self) -> None:
         while True:
-            await asyncio.sleep(REFRESH)
-            self._live.update(self.line(), refresh=True)
+            await asyncio.sleep(self.plain_refresh)
+            self._console.print(self.plain(), soft_wrap=True)
+
+    def drawing(self) -> RenderableType:
+        """Draw a bar with the date of the stream, and the numbers below it."""
+        total = len(self._times)
+        done = self._tally.records
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        bar.add_row(
+            Text(self._date(), style="bold"),
+            ProgressBar(total=max(total, 1), completed=done),
+            f"{done:,} of {total:,} {self._records}",
+        )
+        return Group(bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
+
+    def plain(self) -> str:
+        """Draw the same as one line without a bar."""
+        done, total = self._tally.records, len(self._times)
+        return f"{self._date()}  {done:,}/{total:,} {self._records}  {self._numbers()}"
+
+    def _date(self) -> str:
+        newest = min(self._tally.records, len(self._times)) - 1
+        if newest < 0:
+            return "waiting"
+        return str(self._times[newest].astype("datetime64[D]"))
+
+    def _numbers(self) -> str:
+        recent = self._scores.recent()
+        parts = [
+            f"{self._tally.current_rate():,.0f}/s",
+            f"loss {_score(self._tally.loss())}",
+            f"accuracy {_score(recent.accuracy)}",
+            f"AUC {_score(recent.auc)}",
+            f"staleness {self._tally.staleness():.1f}",
+            f"backlog {self._trainer.backlog}",
+        ]
+        if self._tally.refused:
+            parts.append(f"refused {self._tally.refused.total()}")
+        return "  ".join(parts)
+
+
+def scores_table(scores: Prequential, title: str, records: str) -> Table:
+    """Overall and recent scores, beside the baselines."""
+    overall, recent = scores.overall(), scores.recent()
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column(f"{overall.records:,} {records}")
+    for name in ("accuracy", "log loss", "AUC"):
+        table.add_column(name, justify="right")
+    table.add_row(MODEL, *_cells(overall), style="bold")
+    if recent.records < overall.records:
+        table.add_row(f"{MODEL}, last {recent.records:,}", *_cells(recent))
+    for name, baseline in scores.baselines().items():
+        table.add_row(name, *_cells(baseline), style="dim")
+    return table
+
+
+def run_table(tally: Tally, records: str) -> RenderableType:
+    """How fast it went, and what each replica learned."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("replica")
+    for name in ("mini-batches", records):
+        table.add_column(name, justify="right")
+    for row in tally.replicas():
+        table.add_row(row["replica"], f"{row['batches']:,}", f"{row['records']:,}")
+    lines: list[RenderableType] = [
+        table,
+        Text(
+            f"{tally.records:,} {records} in {tally.seconds:.1f} s, "
+            f"{tally.rate:,.0f} per second; staleness {tally.staleness_mean:.1f} "
+            f"on average, {tally.staleness_most} at most"
+        ),
+    ]
+    if tally.refused:
+        reasons = ", ".join(f"{n} {name}" for name, n in tally.refused.most_common())
+        lines.append(Text(f"Refused mini-batches: {reasons}", style="red"))
+    return Group(*lines)
+
+
+def _cells(scores: Scores) -> list[str]:
+    return [_score(value) for value in (scores.accuracy, scores.log_loss, scores.auc)]
+
+
+def _score(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -27,7 +27,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.wire import unpack
-from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.learner import Recipe, Share, to_arrays
 from tensair_dask.reports import History, Report
 
 __all__ = ["ReplicaInfo", "Trainer"]
@@ -138,7 +138,7 @@ class Trainer:
         optimizer: Callable[[Any], Any],
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         replicas: int | None = None,
-        share: str = "gradient",
+        share: Share = "gradient",
         device: str = "auto",
         seed: int = 0,
         keep_predictions: bool = False,
@@ -316,7 +316,9 @@ class Trainer:
         self._history.append(report)
         if report.error is not None:
             self.dead_letters.append(
-                DeadLetter(report.index, item, report.error, report.replica, report.time)
+                DeadLetter(
+                    report.index, item, report.error, report.replica, report.time
+                )
             )
 
     # ---- asking ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,7 +14,12 @@ from typing import Any
 import torch
 
 from tensair_dask.batches import Block, Group
-from tensair_dask.errors import BatchError, ForwardError, NonFiniteError, ReplicaLostError
+from tensair_dask.errors import (
+    BatchError,
+    ForwardError,
+    NonFiniteError,
+    ReplicaLostError,
+)
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.learner import Learner, non_finite, to_tensors
 
@@ -273,7 +279,5 @@ class TrainingThread:
             else:
                 future.set_exception(error)
 
-        try:
+        with contextlib.suppress(RuntimeError):  # loop closed: nobody waits any more
             self._loop.call_soon_threadsafe(resolve)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            pass

@@ -1,4 +1,4 @@
-"""The exchange of one replica: publishes what it learned, applies what its peers did."""
+"""The exchange of one replica: publish what it learned, apply what its peers did."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ class Exchange:
     async def join(self, worker: Any) -> None:
         """Subscribe, then publish: nothing that a peer says to us can be missed."""
         topic = f"tensair/{self._run_id}/gradients"
-        self._sub = Sub(
-            topic, worker=worker, handler=self._receive, member=self.origin
-        )
+        self._sub = Sub(topic, worker=worker, handler=self._receive, member=self.origin)
         await self._sub
         self._pub = Pub(
             topic,
@@ -99,8 +97,9 @@ class Exchange:
         """Wait until so many replicas, this one included, subscribe and publish."""
         assert self._pub is not None
         await self._pub.wait_for(
-            lambda view: len(view.subscribers) >= replicas
-            and len(view.publishers) >= replicas,
+            lambda view: (
+                len(view.subscribers) >= replicas and len(view.publishers) >= replicas
+            ),
             timeout=timeout,
         )
 
@@ -164,10 +163,8 @@ class Exchange:
             The largest staleness among the messages; 0 if there were none.
         """
         fresh, repeated = self._inbox.take(self.clock)
-        if fresh:
-            worst = self._apply_all([arrival.message for arrival in fresh])
-        else:
-            worst = 0
+        messages = [arrival.message for arrival in fresh]
+        worst = self._apply_all(messages) if messages else 0
         for arrival in (*fresh, *repeated):
             arrival.applied()
         return worst
