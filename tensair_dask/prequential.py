@@ -206,14 +206,17 @@ class Prequential:
         majority = majority_so_far(stream)[scored]
         share = share_so_far(stream)[scored]
         previous = previous_label(stream)[scored]
-        ranks = [
-            _auc(target[a:b], probability[a:b]) for a, b in zip(low, high, strict=True)
-        ]
+
+        def ranked(values: np.ndarray) -> np.ndarray:
+            windows = [slice(a, b) for a, b in zip(low, high, strict=True)]
+            return np.array([_auc(target[rows], values[rows]) for rows in windows])
+
         columns = {
             ("accuracy", MODEL): windowed((probability > 0.5) == target),
             ("accuracy", MAJORITY): windowed(majority == target),
             ("accuracy", PREVIOUS): windowed(previous == target),
-            ("AUC", MODEL): np.array(ranks),
+            ("AUC", MODEL): ranked(probability),
+            ("AUC", PREVIOUS): ranked(previous),
             ("log loss", MODEL): windowed(_losses(target, probability)),
             ("log loss", MAJORITY): windowed(_losses(target, share)),
         }

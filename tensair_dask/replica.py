@@ -78,8 +78,8 @@ class Replica:
             plan.place.torch_threads if plan.place.device == "cpu" else None,
             lambda: worker.status.name not in ("closed", "failed"),
         )
-        # The thread must not outlive the actor: Dask drops an actor by dropping the
-        # last reference to it.
+        # Dask drops an actor (its client is gone, say) by dropping the last reference
+        # to it: the thread and the subscription must not outlive it.
         weakref.finalize(self, self._thread.stop)
 
     async def build(self) -> None:
@@ -96,6 +96,7 @@ class Replica:
         exchange = Exchange(
             plan.run_id, plan.name, learner.arena, learner.apply, self._thread.wake
         )
+        weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
         self._thread.attach(learner, exchange)
 
@@ -207,10 +208,10 @@ class Replica:
         return self._thread.status()
 
     async def close(self) -> None:
-        """Leave the exchange and end the thread."""
+        """End the thread, deliver what it published, and leave the exchange."""
+        await self._thread.stopped()
         if self._exchange is not None:
             await self._exchange.leave()
-        await self._thread.stopped()
 
     @property
     def learner(self) -> Learner:

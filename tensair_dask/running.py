@@ -216,7 +216,9 @@ class Run:
         self.files["scores"] = str(path)
         path.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
 
-    def finish(self, scores: Prequential, times: np.ndarray, title: str) -> None:
+    def finish(
+        self, scores: Prequential, times: np.ndarray, title: str, axis: str = "time"
+    ) -> None:
         """Print the final tables, draw the curves, print the JSON if asked for.
 
         Parameters
@@ -227,18 +229,21 @@ class Run:
             When each record of the stream was made: the time axis of the curves.
         title
             What is predicted.
+        axis
+            What ``times`` are.
         """
         if not scores.records:
             self.say("Nothing was learned.")
             return
         self.console.print(terminal.scores_table(scores, title, self.records))
-        self.console.print(terminal.run_table(self.tally, self.records))
+        self.console.print(terminal.run_table(self.tally, self.records), soft_wrap=True)
         self.files |= plots.draw(
             scores.curves(),
             times,
             folder=self.output,
             title=title,
             subtitle=f"scores over the last {scores.window:,} {self.records}",
+            axis=axis,
         )
         for name, path in self.files.items():
             self.say(f"{name:>6}  {path}")
@@ -394,10 +399,12 @@ def _execute(main: Callable[[Run], Awaitable[None]], run: Run) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         run.say("Interrupted.")
         return run.interrupts.exit_code
-    except TensairError as error:
+    except Exception as error:
         if run.debug:
             raise
         line = " ".join(str(error).split())
+        if not isinstance(error, TensairError):
+            line = f"{type(error).__name__}: {line} (--debug shows where)"
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
         return FAILED
     return 0 if run.interrupts.received is None else run.interrupts.exit_code

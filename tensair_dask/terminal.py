@@ -131,10 +131,10 @@ class LiveLine:
         return "  ".join(parts)
 
 
-def scores_table(scores: Prequential, title: str, records: str) -> Table:
+def scores_table(scores: Prequential, title: str, records: str) -> RenderableType:
     """Overall and recent scores, beside the baselines."""
     overall, recent = scores.overall(), scores.recent()
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column(f"{overall.records:,} {records}")
     for name in ("accuracy", "log loss", "AUC"):
         table.add_column(name, justify="right")
@@ -143,7 +143,7 @@ def scores_table(scores: Prequential, title: str, records: str) -> Table:
         table.add_row(f"{MODEL}, last {recent.records:,}", *_cells(recent))
     for name, baseline in scores.baselines().items():
         table.add_row(name, *_cells(baseline), style="dim")
-    return table
+    return Group("", Text(f"  {title}", style="bold"), table)
 
 
 def run_table(tally: Tally, records: str) -> RenderableType:
@@ -157,14 +157,14 @@ def run_table(tally: Tally, records: str) -> RenderableType:
     lines: list[RenderableType] = [
         table,
         Text(
-            f"{tally.records:,} {records} in {tally.seconds:.1f} s, "
+            f"  {tally.records:,} {records} in {tally.seconds:.1f} s, "
             f"{tally.rate:,.0f} per second; staleness {tally.staleness_mean:.1f} "
-            f"on average, {tally.staleness_most} at most"
+            f"on average, {tally.staleness_most} at most\n"
         ),
     ]
     if tally.refused:
         reasons = ", ".join(f"{n} {name}" for name, n in tally.refused.most_common())
-        lines.append(Text(f"Refused mini-batches: {reasons}", style="red"))
+        lines.append(Text(f"  Refused mini-batches: {reasons}\n", style="red"))
     return Group(*lines)
 
 

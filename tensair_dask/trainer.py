@@ -190,7 +190,7 @@ class Trainer:
 
     async def _watch(self) -> None:
         """Give up replicas that Dask has declared lost, whatever their comms say."""
-        while True:
+        while not self._client_is_closed:
             for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True):
                 if lane.alive and handle.is_lost:
                     self._dispatcher.lose(lane, OSError("its worker left the cluster"))

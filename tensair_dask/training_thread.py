@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.learner import Learner, non_finite, to_tensors
 
 __all__ = ["Outcome", "Status", "TrainingThread"]
+
+logger = logging.getLogger(__name__)
 
 # Upper bound of a sleep; the thread then looks whether its worker still lives.
 HEARTBEAT = 1.0
@@ -155,6 +158,9 @@ class TrainingThread:
         try:
             while not self._stopping:
                 self._turn()
+        except Exception:
+            # Not a mini-batch's fault, which is caught where it is learned.
+            logger.exception("A replica ends; its mini-batches go to others")
         finally:
             self._stopping = True
             self._abandon()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ class Exchange:
 
     async def join(self, worker: Any) -> None:
         """Subscribe, then publish: nothing that a peer says to us can be missed."""
+        self._loop = asyncio.get_running_loop()
         topic = f"tensair/{self._run_id}/gradients"
         self._sub = Sub(topic, worker=worker, handler=self._receive, member=self.origin)
         await self._sub
@@ -133,6 +135,14 @@ class Exchange:
                 closing = end.close()
                 if closing is not None:
                     await closing
+
+    def abandon(self) -> None:
+        """Leave without waiting for it; from any thread."""
+        if self._pub is not None or self._sub is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                self._loop.call_soon_threadsafe(
+                    lambda: asyncio.ensure_future(self.leave())
+                )
 
     # ---- on the thread that trains ----------------------------------------------
 
@@ -209,9 +219,8 @@ class Exchange:
         self._sent += 1
         links = self._pub.links.values()
         self._sent_bytes += message.nbytes * len(links)
-        # What a round costs: the summing here, and the round trips without the time
-        # that the messages lay in the peers' inboxes. Waiting for the kernel counts
-        # as cost, so that a busy machine is asked for less.
+        # What a round costs, from above: the summing here, and the round trips, in
+        # which the machine's other work is contained. A busy machine is asked for less.
         trips = [link.ewma_rtt_seconds or 0.0 for link in links]
         self._pacer.published(spent + sum(trips))
         self._pacer.delivered(max(trips, default=0.0))

@@ -1,0 +1,90 @@
+"""The command line: ``tensair``, ``python -m tensair_dask`` and ``dask tensair``.
+
+Every ``dask`` command imports this module, so it imports click and nothing heavy.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import click
+
+import tensair_dask
+
+__all__ = ["main", "tensair"]
+
+PIPELINES = "tensair_dask.pipelines"
+
+
+class Pipelines(click.Group):
+    """The pipelines of the package, by file name; each is imported when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the pipelines."""
+        return sorted(_pipelines())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Command of one pipeline: the ``main`` of its module."""
+        if cmd_name not in _pipelines():
+            return None
+        found = importlib.import_module(f"{PIPELINES}.{cmd_name}").main
+        assert isinstance(found, click.Command)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the pipeline that was named, or say which there are."""
+        name = args[0]
+        if not name.startswith("-") and name not in _pipelines():
+            ctx.fail(
+                f"There is no pipeline {name!r}; there is: "
+                f"{', '.join(sorted(_pipelines()))}."
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List names and first lines, read without importing the pipelines."""
+        with formatter.section("Pipelines"):
+            formatter.write_dl(
+                [(name, _first_line(path)) for name, path in _pipelines().items()]
+            )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tensair_dask.__version__, package_name="tensair-dask")
+def tensair() -> None:
+    """Train PyTorch models in real time from data streams on a Dask cluster."""
+
+
+@tensair.group(cls=Pipelines, invoke_without_command=True)
+@click.pass_context
+def run(ctx: click.Context) -> None:
+    """Run a pipeline; without a name, list them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main() -> None:
+    """Run the command line."""
+    tensair(prog_name="tensair")
+
+
+def _pipelines() -> dict[str, Path]:
+    """Name and file of each pipeline, sorted by name."""
+    found = {}
+    for folder in importlib.import_module(PIPELINES).__path__:
+        for module in pkgutil.iter_modules([folder]):
+            if not module.name.startswith("_"):
+                found[module.name] = Path(folder, f"{module.name}.py")
+    return dict(sorted(found.items()))
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]

@@ -1,0 +1,119 @@
+"""Sums over the reports of one run: speed, loss, staleness, what was refused."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensair_dask.reports import Report
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """Add up reports as they come; give it to ``reports.sink(tally.add)``.
+
+    Parameters
+    ----------
+    newest
+        Over how many of the newest reports loss and staleness are averaged.
+    span
+        Seconds over which the current speed is measured.
+
+    Attributes
+    ----------
+    records
+        Records in all reports, refused ones included.
+    batches
+        Mini-batches that were learned.
+    refused
+        Mini-batches that were refused, by the name of the error.
+    staleness_most
+        The largest staleness of any report.
+    """
+
+    def __init__(self, newest: int = 200, span: float = 3.0) -> None:
+        self.records = 0
+        self.batches = 0
+        self.refused: Counter[str] = Counter()
+        self.staleness_most = 0
+        self._staleness_sum = 0
+        self._newest: deque[Report] = deque(maxlen=newest)
+        self._span = span
+        # Moments and how many records had come by then, one for each reading.
+        self._marks: deque[tuple[float, int]] = deque()
+        self._started = time.monotonic()
+        self._stopped: float | None = None
+        self._batches_of: Counter[str] = Counter()
+        self._records_of: Counter[str] = Counter()
+
+    def add(self, report: Report) -> None:
+        """Count one report."""
+        self.records += report.samples
+        if report.error is not None:
+            self.refused[type(report.error).__name__] += 1
+            return
+        self.batches += 1
+        self._batches_of[report.replica] += 1
+        self._records_of[report.replica] += report.samples
+        self._staleness_sum += report.staleness
+        self.staleness_most = max(self.staleness_most, report.staleness)
+        self._newest.append(report)
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+        self._marks.append((self._started, self.records))
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        self._stopped = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time from start to stop, or to now."""
+        return (self._stopped or time.monotonic()) - self._started
+
+    @property
+    def rate(self) -> float:
+        """Records per second, from start to stop or to now."""
+        return self.records / self.seconds if self.seconds > 0 else 0.0
+
+    def current_rate(self) -> float:
+        """Records per second over the span that ends now; ask a few times a second."""
+        now = time.monotonic()
+        self._marks.append((now, self.records))
+        while len(self._marks) > 2 and self._marks[1][0] < now - self._span:
+            self._marks.popleft()
+        then, records = self._marks[0]
+        return (self.records - records) / (now - then) if now > then else 0.0
+
+    def loss(self) -> float:
+        """Mean loss of the newest reports, weighted by their samples; NaN if none."""
+        samples = sum(report.samples for report in self._newest)
+        if not samples:
+            return float("nan")
+        return sum(each.loss * each.samples for each in self._newest) / samples
+
+    def staleness(self) -> float:
+        """Mean staleness of the newest reports; 0 if none."""
+        newest = self._newest
+        return sum(each.staleness for each in newest) / len(newest) if newest else 0.0
+
+    @property
+    def staleness_mean(self) -> float:
+        """Mean staleness of all reports; 0 if none."""
+        return self._staleness_sum / self.batches if self.batches else 0.0
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What each replica has learned, by address."""
+        return [
+            {
+                "replica": address,
+                "batches": self._batches_of[address],
+                "records": self._records_of[address],
+            }
+            for address in sorted(self._batches_of)
+        ]
