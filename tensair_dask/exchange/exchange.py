@@ -130,7 +130,11 @@ class Exchange:
 
     async def leave(self) -> None:
         """Unsubscribe and stop publishing."""
-        for end in (self._pub, self._sub):
+        # Let go of both: they hold this exchange through their callbacks.
+        ends = (self._pub, self._sub)
+        self._pub = self._sub = None
+        self._peers = 0
+        for end in ends:
             if end is not None:
                 closing = end.close()
                 if closing is not None:
@@ -210,14 +214,15 @@ class Exchange:
         """Hand what has gathered to the outboxes of the peers."""
         start = time.perf_counter()
         message = self._accumulator.take()
-        if message is None or self._pub is None or not self._peers:
+        pub = self._pub
+        if message is None or pub is None or not self._peers:
             return
         if self._arena.device.type != "cpu":
             message.buffers = [buffer.cpu() for buffer in message.buffers]
-        self._pub.put(message)
+        pub.put(message)
         spent = time.perf_counter() - start
         self._sent += 1
-        links = self._pub.links.values()
+        links = pub.links.values()
         self._sent_bytes += message.nbytes * len(links)
         # What a round costs, from above: the summing here, and the round trips, in
         # which the machine's other work is contained. A busy machine is asked for less.
