@@ -9,6 +9,7 @@ import ast
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +34,13 @@ class Pipelines(click.Group):
         found = importlib.import_module(f"{PIPELINES}.{cmd_name}").main
         assert isinstance(found, click.Command)
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Import and run a pipeline; Ctrl-C has the exit code that shells expect."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(130)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

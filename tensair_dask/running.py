@@ -122,7 +122,8 @@ class Run:
                 host=LOOPBACK,
                 dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
                 worker_dashboard_address=f"{LOOPBACK}:0",
-                silence_logs=logging.INFO if self.debug else logging.ERROR,
+                # What goes wrong comes back as an error; logs would tear the line.
+                silence_logs=logging.INFO if self.debug else logging.CRITICAL,
                 asynchronous=True,
             ) as cluster,
             Client(cluster, asynchronous=True) as client,
@@ -392,6 +393,11 @@ def _execute(main: Callable[[Run], Awaitable[None]], run: Run) -> int:
     async def supervised() -> None:
         with run.interrupts.handled():
             await main(run)
+
+    if not run.debug:
+        # Dask and asyncio tell at length of what Ctrl-C has cut short.
+        for name in ("asyncio", "distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     try:
         with kept_from_children():
