@@ -1,0 +1,487 @@
+"""The half of pubsub that lives in each worker and each client that takes part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from distributed.protocol import to_serialize
+from distributed.protocol.pickle import dumps
+from distributed.utils import sync
+from tornado.ioloop import PeriodicCallback
+
+from tensair_dask import config
+from tensair_dask.errors import (
+    ClusterError,
+    PackageMissingError,
+    SchedulerLostError,
+    TensairError,
+    TrainerClosedError,
+)
+from tensair_dask.pubsub.link import GONE, OK
+from tensair_dask.pubsub.parcel import Parcel
+from tensair_dask.pubsub.participant import Participant
+from tensair_dask.pubsub.scheduler import NAME, UNKNOWN, UNREACHABLE, PubSubScheduler
+from tensair_dask.pubsub.subscription import Subscription
+from tensair_dask.pubsub.view import Member, View
+
+__all__ = ["Endpoint", "on_loop"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether this code runs on that event loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+class Endpoint:
+    """Connect the publishers and subscriptions of one worker or client.
+
+    The handlers are installed before anything is registered with the scheduler, so
+    that neither a view nor a message can reach a process that does not know them.
+
+    All methods run on the event loop of the worker or client, but `run` and `soon`.
+    """
+
+    kind: str
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+        self.io_loop = node.loop
+        self.loop: asyncio.AbstractEventLoop = node.loop.asyncio_loop
+        self.closed = False
+        self._participants: dict[str, Participant] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._installed = False
+
+    @property
+    def address(self) -> str:
+        """How the scheduler and others name this process."""
+        raise NotImplementedError
+
+    @staticmethod
+    def at(node: Any, kind: type[Endpoint]) -> Endpoint:
+        """Return the endpoint of a worker or client, made on first use."""
+        known = kind.registry(node)
+        if NAME not in known:
+            endpoint = kind(node)
+            endpoint.install()
+            known[NAME] = endpoint
+        return known[NAME]
+
+    @staticmethod
+    def registry(node: Any) -> dict[str, Any]:
+        """Return where the worker or client keeps its extensions."""
+        raise NotImplementedError
+
+    def install(self) -> None:
+        """Install the handlers of this process."""
+        raise NotImplementedError
+
+    # -- Threads and tasks --------------------------------------------------------
+
+    def run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> Any:
+        """Return a coroutine on the event loop; elsewhere run it and wait for it."""
+        if on_loop(self.loop):
+            return function(*args)
+        return sync(self.io_loop, function, *args)
+
+    def soon(self, function: Callable[[], Any]) -> None:
+        """Call a function on the event loop; from any thread."""
+        try:
+            if on_loop(self.loop):
+                self.loop.call_soon(function)
+            else:
+                self.loop.call_soon_threadsafe(function)
+        except RuntimeError as error:
+            raise TrainerClosedError(
+                f"The event loop of {self.address} is closed"
+            ) from error
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that ends at the latest with this endpoint."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """End everything here; the scheduler notices by itself."""
+        self.closed = True
+        for participant in list(self._participants.values()):
+            participant.shut()
+        self._participants.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    # -- Registration -------------------------------------------------------------
+
+    def join(self, participant: Participant) -> None:
+        """Begin to register a participant."""
+        if self.closed:
+            raise TrainerClosedError(f"{self.address} is closed")
+        self._participants[participant.id] = participant
+        self.spawn(self._register(participant))
+
+    def rejoin(self) -> None:
+        """Register everyone again, with new ids: the scheduler has forgotten us."""
+        self._installed = False
+        participants = list(self._participants.values())
+        # A registration with an old id may still be on its way.
+        self.spawn(self._tell("unregister", ids=list(self._participants)))
+        self._participants.clear()
+        for participant in participants:
+            participant.renew()
+            self.join(participant)
+
+    def begin_close(
+        self, participant: Participant, linger: float
+    ) -> asyncio.Future[None]:
+        """Begin to close a participant, once; the future ends when it is done."""
+        if participant.end is None:
+            end: asyncio.Future[None] = self.loop.create_future()
+            participant.end = end
+            participant.closing = True
+
+            def done(_: asyncio.Task[None]) -> None:
+                if not end.done():
+                    end.set_result(None)
+
+            if self.closed:
+                participant.shut()
+                end.set_result(None)
+            else:
+                self.spawn(participant.close(linger)).add_done_callback(done)
+        return participant.end
+
+    async def leave(self, participant: Participant) -> None:
+        """Unregister a participant."""
+        self._participants.pop(participant.id, None)
+        if self.closed:
+            return
+        # Also if the registration is still under way: the scheduler then refuses it.
+        deadline = self.loop.time() + config.get_seconds("pubsub.timeout")
+        while not self.closed and self.loop.time() < deadline:
+            if await self._heard("unregister", ids=[participant.id]):
+                break
+
+    @property
+    def scheduler(self) -> Any:
+        """For calls to the scheduler."""
+        scheduler = self.node.scheduler
+        if scheduler is None:
+            raise OSError("not connected to a scheduler")
+        return scheduler
+
+    async def _register(self, participant: Participant) -> None:
+        try:
+            await self._register_until_known(participant)
+        except TensairError as error:
+            self._failed(participant, error)
+        except Exception as error:
+            failure = ClusterError(f"{participant!r} could not be registered: {error}")
+            failure.__cause__ = error
+            self._failed(participant, failure)
+
+    def _failed(self, participant: Participant, error: TensairError) -> None:
+        self._participants.pop(participant.id, None)
+        if not participant.closing:
+            logger.error("%s", error)
+        participant.fail(error)
+
+    async def _register_until_known(self, participant: Participant) -> None:
+        timeout = config.get_seconds("pubsub.timeout")
+        deadline = self.loop.time() + timeout
+        reason: Any = "it does not answer"
+        identity = participant.identity
+        # Not only until it is closing: what was put before still wants to leave.
+        while not participant.closed and participant.id == identity.id:
+            try:
+                answer = await self._ask(participant, timeout)
+            except (OSError, asyncio.TimeoutError) as error:
+                reason, answer = error, {"status": UNKNOWN}
+            if answer["status"] != UNKNOWN:
+                if answer["status"] == OK and participant.id == identity.id:
+                    self._registered(participant, answer)
+                return
+            if self.loop.time() > deadline:
+                raise SchedulerLostError(
+                    f"{participant!r} could not be registered with the scheduler "
+                    f"within {timeout:g} s: {reason}. If it only takes longer, raise "
+                    "tensair.pubsub.timeout"
+                )
+            await asyncio.sleep(config.get_seconds("pubsub.retry"))
+
+    async def _ask(self, participant: Participant, timeout: float) -> dict[str, Any]:
+        await self._install_on_scheduler()
+        answer = await asyncio.wait_for(
+            self.scheduler.tensair_pubsub_register(
+                topic=participant.topic,
+                role=participant.role,
+                member=list(participant.identity),
+                timeout=timeout,
+            ),
+            # The scheduler itself may wait so long for the publishers.
+            2 * timeout,
+        )
+        if answer is None:  # another scheduler has taken over: it has no plugin yet
+            self._installed = False
+            return {"status": UNKNOWN}
+        return answer
+
+    def _registered(self, participant: Participant, answer: dict[str, Any]) -> None:
+        self._show(View.from_wire(answer["view"]))
+        if answer["unheard"]:
+            logger.warning(
+                "%r: publishers on %s have not confirmed in time that they know of "
+                "it; what they put now may not arrive",
+                participant,
+                ", ".join(answer["unheard"]),
+            )
+        participant.become_ready()
+
+    async def _install_on_scheduler(self) -> None:
+        if self._installed:
+            return
+        try:
+            await self.scheduler.register_scheduler_plugin(
+                plugin=dumps(PubSubScheduler()), name=NAME, idempotent=True
+            )
+        except ImportError as error:
+            raise PackageMissingError(
+                f"The scheduler at {self.scheduler.address} cannot import what Pub and "
+                f"Sub need ({error}). Install tensair-dask in the environment of the "
+                "scheduler, in the version used here, and start it again: "
+                "pip install tensair-dask"
+            ) from error
+        self._installed = True
+
+    # -- Views --------------------------------------------------------------------
+
+    def _show(self, view: View) -> bool:
+        """Show a view to the participants here; return whether any publishes."""
+        publishes = False
+        for participant in list(self._participants.values()):
+            if participant.topic == view.topic:
+                participant.see(view)
+                publishes |= participant.id in view.publishers
+        return publishes
+
+    def on_pushed_view(self, view: dict[str, Any], confirm: bool) -> None:
+        """Take a view from the scheduler's stream; never raises."""
+        try:
+            shown = View.from_wire(view)
+            if self._show(shown) and confirm:
+                self.spawn(self._confirm(shown))
+        except Exception:
+            logger.exception("A view of a topic could not be taken")
+
+    async def _confirm(self, view: View) -> None:
+        await self._tell(
+            "seen", topic=view.topic, address=self.address, number=view.number
+        )
+
+    async def _tell(self, what: str, **arguments: Any) -> None:
+        """Tell the scheduler something until it has heard."""
+        while not self.closed and not await self._heard(what, **arguments):
+            pass
+
+    async def _heard(self, what: str, **arguments: Any) -> bool:
+        try:
+            await getattr(self.scheduler, f"tensair_pubsub_{what}")(**arguments)
+        except OSError:
+            await asyncio.sleep(config.get_seconds("pubsub.retry"))
+            return False
+        except Exception:
+            logger.exception("The scheduler cannot take %r", what)
+        return True
+
+    # -- Messages -----------------------------------------------------------------
+
+    async def send(
+        self, sender: Member, destination: Member, number: int, parcels: list[Parcel]
+    ) -> str:
+        """Bring a delivery to its destination and return the answer.
+
+        Raises
+        ------
+        OSError
+            If it is not known whether it arrived.
+        """
+        if destination.address == self.address:
+            return await self._receive(destination.id, sender, number, parcels)
+        delivery: dict[str, Any] = {
+            "sender": list(sender),
+            "number": number,
+            "parcels": [to_serialize(parcel) for parcel in parcels],
+        }
+        if destination.kind == "worker" and await self.reaches(destination.address):
+            worker = self.node.rpc(destination.address)
+            answer = await worker.tensair_pubsub_deliver(
+                subscription=destination.id, **delivery
+            )
+            return GONE if answer is None else answer
+        answer = await self.scheduler.tensair_pubsub_forward(
+            destination=list(destination), **delivery
+        )
+        if answer is None or answer == UNREACHABLE:
+            raise OSError(f"the scheduler could not reach {destination.address}")
+        return answer
+
+    async def reaches(self, address: str) -> bool:
+        """Return whether this process can connect to that worker."""
+        return True
+
+    async def _receive(
+        self, subscription: str, sender: Member, number: int, parcels: list[Parcel]
+    ) -> str:
+        known = self._participants.get(subscription)
+        if not isinstance(known, Subscription):
+            return GONE
+        try:
+            return await known.inlet.receive(sender, number, parcels)
+        except Exception:
+            logger.exception("A delivery to %r could not be handled", known)
+            return OK
+
+    async def deliver(
+        self, subscription: str, sender: list[Any], number: int, parcels: list[Parcel]
+    ) -> str:
+        """Handle a delivery that came by a call from a publisher, or the scheduler."""
+        return await self._receive(subscription, Member(*sender), number, parcels)
+
+
+class WorkerEndpoint(Endpoint):
+    """The endpoint of a worker: can be called by all."""
+
+    kind = "worker"
+
+    @property
+    def address(self) -> str:
+        """The worker's address."""
+        return self.node.contact_address
+
+    @staticmethod
+    def registry(node: Any) -> dict[str, Any]:
+        """Return the worker's plugins: it tears them down when it closes."""
+        return node.plugins
+
+    def install(self) -> None:
+        """Install the handlers."""
+        self.node.handlers["tensair_pubsub_deliver"] = self.deliver
+        self.node.stream_handlers["tensair-pubsub-view"] = self.on_pushed_view
+
+    async def teardown(self, worker: Any) -> None:
+        """End with the worker."""
+        tasks = set(self._tasks)
+        self.close()
+        if tasks:
+            # Handlers of users may take their time to end.
+            await asyncio.wait(tasks, timeout=1)
+
+
+class _Watch(PeriodicCallback):
+    """Look after the client's connection; stopped by Dask when the client closes."""
+
+    def __init__(self, endpoint: ClientEndpoint) -> None:
+        super().__init__(endpoint.check_connection, 200)
+        self._endpoint = endpoint
+
+    def stop(self) -> None:
+        super().stop()
+        # Client.close stops its callbacks in the thread of the caller and then again
+        # on the event loop.
+        if on_loop(self._endpoint.loop):
+            self._endpoint.close()
+
+
+class ClientEndpoint(Endpoint):
+    """The endpoint of a client: cannot be called, so messages come on its stream."""
+
+    kind = "client"
+
+    def __init__(self, node: Any) -> None:
+        super().__init__(node)
+        self._stream = node.scheduler_comm
+        self._reaches: dict[str, bool] = {}
+
+    @property
+    def address(self) -> str:
+        """The client's id."""
+        return self.node.id
+
+    @staticmethod
+    def registry(node: Any) -> dict[str, Any]:
+        """Return the client's extensions."""
+        return node.extensions
+
+    def install(self) -> None:
+        """Install the handlers."""
+        self.node._stream_handlers.update(
+            {
+                "tensair-pubsub-view": self.on_pushed_view,
+                "tensair-pubsub-deliver": self.on_pushed_delivery,
+            }
+        )
+        watch = _Watch(self)
+        self.node._periodic_callbacks[NAME] = watch
+        watch.start()
+
+    def check_connection(self) -> None:
+        """Register again after the client has lost and found its scheduler."""
+        stream = self.node.scheduler_comm
+        if stream is None or stream is self._stream or self.node.status != "running":
+            return
+        had_one = self._stream is not None
+        self._stream = stream
+        self._reaches.clear()
+        if had_one:
+            self.rejoin()
+
+    async def reaches(self, address: str) -> bool:
+        """Try once to connect to a worker, and remember whether it went."""
+        if self.node.direct_to_workers is False:
+            return False
+        if address not in self._reaches:
+            pool = self.node.rpc
+            self._reaches[address] = False
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                comm = await asyncio.wait_for(
+                    pool.connect(address), config.get_seconds("pubsub.connect")
+                )
+                pool.reuse(address, comm)
+                self._reaches[address] = True
+        return self._reaches[address]
+
+    def on_pushed_delivery(
+        self,
+        token: int,
+        subscription: str,
+        sender: list[Any],
+        number: int,
+        parcels: list[Parcel],
+    ) -> None:
+        """Take a delivery from the scheduler's stream; never raises, never waits."""
+        self.spawn(
+            self._deliver_and_answer(token, subscription, sender, number, parcels)
+        )
+
+    async def _deliver_and_answer(
+        self,
+        token: int,
+        subscription: str,
+        sender: list[Any],
+        number: int,
+        parcels: list[Parcel],
+    ) -> None:
+        answer = await self.deliver(subscription, sender, number, parcels)
+        await self._tell("acknowledge", token=token, answer=answer)
