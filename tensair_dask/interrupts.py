@@ -17,7 +17,8 @@ class Interrupts:
     """Turn Ctrl-C into an orderly end of one asyncio task.
 
     The first signal calls what `stopping` has set, if anything, and else cancels the
-    task; the second cancels the task; the third ends the process on the spot.
+    task; the second cancels the task if the first has not; the third ends the process
+    on the spot.
 
     Attributes
     ----------
@@ -30,6 +31,7 @@ class Interrupts:
         self._task: asyncio.Task[object] | None = None
         self._stop: Callable[[], object] | None = None
         self._cancelled = False
+        self._count = 0
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -59,17 +61,16 @@ class Interrupts:
 
     def receive(self, number: signal.Signals) -> None:
         """Act on one signal."""
-        first = self.received is None
-        if first:
-            self.received = number
-        if first and self._stop is not None:
+        self._count += 1
+        self.received = self.received or number
+        if self._count == 1 and self._stop is not None:
             self._stop()
+        elif self._count > 2:
+            # Dask's workers leave when the process that started them is gone.
+            os._exit(self.exit_code)
         elif not self._cancelled and self._task is not None:
             self._cancelled = True
             self._task.cancel()
-        else:
-            # Dask's workers leave when the process that started them is gone.
-            os._exit(self.exit_code)
 
     @property
     def exit_code(self) -> int:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "command"]
 
 LOOPBACK = "127.0.0.1"
+SCHEDULER_PORT = 8786
 DASHBOARD_PORT = 8787
 CONNECT_TIMEOUT = 5.0  # seconds
 
@@ -134,11 +135,17 @@ class Run:
     async def _joined(self) -> AsyncIterator[Client]:
         from distributed import Client
 
+        assert self.scheduler is not None
+        client = None
         try:
-            client = await Client(
-                self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT
-            )
-        except (OSError, ValueError) as error:
+            await _reach(self.scheduler)
+            client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
+            # Its own timeout is for connecting, not for the first answer.
+            await asyncio.wait_for(_opened(client), 2 * CONNECT_TIMEOUT)
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            if client is not None:
+                with contextlib.suppress(OSError, ValueError, asyncio.TimeoutError):
+                    await client.close(timeout=1)
             raise SchedulerLostError(
                 f"No scheduler answers at {self.scheduler}. Start one with "
                 "'dask scheduler' and give the address that it prints, for example "
@@ -175,6 +182,7 @@ class Run:
                 yield
         finally:
             self.tally.stop()
+            self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
             sink.destroy()
 
     async def feed(self, source: Any, batches: Iterable[tuple[Any, Any]]) -> None:
@@ -207,15 +215,13 @@ class Run:
             return
         import torch
 
-        path = self.save_to
-        if path.suffix not in (".pt", ".pth"):
-            path = path / "model.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(await trainer.state_dict(), path)
-        self.files["model"] = str(path)
-        path = path.with_suffix(".json")
-        self.files["scores"] = str(path)
-        path.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
+        model, told = self.save_to, self.save_to.with_suffix(".json")
+        if model.suffix not in (".pt", ".pth"):
+            model, told = self.save_to / "model.pt", self.save_to / "scores.json"
+        model.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(await trainer.state_dict(), model)
+        self.files |= {"model": str(model), "scores": str(told)}
+        told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
 
     def finish(
         self, scores: Prequential, times: np.ndarray, title: str, axis: str = "time"
@@ -414,6 +420,22 @@ def _execute(main: Callable[[Run], Awaitable[None]], run: Run) -> int:
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
         return FAILED
     return 0 if run.interrupts.received is None else run.interrupts.exit_code
+
+
+async def _opened(client: Client) -> Client:
+    return await client
+
+
+async def _reach(address: str) -> None:
+    """Raise OSError at once where nobody listens; Dask would go on asking there."""
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    scheme, location = parse_address(address)
+    if scheme in ("tcp", "tls"):
+        host, port = parse_host_port(location, SCHEDULER_PORT)
+        connecting = asyncio.open_connection(host, port)
+        _, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT)
+        writer.close()
 
 
 def _dashboard_port() -> int:

@@ -32,6 +32,8 @@ class Tally:
         Mini-batches that were refused, by the name of the error.
     staleness_most
         The largest staleness of any report.
+    lost
+        Addresses of the replicas that were lost; set it when the stream has ended.
     """
 
     def __init__(self, newest: int = 200, span: float = 3.0) -> None:
@@ -39,6 +41,7 @@ class Tally:
         self.batches = 0
         self.refused: Counter[str] = Counter()
         self.staleness_most = 0
+        self.lost: set[str] = set()
         self._staleness_sum = 0
         self._newest: deque[Report] = deque(maxlen=newest)
         self._span = span
@@ -114,6 +117,7 @@ class Tally:
                 "replica": address,
                 "batches": self._batches_of[address],
                 "records": self._records_of[address],
+                "lost": address in self.lost,
             }
             for address in sorted(self._batches_of)
         ]

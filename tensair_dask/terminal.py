@@ -153,7 +153,8 @@ def run_table(tally: Tally, records: str) -> RenderableType:
     for name in ("mini-batches", records):
         table.add_column(name, justify="right")
     for row in tally.replicas():
-        table.add_row(row["replica"], f"{row['batches']:,}", f"{row['records']:,}")
+        name = row["replica"] + (" (lost)" if row["lost"] else "")
+        table.add_row(name, f"{row['batches']:,}", f"{row['records']:,}")
     lines: list[RenderableType] = [
         table,
         Text(

@@ -232,7 +232,7 @@ class TrainingThread:
         except Exception as error:
             self._refuse(outcome, error, group, samples)
         else:
-            self._exchange.learned(samples, changes)
+            self._exchange.learned(samples, step.seconds, changes)
             self._learner.learned_kind = group.kind
             outcome.losses.append(step.loss)
             outcome.metrics.append(step.metrics)

@@ -160,8 +160,11 @@ class Exchange:
         """Steps of this replica."""
         return self.clock[self.origin]
 
-    def learned(self, samples: int, changes: Sequence[torch.Tensor | None]) -> None:
-        """Record one local step and what it is to share."""
+    def learned(
+        self, samples: int, seconds: float, changes: Sequence[torch.Tensor | None]
+    ) -> None:
+        """Record one local step, how long it took, and what it is to share."""
+        self._pacer.stepped(seconds)
         step = self.steps + 1
         if self._peers:
             self._accumulator.add(step, samples, changes, self.clock)
@@ -228,7 +231,8 @@ class Exchange:
         # which the machine's other work is contained. A busy machine is asked for less.
         trips = [link.ewma_rtt_seconds or 0.0 for link in links]
         self._pacer.published(spent + sum(trips))
-        self._pacer.delivered(max(trips, default=0.0))
+        last = [link.last_rtt_seconds or 0.0 for link in links]
+        self._pacer.delivered(max(last, default=0.0))
 
     # ---- from either ------------------------------------------------------------
 

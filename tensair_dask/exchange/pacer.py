@@ -29,21 +29,31 @@ class Pacer:
         self._staleness = staleness
         self.cost = 0.0
         self.delivery = 0.0
+        self.step = 0.0
 
     def published(self, cost: float) -> None:
         """Record what one round of publishing has cost, in seconds."""
         self.cost += SMOOTHING * (cost - self.cost) if self.cost else cost
 
     def delivered(self, seconds: float) -> None:
-        """Record how long a message took from publishing to being applied."""
-        self.delivery += SMOOTHING * (seconds - self.delivery)
+        """Record how long a message took from publishing to being applied.
+
+        The slow ones decide: the bound is to hold for them too.
+        """
+        mean = self.delivery + SMOOTHING * (seconds - self.delivery)
+        self.delivery = max(seconds, mean)
+
+    def stepped(self, seconds: float) -> None:
+        """Record how long a step took: between steps is when publishing happens."""
+        self.step += SMOOTHING * (seconds - self.step)
 
     @property
     def interval(self) -> float:
         """Seconds that gradients gather before they leave."""
         # Delivery can take longer than the whole bound (large steps, slow peers);
         # to publish at every step would then only add load.
-        latest = max(self._staleness - self.delivery, self._staleness / 4)
+        spare = self._staleness - self.delivery - self.step
+        latest = max(spare, self._staleness / 4)
         return min(self.cost / self._share, latest)
 
     def due(self, oldest: float | None) -> float | None:

