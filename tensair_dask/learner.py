@@ -6,7 +6,7 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +24,9 @@ from tensair_dask.errors import (
     NonFiniteError,
     OptimizerError,
 )
+from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
+from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
 
@@ -116,7 +118,7 @@ class Learner:
         """Names of the metrics, in the order of ``Step.metrics``."""
         return list(self._metrics)
 
-    def learn(self, x: Any, y: Any, samples: int) -> tuple[Step, list[Any]]:
+    def learn(self, x: Any, y: Any, samples: int) -> tuple[Step, Changes]:
         """Score one mini-batch, then learn from it.
 
         Parameters
@@ -129,8 +131,7 @@ class Learner:
         Returns
         -------
         step, changes
-            ``changes`` has for each parameter of the arena what is to be shared:
-            its gradient, or its update; None where it got no gradient.
+            ``changes`` is what is to be shared: gradients, or updates.
 
         Raises
         ------
@@ -167,19 +168,9 @@ class Learner:
         seconds = time.perf_counter() - start
         return Step(value, metrics, samples, seconds, kept), changes
 
-    def apply(
-        self, buffers: Sequence[torch.Tensor], touched: frozenset[int] | None
-    ) -> None:
-        """Apply the summed gradients (or updates) of other replicas.
-
-        Parameters
-        ----------
-        buffers
-            In the layout of the arena.
-        touched
-            Positions of the parameters that got a gradient; None for all.
-        """
-        self._stepper.apply(self._recipe.share, buffers, touched)
+    def apply(self, gradients: Gradients) -> None:
+        """Apply the sum of other replicas' gradients (or updates)."""
+        self._stepper.apply(self._recipe.share, gradients)
 
     def forward(self, x: Any) -> Any:
         """Call the model: a tuple as positional, a dict as keyword arguments."""

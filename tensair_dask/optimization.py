@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
+from tensair_dask.exchange.gradients import Gradients
+from tensair_dask.exchange.rows import Rows
 
 __all__ = ["Stepper"]
 
@@ -32,75 +34,98 @@ class Stepper:
         self._optimizer = optimizer
         self._arena = arena
         self._plain = _is_plain_sgd(optimizer, arena)
-        self._values: list[torch.Tensor] = list(arena.parameters)
+        self._values: list[torch.Tensor] = list(arena.dense)
         self._before: list[torch.Tensor] | None = None
 
-    def step_locally(self, share: str) -> list[Any]:
+    def step_locally(self, share: str) -> Changes:
         """Step with the gradients that lie at the parameters.
 
         Returns
         -------
         changes
-            One for each parameter: its gradient or, with ``share="update"``, the
-            change of its value; None where it has no gradient.
+            The gradients or, with ``share="update"``, the changes of the values.
         """
-        parameters = self._arena.parameters
-        gradients = [parameter.grad for parameter in parameters]
+        arena = self._arena
+        dense = [parameter.grad for parameter in arena.dense]
+        rows = [table.grad for table in arena.tables]
         if share == "update":
-            return self._step_for_updates(gradients)
-        self._step(gradients)
-        return gradients
+            return self._step_for_updates(dense, rows)
+        self._step(dense, rows)
+        return Changes(dense, rows)
 
-    def _step(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        dense = [
-            gradient
-            for gradient in gradients
-            if gradient is not None and gradient.layout == torch.strided
-        ]
-        if self._plain and len(dense) == len(gradients):
-            with torch.no_grad():
-                torch._foreach_add_(self._values, dense, alpha=-self._rate)
-        else:
+    def _step(
+        self,
+        dense: Sequence[torch.Tensor | None],
+        rows: Sequence[torch.Tensor | None],
+    ) -> None:
+        present = [gradient for gradient in dense if gradient is not None]
+        if not self._plain or len(present) < len(dense):
             self._optimizer.step()
+            return
+        with torch.no_grad():
+            if present:
+                torch._foreach_add_(self._values, present, alpha=-self._rate)
+            for table, gradient in zip(self._arena.tables, rows, strict=True):
+                if gradient is not None:
+                    table.add_(gradient, alpha=-self._rate)
 
-    def _step_for_updates(self, gradients: Sequence[Any]) -> list[Any]:
+    def _step_for_updates(
+        self,
+        dense: Sequence[torch.Tensor | None],
+        rows: Sequence[torch.Tensor | None],
+    ) -> Changes:
         arena = self._arena
         if self._before is None:
             self._before = arena.layout.zeros(arena.device)
         with torch.no_grad():
             for before, now in zip(self._before, arena.buffers, strict=True):
                 before.copy_(now)
-            self._step(gradients)
+            ids = [_touched_rows(gradient) for gradient in rows]
+            were = [
+                None if touched is None else table[touched]
+                for table, touched in zip(arena.tables, ids, strict=True)
+            ]
+            self._step(dense, rows)
             # The difference of two floats so near to each other is exact: what the
             # peers add is what was added here.
             for before, now in zip(self._before, arena.buffers, strict=True):
                 torch.sub(now, before, out=before)
+            moved = [
+                None
+                if touched is None or was is None
+                else Rows(touched, table[touched] - was)
+                for table, touched, was in zip(arena.tables, ids, were, strict=True)
+            ]
         views = arena.layout.views(self._before)
-        return [
-            None if gradient is None else view
-            for gradient, view in zip(gradients, views, strict=True)
-        ]
+        return Changes(
+            [
+                None if gradient is None else view
+                for gradient, view in zip(dense, views, strict=True)
+            ],
+            moved,
+        )
 
-    def apply(
-        self,
-        share: str,
-        buffers: Sequence[torch.Tensor],
-        touched: frozenset[int] | None,
-    ) -> None:
+    def apply(self, share: str, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients or updates."""
         arena = self._arena
         if share == "update" or self._plain:
             factor = 1.0 if share == "update" else -self._rate
             with torch.no_grad():
-                for mine, theirs in zip(arena.buffers, buffers, strict=True):
+                for mine, theirs in zip(arena.buffers, gradients.buffers, strict=True):
                     mine.add_(theirs, alpha=factor)
+                for number, part in gradients.rows.items():
+                    table = arena.tables[number]
+                    table.add_(part.gradient(table), alpha=factor)
             return
-        views = arena.layout.views(buffers)
+        views = arena.layout.views(gradients.buffers)
         for position, (parameter, view) in enumerate(
-            zip(arena.parameters, views, strict=True)
+            zip(arena.dense, views, strict=True)
         ):
-            if touched is None or position in touched:
+            if gradients.touched is None or position in gradients.touched:
                 parameter.grad = view
+        for number, part in gradients.rows.items():
+            table = arena.tables[number]
+            table.grad = part.gradient(table)
         try:
             self._optimizer.step()
         finally:
@@ -111,6 +136,15 @@ class Stepper:
     def _rate(self) -> float:
         # Read at each step: a scheduler may change it.
         return self._optimizer.param_groups[0]["lr"]
+
+
+def _touched_rows(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """Rows of a table that a gradient moves, each once."""
+    if gradient is None:
+        return None
+    if gradient.layout == torch.strided:  # of a table that is tied to a dense layer
+        return torch.arange(len(gradient), device=gradient.device)
+    return torch.unique(gradient._indices()[0])
 
 
 def _is_plain_sgd(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:

@@ -1,4 +1,4 @@
-"""The arena: all parameters of a model as views into one contiguous buffer."""
+"""The arena: a model's dense parameters in one contiguous buffer, its tables beside."""
 
 from __future__ import annotations
 
@@ -69,16 +69,28 @@ class Layout:
 
 
 class Arena:
-    """Trainable parameters of a model, moved into contiguous buffers.
+    """Trainable parameters of a model: dense ones in contiguous buffers, and tables.
 
-    A parameter that is shared by several modules is held once. Frozen parameters
-    stay where they are. A merge of gradients or of updates is then one operation
-    on each buffer, whatever the number of layers.
+    A merge of dense gradients or of updates is then one operation on each buffer,
+    whatever the number of layers. A *table* is the weight of an embedding that was
+    made with ``sparse=True``: it stays where it is, because its gradients come, and
+    travel, as rows. A parameter that is shared by several modules is held once;
+    frozen parameters stay where they are.
 
     Parameters
     ----------
     model
-        A module on its final device. Its parameters' ``data`` become views.
+        A module on its final device. The ``data`` of its dense parameters become
+        views.
+
+    Attributes
+    ----------
+    parameters
+        All trainable ones.
+    dense, tables
+        Their two kinds, each in the order of ``parameters``.
+    layout, buffers
+        Of the dense ones.
 
     Raises
     ------
@@ -103,14 +115,27 @@ class Arena:
                 f"({', '.join(sorted(map(str, devices)))}); all must be on one."
             )
         self.device = devices.pop() if devices else torch.device("cpu")
-        self.layout = Layout(self.parameters)
+        sparse = _sparse_tables(model)
+        self.dense = [p for p in self.parameters if id(p) not in sparse]
+        self.tables = [p for p in self.parameters if id(p) in sparse]
+        self.layout = Layout(self.dense)
         self.buffers = self.layout.zeros(self.device)
         with torch.no_grad():
             for parameter, view in zip(
-                self.parameters, self.layout.views(self.buffers), strict=True
+                self.dense, self.layout.views(self.buffers), strict=True
             ):
                 view.copy_(parameter.data)
                 parameter.data = view
+
+
+def _sparse_tables(model: torch.nn.Module) -> set[int]:
+    """Ids of the weights whose gradients are rows."""
+    return {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+        and module.sparse
+    }
 
 
 def _dense_strides(parameter: torch.Tensor) -> tuple[int, ...]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from tensair_dask import config
-from tensair_dask.exchange.accumulator import Accumulator
+from tensair_dask.exchange.accumulator import Accumulator, Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
+from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.inbox import Inbox
-from tensair_dask.exchange.message import GradientMessage, add
+from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.pacer import Pacer
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.view import Member, View
@@ -43,7 +44,7 @@ class Exchange:
     arena
         Its parameters.
     apply
-        Called with the summed buffers and the touched positions.
+        Called with the sum of what has arrived.
     wake
         Called from the event loop when a message has arrived.
     """
@@ -53,7 +54,7 @@ class Exchange:
         run_id: str,
         origin: str,
         arena: Arena,
-        apply: Callable[[Sequence[torch.Tensor], frozenset[int] | None], None],
+        apply: Callable[[Gradients], None],
         wake: Callable[[], None],
     ) -> None:
         self.origin = origin
@@ -63,7 +64,7 @@ class Exchange:
         self._apply = apply
         self._wake = wake
         self._arena = arena
-        self._accumulator = Accumulator(run_id, origin, arena.layout, arena.device)
+        self._accumulator = Accumulator(run_id, origin, arena)
         self._inbox = Inbox(run_id)
         self._pacer = Pacer(
             float(config.get("exchange.share-of-time")),
@@ -160,9 +161,7 @@ class Exchange:
         """Steps of this replica."""
         return self.clock[self.origin]
 
-    def learned(
-        self, samples: int, seconds: float, changes: Sequence[torch.Tensor | None]
-    ) -> None:
+    def learned(self, samples: int, seconds: float, changes: Changes) -> None:
         """Record one local step, how long it took, and what it is to share."""
         self._pacer.stepped(seconds)
         step = self.steps + 1
@@ -187,16 +186,10 @@ class Exchange:
         return worst
 
     def _apply_all(self, messages: list[GradientMessage]) -> int:
-        total = messages[0].buffers
-        touched = messages[0].touched
+        total = messages[0].gradients
         for message in messages[1:]:
-            total = add(total, message.buffers)
-            if touched is not None:
-                others = message.touched
-                touched = None if others is None else touched | others
-        if total[0].device != self._arena.device:
-            total = [buffer.to(self._arena.device) for buffer in total]
-        self._apply(total, touched)
+            total = total + message.gradients
+        self._apply(total.to(self._arena.device))
         now = time.monotonic()
         worst = 0
         for message in messages:
@@ -220,8 +213,7 @@ class Exchange:
         pub = self._pub
         if message is None or pub is None or not self._peers:
             return
-        if self._arena.device.type != "cpu":
-            message.buffers = [buffer.cpu() for buffer in message.buffers]
+        message.gradients = message.gradients.to(torch.device("cpu"))
         pub.put(message)
         spent = time.perf_counter() - start
         self._sent += 1

@@ -6,9 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from tensair_dask.exchange.wire import Packed, pack, unpack
+from tensair_dask.exchange.gradients import Gradients
 
 __all__ = ["GradientMessage"]
 
@@ -34,11 +32,8 @@ class GradientMessage:
         When the first of these gradients was computed, on the monotonic clock of the
         origin's process. Translated to an age on the way, because clocks of two
         machines cannot be compared.
-    buffers
-        The sums, one flat tensor a dtype, in the layout of the model's arena. Never
-        changed once the message exists, since it may be on its way to several peers.
-    touched
-        Positions of the parameters that got a gradient in some step; None for all.
+    gradients
+        The sum.
     """
 
     run_id: str
@@ -48,8 +43,7 @@ class GradientMessage:
     samples: int
     clock: dict[str, int]
     oldest: float
-    buffers: list[torch.Tensor]
-    touched: frozenset[int] | None = None
+    gradients: Gradients
 
     def merge(self, later: GradientMessage) -> GradientMessage:
         """Sum this message with the one that follows it (lossless conflation).
@@ -65,21 +59,17 @@ class GradientMessage:
                 f"{later.last} does not follow one of {self.origin!r} with steps "
                 f"{self.first} to {self.last}."
             )
-        touched = None
-        if self.touched is not None and later.touched is not None:
-            touched = self.touched | later.touched
         return replace(
             self,
             last=later.last,
             samples=self.samples + later.samples,
-            buffers=add(self.buffers, later.buffers),
-            touched=touched,
+            gradients=self.gradients + later.gradients,
         )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        """Bytes of the gradients."""
+        return self.gradients.nbytes
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The age travels, not the moment: monotonic clocks differ between machines.
@@ -94,8 +84,7 @@ class GradientMessage:
                 self.samples,
                 self.clock,
                 age,
-                pack(self.buffers),
-                self.touched,
+                self.gradients,
             ),
         )
 
@@ -108,8 +97,7 @@ def _arrived(
     samples: int,
     clock: dict[str, int],
     age: float,
-    buffers: list[Packed],
-    touched: frozenset[int] | None,
+    gradients: Gradients,
 ) -> GradientMessage:
     return GradientMessage(
         run_id,
@@ -119,11 +107,5 @@ def _arrived(
         samples,
         clock,
         time.monotonic() - age,
-        unpack(buffers),
-        touched,
+        gradients,
     )
-
-
-def add(left: list[torch.Tensor], right: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Sum two sets of buffers into new ones."""
-    return [a + b for a, b in zip(left, right, strict=True)]

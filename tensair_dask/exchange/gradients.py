@@ -1,0 +1,101 @@
+"""A sum of gradients (or of updates) over all trainable parameters of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tensair_dask.exchange.rows import Rows, sum_rows
+from tensair_dask.exchange.wire import Packed, pack, unpack
+
+__all__ = ["Gradients"]
+
+
+@dataclass(slots=True)
+class Gradients:
+    """What a message carries and a replica applies: sums commute, so order is free.
+
+    Never changed once it exists, since it may be on its way to several peers.
+
+    Attributes
+    ----------
+    buffers
+        Of the dense parameters, one flat tensor a dtype, in the arena's layout.
+    touched
+        Positions of the dense parameters that got a gradient; None for all.
+    rows
+        By the number of a table, the sums of those of its rows that were touched.
+    """
+
+    buffers: list[torch.Tensor]
+    touched: frozenset[int] | None = None
+    rows: Mapping[int, Rows] = field(default_factory=dict)
+
+    def __add__(self, other: Gradients) -> Gradients:
+        touched = None
+        if self.touched is not None and other.touched is not None:
+            touched = self.touched | other.touched
+        return Gradients(
+            [a + b for a, b in zip(self.buffers, other.buffers, strict=True)],
+            touched,
+            {
+                table: sum_rows(
+                    [each.rows[table] for each in (self, other) if table in each.rows]
+                )
+                for table in sorted({*self.rows, *other.rows})
+            },
+        )
+
+    def to(self, device: torch.device) -> Gradients:
+        """Move to a device; the same object if it is there already."""
+        if all(buffer.device == device for buffer in self.buffers) and all(
+            part.ids.device == device for part in self.rows.values()
+        ):
+            return self
+        return Gradients(
+            [buffer.to(device) for buffer in self.buffers],
+            self.touched,
+            {
+                table: Rows(part.ids.to(device), part.values.to(device))
+                for table, part in self.rows.items()
+            },
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers and of the rows with their ids."""
+        return sum(buffer.nbytes for buffer in self.buffers) + sum(
+            part.nbytes for part in self.rows.values()
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rows = {
+            table: (Packed.of(_short(part.ids)), Packed.of(part.values))
+            for table, part in self.rows.items()
+        }
+        return _arrived, (pack(self.buffers), self.touched, rows)
+
+
+def _arrived(
+    buffers: list[Packed],
+    touched: frozenset[int] | None,
+    rows: Mapping[int, tuple[Packed, Packed]],
+) -> Gradients:
+    return Gradients(
+        unpack(buffers),
+        touched,
+        {
+            table: Rows(ids.tensor().long(), values.tensor())
+            for table, (ids, values) in rows.items()
+        },
+    )
+
+
+def _short(ids: torch.Tensor) -> torch.Tensor:
+    """Row numbers in 4 bytes where they fit."""
+    if len(ids) and int(ids[-1]) >= 1 << 31:
+        return ids
+    return ids.int()
