@@ -71,6 +71,11 @@ class MiniBatch:
             If a leaf is not numeric or boolean.
         """
         leaves, x_structure, x_bits = flatten(x, "x")
+        if not leaves:
+            raise ShapeError(
+                f"x is an empty {type(x).__name__}: it holds no array. Give x as an "
+                "array, or as a tuple or dict of arrays."
+            )
         if isinstance(y, str) and y == ABSENT:
             y_structure: Structure = ABSENT
             bits = x_bits
@@ -78,11 +83,6 @@ class MiniBatch:
             y_leaves, y_structure, y_bits = flatten(y, "y")
             bits = x_bits + y_bits
             leaves += y_leaves
-        if not leaves:
-            raise ShapeError(
-                "The mini-batch holds no array: x is an empty tuple or dict. "
-                "Give x as an array, or as a tuple or dict of arrays."
-            )
         samples = len(leaves[0])
         nbytes = 0
         signature = []

@@ -19,7 +19,7 @@ from tensair_dask.errors import (
 __all__ = ["explain"]
 
 # How torch words a mismatch, where there is no learned mini-batch to compare with.
-_DTYPE_WORDS = ("same dtype", "scalar type", "expected dtype", "dtype mismatch")
+_DTYPE_WORDS = ("dtype", "scalar type", "output type")
 _SHAPE_WORDS = ("shape", "size", "dimension", "expected input", "channels")
 
 

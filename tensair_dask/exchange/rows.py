@@ -34,21 +34,17 @@ class Rows:
         total = values.new_zeros((len(unique), *values.shape[1:]))
         return cls(unique, total.index_add_(0, position, values))
 
-    @classmethod
-    def of_gradient(cls, gradient: torch.Tensor) -> Rows:
-        """Take the rows of a sparse gradient of `torch.nn.Embedding`."""
-        return cls.summed(gradient._indices()[0], gradient._values())
-
     def __len__(self) -> int:
         return len(self.ids)
-
-    def __add__(self, other: Rows) -> Rows:
-        return sum_rows([self, other])
 
     def gradient(self, table: torch.Tensor) -> torch.Tensor:
         """Give the rows as a sparse gradient for a table."""
         return torch.sparse_coo_tensor(
-            self.ids[None], self.values, table.shape, is_coalesced=True
+            self.ids[None],
+            self.values,
+            table.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
 
     @property

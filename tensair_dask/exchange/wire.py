@@ -37,6 +37,8 @@ class Packed:
     def tensor(self) -> torch.Tensor:
         """Give the tensor back; it owns its memory or shares it with the message."""
         array = self.array
+        if not array.size:
+            return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
         if not array.flags.writeable:
             array = array.copy()  # torch cannot promise not to write
         flat = torch.from_numpy(array).view(getattr(torch, self.dtype))

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from test_message import message
+
+from tensair_dask.exchange.clock import VectorClock
+from tensair_dask.exchange.inbox import Inbox
+
+
+def put(inbox: Inbox, *messages) -> list[int]:
+    applied: list[int] = []
+    for number, one in enumerate(messages):
+        inbox.put(one, lambda number=number: applied.append(number))
+    return applied
+
+
+def test_messages_that_follow_each_other_are_fresh():
+    inbox = Inbox("run")
+    put(inbox, message(1, 3, 1.0), message(4, 4, 1.0))
+    fresh, repeated = inbox.take(VectorClock())
+    assert [arrival.message.first for arrival in fresh] == [1, 4]
+    assert repeated == []
+    assert not inbox
+
+
+def test_a_range_that_was_applied_is_acknowledged_and_not_applied_again():
+    inbox = Inbox("run")
+    put(inbox, message(1, 3, 1.0))
+    fresh, repeated = inbox.take(VectorClock({"a": 3}))
+    assert fresh == []
+    assert len(repeated) == 1
+    assert inbox.refused == 0
+
+
+def test_a_range_that_leaves_a_gap_is_refused_and_counted():
+    inbox = Inbox("run")
+    put(inbox, message(3, 4, 1.0))
+    fresh, repeated = inbox.take(VectorClock({"a": 1}))
+    assert fresh == []
+    assert len(repeated) == 1
+    assert inbox.refused == 1
+
+
+def test_a_message_of_another_run_is_refused():
+    inbox = Inbox("run")
+    assert not inbox.put(message(1, 1, 1.0, run_id="yesterday's"), lambda: None)
+    assert inbox.refused == 1
+    assert not inbox
+
+
+def test_origins_are_told_apart():
+    inbox = Inbox("run")
+    put(inbox, message(1, 1, 1.0), message(1, 2, 1.0, origin="b"))
+    fresh, _ = inbox.take(VectorClock())
+    assert [arrival.message.origin for arrival in fresh] == ["a", "b"]

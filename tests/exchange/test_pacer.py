@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from tensair_dask.exchange.pacer import Pacer
+
+
+def test_a_cheap_exchange_happens_often():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.published(cost=0.001)
+    assert pacer.interval == pytest.approx(0.01)
+
+
+def test_the_bound_on_staleness_wins_over_the_budget():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.published(cost=1.0)
+    assert pacer.interval == pytest.approx(0.1)
+
+
+def test_what_delivery_and_a_step_take_counts_against_the_bound():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.published(cost=1.0)
+    pacer.delivered(0.03)
+    for _ in range(100):
+        pacer.stepped(0.01)
+    assert pacer.interval == pytest.approx(0.06)
+
+
+def test_a_delivery_slower_than_the_bound_does_not_make_every_step_publish():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.published(cost=1.0)
+    pacer.delivered(5.0)
+    assert pacer.interval == pytest.approx(0.025)
+
+
+def test_nothing_pending_is_never_due():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    assert pacer.due(None) is None
+    assert pacer.due(7.0) == 7.0
+
+
+def test_one_slow_delivery_is_remembered_for_a_while():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.delivered(0.05)
+    pacer.delivered(0.01)
+    assert 0.03 < pacer.delivery < 0.05

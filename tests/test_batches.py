@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tensair_dask.batches import Block, MiniBatch, as_pair, collate
+from tensair_dask.errors import BatchError, DtypeError, ShapeError
+from tensair_dask.learner import non_finite, to_tensors
+
+X = np.arange(12, dtype="float32").reshape(4, 3)
+Y = np.arange(4)
+CPU = torch.device("cpu")
+
+
+def test_a_pair_of_arrays_is_a_mini_batch():
+    batch = MiniBatch.of(X, Y)
+    assert batch.samples == 4
+    assert batch.nbytes == X.nbytes + Y.nbytes
+    assert batch.describe() == "x (4, 3) float32, y (4,) int64"
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X, (X, X), {"one": X, "two": X}, torch.from_numpy(X), [X, X]],
+    ids=["array", "tuple", "dict", "tensor", "list"],
+)
+def test_inputs_arrive_in_the_structure_in_which_they_were_given(x):
+    block = Block.join("run", [MiniBatch.of(x, Y)] * 3)
+    assert len(block) == 3
+    for got, y, samples in to_tensors(block.groups[0], CPU):
+        assert samples == 4
+        assert torch.equal(y, torch.from_numpy(Y))
+        if isinstance(x, dict):
+            assert list(got) == ["one", "two"]
+            got = got["two"]
+        elif isinstance(x, (tuple, list)):
+            assert isinstance(got, tuple)
+            got = got[1]
+        assert torch.equal(got, torch.from_numpy(X))
+
+
+def test_bfloat16_travels_as_its_bits():
+    x = torch.rand(4, 3).bfloat16()
+    batch = MiniBatch.of(x, Y)
+    assert "bfloat16" in batch.describe()
+    block = Block.join("run", [batch, batch])
+    assert all(torch.equal(got, x) for got, *_ in to_tensors(block.groups[0], CPU))
+
+
+def test_mini_batches_of_different_length_are_joined():
+    block = Block.join("run", [MiniBatch.of(X, Y), MiniBatch.of(X[:1], Y[:1])])
+    assert len(block.groups) == 1
+    assert [samples for *_, samples in to_tensors(block.groups[0], CPU)] == [4, 1]
+
+
+def test_mini_batches_of_another_kind_begin_a_new_group():
+    wide = MiniBatch.of(np.zeros((4, 5), "float32"), Y)
+    one = MiniBatch.of(X, Y)
+    block = Block.join("run", [one, one, wide, one])
+    assert [len(group.lengths) for group in block.groups] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "words"),
+    [
+        (X, Y[:3], ShapeError, "differ in their number of rows"),
+        (X[:0], Y[:0], ShapeError, "no rows"),
+        (np.float32(1), Y, ShapeError, "shape"),
+        (np.array(["a", "b"]), Y[:2], DtypeError, "Encode text"),
+        (np.array([object()]), Y[:1], DtypeError, "dtype object"),
+        ([[1, 2], [3]], Y[:2], ShapeError, "one shape"),
+        ({"a": {"b": X}}, Y, ShapeError, "one level"),
+        ((), Y, ShapeError, "no array"),
+    ],
+)
+def test_what_is_no_mini_batch_is_refused_with_what_to_do(x, y, error, words):
+    with pytest.raises(error, match=words):
+        MiniBatch.of(x, y)
+
+
+def test_ready_arrays_and_partitions_of_records_are_told_apart():
+    assert as_pair((X, Y))[0] is X
+    records = tuple(zip(X, Y, strict=True))
+    x, y = as_pair(records)
+    assert np.array_equal(x, X)
+    assert np.array_equal(y, Y)
+    x, y = as_pair(records[:2])  # as long as a pair, and yet two records
+    assert x.shape == (2, 3)
+
+
+def test_a_partition_of_one_record_is_a_mini_batch_of_one():
+    x, y = as_pair(((X[0], 1),))
+    assert x.shape == (1, 3)
+    assert y.shape == (1,)
+
+
+@pytest.mark.parametrize("item", [None, 3, "text", (1, 2, 3), X, ()])
+def test_an_item_that_is_no_mini_batch_says_what_to_do(item):
+    with pytest.raises(BatchError, match=r"map\(parse\)"):
+        as_pair(item)
+
+
+def test_records_of_several_inputs_are_stacked():
+    x, _ = collate([({"a": X[0], "b": 1}, 0), ({"a": X[1], "b": 2}, 1)])
+    assert x["a"].shape == (2, 3)
+    assert x["b"].tolist() == [1, 2]
+    (first, second), _ = collate([((X[0], X[1]), 0.5)])
+    assert first.shape == second.shape == (1, 3)
+
+
+def test_floats_of_python_become_float32_as_parameters_are():
+    x, y = collate([(0.5, 1.5), (1.0, 2.5)])
+    assert x.dtype == y.dtype == np.float32
+
+
+def test_records_of_different_shape_are_refused():
+    with pytest.raises(ShapeError, match="one shape"):
+        collate([(np.zeros(3), 0), (np.zeros(4), 0)])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_only_the_mini_batch_with_the_bad_value_is_found(bad):
+    spoiled = X.copy()
+    spoiled[2, 1] = bad
+    clean = MiniBatch.of(X, Y)
+    block = Block.join("run", [clean, MiniBatch.of(spoiled, Y), clean])
+    assert non_finite(block.groups[0]) == [1]
+
+
+def test_large_finite_numbers_whose_sum_overflows_are_no_bad_values():
+    huge = np.full((4, 3), 3e38, dtype="float32")
+    assert non_finite(Block.join("run", [MiniBatch.of(huge, Y)]).groups[0]) == []
+
+
+def test_bad_bfloat16_values_are_found():
+    x = torch.rand(4, 3).bfloat16()
+    x[0, 0] = float("nan")
+    assert non_finite(Block.join("run", [MiniBatch.of(x, Y)]).groups[0]) == [0]

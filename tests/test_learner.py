@@ -1,0 +1,350 @@
+"""One learner, no cluster: what a step does, and what it refuses."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.errors import (
+    BatchError,
+    ForwardError,
+    LossError,
+    MetricError,
+    ModelError,
+    NonFiniteError,
+    OptimizerError,
+)
+from tensair_dask.exchange.gradients import Gradients
+from tensair_dask.learner import Learner, Recipe
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
+CPU = torch.device("cpu")
+
+
+def learner(model: Any = None, **overrides: Any) -> Learner:
+    arguments = {
+        "model": model or (lambda: nn.Linear(3, 2)),
+        "loss": nn.functional.cross_entropy,
+        "optimizer": SGD,
+        "metrics": {},
+        "share": "gradient",
+        "seed": 0,
+        "keep_predictions": False,
+    }
+    return Learner(Recipe(**{**arguments, **overrides}), CPU)
+
+
+def data(samples: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(samples, 3, generator=generator)
+    return x, torch.randint(0, 2, (samples,), generator=generator)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD,
+        functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
+        functools.partial(torch.optim.Adam, lr=0.01),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+@pytest.mark.parametrize("share", ["gradient", "update"])
+def test_steps_are_those_of_a_plain_loop(optimizer, share):
+    ours = learner(mlp, optimizer=optimizer, share=share)
+    torch.manual_seed(0)
+    plain = mlp()
+    stepper = optimizer(plain.parameters())
+    x, y = data()
+    for _ in range(20):
+        step, _ = ours.learn(x, y, len(x))
+        stepper.zero_grad()
+        loss = nn.functional.cross_entropy(plain(x), y)
+        assert step.loss == pytest.approx(loss.item(), abs=1e-6)  # before learning
+        loss.backward()
+        stepper.step()
+    for mine, theirs in zip(ours.model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)],
+    ids=["over the arena", "torch's own"],
+)
+def test_gradients_of_peers_go_through_the_receivers_own_optimizer(optimizer):
+    one, two = learner(optimizer=optimizer), learner(optimizer=optimizer)
+    x, y = data()
+    _, changes = one.learn(x, y, 8)
+    buffers = one.arena.layout.zeros(CPU)
+    for view, change in zip(
+        one.arena.layout.views(buffers), changes.dense, strict=True
+    ):
+        view.copy_(change)
+    two.apply(Gradients(buffers))
+    for mine, theirs in zip(
+        one.model.parameters(), two.model.parameters(), strict=True
+    ):
+        assert torch.allclose(mine, theirs)
+
+
+def test_updates_of_peers_are_added_as_they_are():
+    adam = functools.partial(torch.optim.Adam, lr=0.1)
+    one, two = learner(optimizer=adam, share="update"), learner(share="update")
+    x, y = data()
+    before = [p.detach().clone() for p in one.model.parameters()]
+    _, changes = one.learn(x, y, 8)
+    for was, now, change in zip(
+        before, one.model.parameters(), changes.dense, strict=True
+    ):
+        assert torch.equal(now - was, change)
+    buffers = one.arena.layout.zeros(CPU)
+    for view, change in zip(
+        one.arena.layout.views(buffers), changes.dense, strict=True
+    ):
+        view.copy_(change)
+    two.apply(Gradients(buffers))
+    for mine, theirs in zip(
+        one.model.parameters(), two.model.parameters(), strict=True
+    ):
+        assert torch.allclose(mine, theirs)
+
+
+class Branches(nn.Module):
+    """Uses one of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(3, 2)
+        self.right = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.left(x) if x.sum() > 0 else self.right(x)
+
+
+def test_a_parameter_without_a_gradient_does_not_move_here_or_at_a_peer():
+    decay = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.5)
+    one, two = learner(Branches, optimizer=decay), learner(Branches, optimizer=decay)
+    x, y = data()
+    _, changes = one.learn(x, y, 8)
+    right = [two.model.right.weight.detach().clone(), one.model.right.weight.detach()]
+    assert changes.dense[2] is None
+    buffers = one.arena.layout.zeros(CPU)
+    two.apply(Gradients(buffers, frozenset({0, 1})))
+    assert torch.equal(right[0], right[1])
+    assert torch.equal(two.model.right.weight, right[0])
+    assert not torch.equal(two.model.left.weight, right[0])  # decayed
+
+
+def test_frozen_layers_stay_and_shared_weights_are_trained_once():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Linear(3, 3)
+            self.frozen.requires_grad_(False)
+            self.one = nn.Linear(3, 3, bias=False)
+            self.two = nn.Linear(3, 3, bias=False)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(self.frozen(x)))
+
+    ours = learner(Tied)
+    frozen = ours.model.frozen.weight.clone()
+    was = ours.model.one.weight.clone()
+    _, changes = ours.learn(*data(), 8)
+    assert len(changes.dense) == 1
+    assert torch.equal(ours.model.frozen.weight, frozen)
+    assert torch.allclose(ours.model.two.weight, was - 0.1 * changes.dense[0])
+
+
+def test_several_inputs_are_positional_or_keyword_arguments():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return self.layer(left - right)
+
+    ours = learner(Two)
+    x, y = data()
+    ours.learn((x, x / 2), y, 8)
+    ours.learn({"right": x / 2, "left": x}, y, 8)
+    with pytest.raises(ForwardError, match="TypeError"):
+        ours.learn({"wrong": x}, y, 8)
+
+
+def test_prediction_is_made_in_evaluation_mode_and_modes_are_put_back():
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.9))
+        model.append(nn.Linear(4, 2))
+        model[1].eval()  # a user's choice
+        return model
+
+    ours = learner(build)
+    x, _ = data()
+    assert torch.equal(ours.predict(x), ours.predict(x))
+    assert [module.training for module in ours.model] == [True, False, True, True]
+
+
+def test_a_stateful_metric_gives_the_value_of_each_mini_batch_alone():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = torchmetrics.Accuracy(task="multiclass", num_classes=2)
+    plain = lambda p, y: (p.argmax(1) == y).float().mean()  # noqa: E731
+    ours = learner(metrics={"theirs": metric, "plain": plain})
+    x, y = data(32)
+    for part in range(4):
+        rows = slice(8 * part, 8 * part + 8)
+        step, _ = ours.learn(x[rows], y[rows], 8)
+        assert step.metrics[0] == pytest.approx(step.metrics[1])
+    evaluation = ours.evaluation()
+    for part in range(4):
+        rows = slice(8 * part, 8 * part + 8)
+        evaluation.add(x[rows], y[rows], 8)
+    scores = evaluation.result()
+    expected = (ours.predict(x).argmax(1) == y).float().mean().item()
+    assert scores["theirs"] == pytest.approx(expected)
+    assert scores["plain"] == pytest.approx(expected)
+    assert scores["samples"] == 32
+
+
+def test_predictions_are_kept_on_request():
+    ours = learner(keep_predictions=True)
+    x, y = data()
+    expected = ours.predict(x)
+    step, _ = ours.learn(x, y, 8)
+    assert np.allclose(step.prediction, expected)
+
+
+def raises(*_: Any) -> Any:
+    raise RuntimeError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        ({"loss": raises}, LossError, "no luck"),
+        ({"loss": lambda p, y: (p - 1) ** 2}, LossError, "scalar tensor is needed"),
+        ({"loss": lambda p, y: 3.0}, LossError, "a float"),
+        ({"loss": lambda p, y: p.detach().sum()}, LossError, "depend on"),
+        ({"loss": lambda p, y: p.sum() * float("inf")}, NonFiniteError, "diverged"),
+        ({"metrics": {"bad": raises}}, MetricError, "'bad'"),
+        ({"metrics": {"vector": lambda p, y: p}}, MetricError, "scalar"),
+        ({"model": lambda: Junk(None)}, LossError, "NoneType"),
+        ({"model": lambda: Junk("text")}, LossError, "str"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_is_refused_and_changes_nothing(
+    overrides, error, words
+):
+    ours = learner(**overrides)
+    before = [p.detach().clone() for p in ours.model.parameters()]
+    with pytest.raises(error, match=words) as raised:
+        ours.learn(*data(), 8)
+    assert isinstance(raised.value, BatchError)
+    for was, now in zip(before, ours.model.parameters(), strict=True):
+        assert torch.equal(was, now)
+        assert now.grad is None
+
+
+class Junk(nn.Module):
+    """A model that returns the wrong thing."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.what = what
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        ({"model": raises}, ModelError, "no luck.*called without arguments"),
+        ({"model": lambda: "text"}, ModelError, "returned str"),
+        ({"model": lambda: nn.LazyLinear(2)}, ModelError, "lazy"),
+        ({"model": nn.Identity}, ModelError, "nothing to train"),
+        ({"optimizer": raises}, OptimizerError, "no luck.*trainable parameters"),
+        ({"optimizer": lambda p: None}, OptimizerError, "NoneType"),
+        ({"optimizer": torch.optim.LBFGS}, OptimizerError, "first-order"),
+    ],
+)
+def test_factories_that_build_nothing_useful_are_refused(overrides, error, words):
+    with pytest.raises(error, match=words):
+        learner(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "words"),
+    [
+        (np.zeros((4, 3)), np.zeros(4, int), "DtypeError", r"astype\('float32'\)"),
+        (np.zeros((4, 9), "f4"), np.zeros(4, int), "ShapeError", r"x \(4, 9\) float32"),
+        (np.zeros((4, 3), "f4"), np.zeros(4, "f4"), "DtypeError", "int64"),
+    ],
+)
+@pytest.mark.parametrize("learned_before", [False, True])
+def test_a_refusal_says_what_was_given_and_what_is_allowed(
+    x, y, error, words, learned_before
+):
+    ours = learner()
+    if learned_before:
+        good = MiniBatch.of(np.zeros((4, 3), "f4"), np.zeros(4, int))
+        ours.learned_kind = good.kind
+    group = Block.join("run", [MiniBatch.of(x, y)]).groups[0]
+    with pytest.raises(BatchError) as raised:
+        ours.learn(torch.from_numpy(x), torch.from_numpy(y), 4)
+    refusal = ours.refusal(raised.value, group, 4)
+    assert type(refusal).__name__ == error
+    assert "Given: x (4, " in str(refusal)
+    assert pytest.importorskip("re").search(words, str(refusal))
+    if learned_before:
+        assert "Learned before: x (n, 3) float32" in str(refusal)
+
+
+def test_all_learners_of_a_seed_begin_alike_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, two = learner(mlp, seed=7), learner(mlp, seed=7)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(one.model[0].weight, two.model[0].weight)
+    assert not torch.equal(one.model[0].weight, learner(mlp, seed=8).model[0].weight)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD,
+        functools.partial(torch.optim.Adagrad, lr=0.1),
+    ],
+)
+@pytest.mark.parametrize("share", ["gradient", "update"])
+def test_sparse_tables_learn_as_in_a_plain_loop(optimizer, share):
+    def build() -> nn.Module:
+        return nn.Sequential(nn.EmbeddingBag(20, 4, sparse=True), nn.Linear(4, 2))
+
+    ours = learner(build, optimizer=optimizer, share=share)
+    torch.manual_seed(0)
+    plain = build()
+    stepper = optimizer(plain.parameters())
+    x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
+    for _ in range(5):
+        _, changes = ours.learn(x, y, 8)
+        stepper.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        stepper.step()
+        assert len(changes.rows) == 1
+    assert torch.allclose(ours.model[0].weight, plain[0].weight, atol=1e-6)
