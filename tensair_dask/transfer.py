@@ -23,15 +23,18 @@ from tensair_dask.errors import ConfigurationError
 __all__ = ["by_value", "dumps", "missing_modules", "user_modules"]
 
 
+# Sent by value by cloudpickle itself, or on every worker.
+_NEVER = ("__main__", "__mp_main__", "tensair_dask")
+
+
 def user_modules() -> list[str]:
     """Top-level names of the loaded modules that are not from an installed package."""
     installed = _installed_folders()
     names = set()
-    for name, module in list(sys.modules.items()):
-        top = name.partition(".")[0]
-        file = getattr(module, "__file__", None)
-        if top in ("__main__", "tensair_dask") or top in sys.stdlib_module_names:
+    for top in {name.partition(".")[0] for name in list(sys.modules)}:
+        if top in _NEVER or top in sys.stdlib_module_names:
             continue
+        file = getattr(sys.modules.get(top), "__file__", None)
         if file is None or any(Path(file).is_relative_to(each) for each in installed):
             continue
         names.add(top)

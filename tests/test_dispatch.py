@@ -1,0 +1,281 @@
+"""The dispatcher alone, with replicas that are plain coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed.utils_test import gen_test
+
+from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
+from tensair_dask.errors import NoReplicasError, TensairTimeoutError
+from tensair_dask.reports import Report
+from tensair_dask.training_thread import Outcome, Status
+
+ROW = np.zeros((1, 2), "float32")
+
+
+def limits(**overrides: Any) -> Limits:
+    arguments = {
+        "batches": 8,
+        "nbytes": 1 << 20,
+        "seconds": 1.0,
+        "message_seconds": 0.01,
+        "message_nbytes": 1 << 20,
+        "messages": 2,
+        "room": 5.0,
+    }
+    return Limits(**{**arguments, **overrides})
+
+
+class Peer:
+    """Learns a block when it is told to, at a given speed."""
+
+    def __init__(self, seconds: float = 0.001, free: bool = True) -> None:
+        self.seconds = seconds
+        self.blocks: list[Block] = []
+        self.gate = asyncio.Event()
+        self.error: Exception | None = None
+        if free:
+            self.gate.set()
+
+    async def learn(self, block: Block) -> Outcome:
+        self.blocks.append(block)
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        count = len(block)
+        return Outcome(
+            [],
+            [0.5] * count,
+            [[]] * count,
+            [self.seconds] * count,
+            [0] * count,
+            [None] * count,
+            {},
+            Status(count, count, 0.0, count),
+        )
+
+
+class Bench:
+    """A dispatcher, its peers, and the reports that came back."""
+
+    def __init__(self, *peers: Peer, **overrides: Any) -> None:
+        self.dispatcher = Dispatcher("run", limits(**overrides))
+        self.dispatcher.lanes += [
+            Lane(f"peer-{number}", peer.learn) for number, peer in enumerate(peers)
+        ]
+        self.reports: list[Report] = []
+        self.count = 0
+
+    def pending(self) -> Pending:
+        self.count += 1
+        batch = MiniBatch.of(ROW, np.zeros(1))
+        return Pending(self.count - 1, batch, None, self.reports.append)
+
+    async def submit(self, count: int) -> None:
+        for _ in range(count):
+            await self.dispatcher.submit(self.pending())
+
+
+@gen_test()
+async def test_every_mini_batch_is_reported_once():
+    bench = Bench(Peer(), Peer())
+    await bench.submit(100)
+    await bench.dispatcher.drained(5)
+    assert sorted(report.index for report in bench.reports) == list(range(100))
+    assert bench.dispatcher.backlog == 0
+
+
+@gen_test()
+async def test_what_is_given_while_a_replica_is_busy_leaves_as_one_message():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=100, seconds=100.0, message_seconds=10.0)
+    bench.dispatcher.lanes[0].seconds_per_batch = 0.001
+    await bench.submit(1)
+    while not peer.blocks:
+        await asyncio.sleep(0)
+    await bench.submit(40)
+    peer.gate.set()
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peer.blocks] == [1, 40]
+
+
+@gen_test()
+async def test_mini_batches_given_in_one_go_leave_together():
+    peer = Peer()
+    bench = Bench(peer)
+    bench.dispatcher.lanes[0].seconds_per_batch = 0.001
+    for _ in range(5):
+        assert bench.dispatcher.offer(bench.pending())
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peer.blocks] == [5]
+
+
+@gen_test()
+async def test_a_message_is_bounded_in_time_and_in_bytes():
+    peer = Peer()
+    bench = Bench(peer, batches=100, message_seconds=0.004)
+    bench.dispatcher.lanes[0].seconds_per_batch = 0.001
+    for _ in range(8):
+        bench.dispatcher.offer(bench.pending())
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peer.blocks] == [4, 4]
+
+    peer = Peer()
+    bench = Bench(peer, batches=100, message_nbytes=3 * (ROW.nbytes + 8))
+    bench.dispatcher.lanes[0].seconds_per_batch = 1e-9
+    for _ in range(6):
+        bench.dispatcher.offer(bench.pending())
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peer.blocks] == [3, 3]
+
+
+@gen_test()
+async def test_a_stopped_replica_stops_the_source_at_the_bound():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=4)
+    bench.dispatcher.lanes[0].seconds_per_batch = 0.001
+    feeding = asyncio.ensure_future(bench.submit(20))
+    while not bench.dispatcher._waiting:
+        await asyncio.sleep(0)
+    assert bench.count == 5  # four lie at the replica, one waits for room
+    assert bench.dispatcher.lanes[0].batches == 4
+    assert bench.dispatcher.backlog == 5
+    peer.gate.set()
+    await feeding
+    await bench.dispatcher.drained(5)
+    assert len(bench.reports) == 20
+
+
+@gen_test()
+async def test_bytes_are_bounded_too():
+    bench = Bench(Peer(free=False), nbytes=2 * (ROW.nbytes + 8))
+    bench.dispatcher.lanes[0].seconds_per_batch = 1e-6
+    assert bench.dispatcher.offer(bench.pending())
+    assert bench.dispatcher.offer(bench.pending())
+    assert not bench.dispatcher.offer(bench.pending())
+    await bench.dispatcher.close()
+
+
+@gen_test()
+async def test_waiting_for_room_is_bounded_and_says_what_to_do():
+    bench = Bench(Peer(free=False), batches=1, room=0.01)
+    await bench.submit(1)
+    with pytest.raises(TensairTimeoutError, match=r"tensair\.timeouts\.room"):
+        await bench.submit(1)
+    assert bench.dispatcher.backlog == 1
+    await bench.dispatcher.close()
+
+
+@gen_test()
+async def test_a_cancelled_source_leaves_its_room_to_the_next():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=1)
+    await bench.submit(1)
+    first = asyncio.ensure_future(bench.submit(1))
+    second = asyncio.ensure_future(bench.submit(1))
+    while len(bench.dispatcher._waiting) < 2:
+        await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    peer.gate.set()
+    await second
+    await bench.dispatcher.drained(5)
+    assert len(bench.reports) == 2
+
+
+@gen_test()
+async def test_the_faster_replica_gets_more():
+    fast, slow = Peer(seconds=0.001), Peer(seconds=0.004)
+    bench = Bench(fast, slow, batches=100, seconds=0.02)
+
+    async def at_speed(peer: Peer, block: Block) -> Outcome:
+        await asyncio.sleep(peer.seconds * len(block))
+        return await Peer.learn(peer, block)
+
+    for lane, peer in zip(bench.dispatcher.lanes, (fast, slow), strict=True):
+        lane.learn = lambda block, peer=peer: at_speed(peer, block)
+    await bench.submit(400)
+    await bench.dispatcher.drained(10)
+    learned = [sum(map(len, peer.blocks)) for peer in (fast, slow)]
+    assert learned[0] > 2 * learned[1] > 0
+
+
+@gen_test()
+async def test_what_a_lost_replica_had_goes_to_another():
+    lost, other = Peer(free=False), Peer()
+    bench = Bench(lost, other)
+    for lane in bench.dispatcher.lanes:
+        lane.seconds_per_batch = 0.001
+    await bench.submit(8)
+    while not lost.blocks:
+        await asyncio.sleep(0)
+    lost.error = OSError("killed")
+    lost.gate.set()
+    await bench.dispatcher.drained(5)
+    assert sorted(report.index for report in bench.reports) == list(range(8))
+    assert {report.replica for report in bench.reports} == {"peer-1"}
+    assert bench.dispatcher.redispatched > 0
+    assert [lane.alive for lane in bench.dispatcher.lanes] == [False, True]
+
+
+@gen_test()
+async def test_when_all_replicas_are_lost_every_mini_batch_is_answered():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=2)
+    feeding = asyncio.ensure_future(bench.submit(5))
+    while not bench.dispatcher._waiting:
+        await asyncio.sleep(0)
+    peer.error = OSError("killed")
+    peer.gate.set()
+    with pytest.raises(NoReplicasError, match="None of the 1 replicas is alive"):
+        await feeding
+    await bench.dispatcher.drained(5)
+    assert [type(report.error) for report in bench.reports] == [NoReplicasError] * 2
+
+
+@gen_test()
+async def test_a_late_answer_of_a_lost_replica_is_not_reported_twice():
+    peer, other = Peer(free=False), Peer()
+    bench = Bench(peer, other)
+    await bench.submit(2)
+    while not peer.blocks:
+        await asyncio.sleep(0)
+    bench.dispatcher.lose(bench.dispatcher.lanes[0], OSError("declared dead"))
+    await bench.dispatcher.drained(5)
+    peer.gate.set()
+    await asyncio.gather(*bench.dispatcher._tasks)
+    assert sorted(report.index for report in bench.reports) == [0, 1]
+
+
+@gen_test()
+async def test_a_receiver_that_raises_does_not_stop_the_rest():
+    bench = Bench(Peer())
+    pending = bench.pending()
+
+    def deliver(report: Report) -> None:
+        raise RuntimeError("a sink that fails")
+
+    pending.deliver = deliver
+    await bench.dispatcher.submit(pending)
+    await bench.submit(1)
+    await bench.dispatcher.drained(5)
+    assert len(bench.reports) == 1
+
+
+@gen_test()
+async def test_draining_waits_for_what_receives_the_reports():
+    bench = Bench(Peer())
+    gate = asyncio.Event()
+    pending = bench.pending()
+    pending.deliver = lambda report: gate.wait()
+    await bench.dispatcher.submit(pending)
+    with pytest.raises(TensairTimeoutError, match=r"1 mini-batches were not reported"):
+        await bench.dispatcher.drained(0.01)
+    gate.set()
+    await bench.dispatcher.drained(5)

@@ -1,0 +1,84 @@
+"""Imports point down, and what the scheduler loads stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tensair_dask"
+
+# From the bottom up; a module may import from its own line and from those above it.
+LEVELS = [
+    ["__init__", "errors", "config"],
+    ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
+    ["batches", "exchange", "transfer"],
+    ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
+    ["dispatch", "training_thread", "replica"],
+    ["cluster", "trainer"],
+    ["streams"],
+    ["plots", "terminal", "interrupts", "running"],
+    ["cli", "__main__"],
+    ["pipelines"],
+]
+LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+
+# Who may import what, at module level or within functions.
+ONLY_IN = {
+    "bokeh": {"plots", "dashboard"},
+    "streamz": {"streams", "pipelines", "running"},
+    "rich": {"terminal", "cli", "running"},
+    "click": {"cli", "running", "pipelines"},
+    "matplotlib": {"plots"},
+}
+
+
+def modules() -> Iterator[tuple[str, str, ast.Module]]:
+    for folder, prefix in ((PACKAGE, ""), (ROOT / "pipelines", "pipelines.")):
+        for path in folder.rglob("*.py"):
+            name = prefix + ".".join(path.relative_to(folder).with_suffix("").parts)
+            yield name, name.partition(".")[0], ast.parse(path.read_text())
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("name", "room", "tree"), list(modules()))
+def test_imports_point_down(name, room, tree):
+    assert room in LEVEL, f"{room} has no place in the table of levels"
+    for target in imported(tree):
+        if not target.startswith("tensair_dask."):
+            continue
+        other = target.split(".")[1]
+        if other in LEVEL:
+            assert LEVEL[other] <= LEVEL[room], f"{name} imports {target} from above"
+
+
+@pytest.mark.parametrize(("name", "room", "tree"), list(modules()))
+def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
+    for target in imported(tree):
+        top = target.partition(".")[0]
+        if top in ONLY_IN:
+            assert room in ONLY_IN[top], f"{name} imports {top}"
+
+
+@pytest.mark.parametrize(
+    "module", ["tensair_dask", "tensair_dask.pubsub", "tensair_dask.pubsub.scheduler"]
+)
+def test_what_the_scheduler_loads_does_not_load_torch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "False\n"

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tensair_dask
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# PyPI's name: conda-forge's name.
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def parse(requirement: str) -> tuple[str, str]:
+    name, bound = re.fullmatch(r"([A-Za-z0-9_-]+)\s*(.*)", requirement).groups()
+    return CONDA_NAMES.get(name.lower(), name.lower()), bound
+
+
+def requirements() -> dict[str, str]:
+    project = PROJECT["project"]
+    extras = [
+        each for group in project["optional-dependencies"].values() for each in group
+    ]
+    return dict(map(parse, project["dependencies"] + extras))
+
+
+def conda() -> dict[str, str]:
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(each["pip"] for each in entries if isinstance(each, dict))
+    named = [each for each in entries if isinstance(each, str)]
+    named += [each for each in pip if not each.startswith("-")]
+    return dict(map(parse, named))
+
+
+def test_environment_yml_lists_the_same_dependencies_as_pyproject():
+    listed = conda()
+    assert listed.pop("python") == PROJECT["project"]["requires-python"]
+    listed.pop("pip")
+    assert listed == requirements()
+
+
+def test_the_packages_are_those_on_disk():
+    found = {
+        "tensair_dask"
+        + str(path.parent.relative_to(ROOT / "tensair_dask"))
+        .replace("/", ".")
+        .join(("." if path.parent != ROOT / "tensair_dask" else "", ""))
+        .rstrip(".")
+        for path in (ROOT / "tensair_dask").rglob("__init__.py")
+    }
+    found.add("tensair_dask.pipelines")
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
+
+
+def test_the_version_is_told_once_more():
+    assert tensair_dask.__version__ == PROJECT["project"]["version"]
+
+
+def test_torch_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+
+
+def test_the_public_names_can_be_imported():
+    for name in tensair_dask.__all__:
+        assert getattr(tensair_dask, name) is not None
+    assert set(tensair_dask.__all__) <= set(dir(tensair_dask))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tensair_dask.nothing

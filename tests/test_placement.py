@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from tensair_dask.errors import ConfigurationError, NoWorkersError
+from tensair_dask.placement import WorkerFacts, place_replicas
+
+
+def workers(*specs: tuple) -> list[WorkerFacts]:
+    return [
+        WorkerFacts(f"tcp://{number}", host, threads, gpus, visible)
+        for number, (host, threads, gpus, visible) in enumerate(specs)
+    ]
+
+
+CPU = ("one", 4, 0, None)
+
+
+def test_one_replica_on_each_worker_by_default():
+    places = place_replicas(workers(CPU, CPU), None, "auto")
+    assert [place.address for place in places] == ["tcp://0", "tcp://1"]
+    assert {place.device for place in places} == {"cpu"}
+
+
+def test_torch_threads_follow_the_workers_and_are_shared_by_its_replicas():
+    assert place_replicas(workers(CPU), 1, "auto")[0].torch_threads == 4
+    assert [p.torch_threads for p in place_replicas(workers(CPU), 2, "auto")] == [2, 2]
+    assert place_replicas(workers(CPU), 9, "auto")[0].torch_threads == 1
+
+
+def test_few_replicas_land_on_many_machines():
+    places = place_replicas(
+        workers(CPU, CPU, ("two", 4, 0, None), ("two", 4, 0, None)), 2, "auto"
+    )
+    assert [place.address for place in places] == ["tcp://0", "tcp://2"]
+
+
+def test_replicas_of_a_host_spread_over_its_gpus():
+    gpu = ("one", 1, 2, None)
+    places = place_replicas(workers(gpu, gpu, gpu), None, "auto")
+    assert [place.device for place in places] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_workers_that_see_a_device_of_their_own_use_that():
+    places = place_replicas(
+        workers(("one", 1, 2, "0,1"), ("one", 1, 2, "1,0")), None, "auto"
+    )
+    assert [place.device for place in places] == ["cuda:0", "cuda:0"]
+
+
+def test_hosts_do_not_share_their_gpus():
+    places = place_replicas(
+        workers(("one", 1, 1, None), ("two", 1, 1, None), CPU), None, "auto"
+    )
+    assert sorted(place.device for place in places) == ["cpu", "cuda:0", "cuda:0"]
+
+
+def test_a_named_device_is_taken_as_it_is():
+    assert place_replicas(workers(CPU), 1, "meta")[0].device == "meta"
+
+
+def test_no_workers_says_how_to_start_some():
+    with pytest.raises(NoWorkersError, match=r"cluster\.scale\(2\)"):
+        place_replicas([], None, "auto")
+
+
+@pytest.mark.parametrize("replicas", [0, -1, 1.5, "all"])
+def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
+    with pytest.raises(ConfigurationError, match="whole number from 1"):
+        place_replicas(workers(CPU), replicas, "auto")

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tensair_dask.dead_letters import DeadLetter, DeadLetters
+from tensair_dask.errors import ShapeError
+from tensair_dask.reports import History, Report
+
+
+def test_a_report_without_an_error_is_returned_and_one_with_it_raises():
+    report = Report(0, 0.5, {}, 8)
+    assert report.raise_for_error() is report
+    with pytest.raises(ShapeError, match="too wide"):
+        Report.refused(1, 8, ShapeError("too wide")).raise_for_error()
+
+
+def test_a_refused_report_has_no_loss():
+    assert math.isnan(Report.refused(1, 8, ShapeError("x")).loss)
+
+
+def test_history_is_a_frame_with_a_column_for_each_metric():
+    history = History(10)
+    history.append(Report(1, 0.5, {"accuracy": 0.9}, 8, 0.1, 3, "tcp://a", time=1e9))
+    history.append(Report.refused(0, 4, ShapeError("too wide")))
+    frame = history.frame()
+    assert list(frame.columns) == [
+        "index",
+        "time",
+        "loss",
+        "accuracy",
+        "samples",
+        "seconds",
+        "staleness",
+        "replica",
+        "error",
+    ]
+    assert frame["index"].tolist() == [1, 0]
+    assert frame["error"].tolist()[1] == "ShapeError: too wide"
+    assert frame["accuracy"].isna().tolist() == [False, True]
+
+
+def test_history_is_bounded():
+    history = History(3)
+    for index in range(10):
+        history.append(Report(index, 0.0, {}, 1))
+    assert history.frame()["index"].tolist() == [7, 8, 9]
+
+
+def test_an_empty_history_is_an_empty_frame():
+    assert History(3).frame().empty
+
+
+def letter(index: int) -> DeadLetter:
+    return DeadLetter(index, "item", ShapeError("x"), "", 0.0)
+
+
+def test_dead_letters_are_bounded_and_counted():
+    letters = DeadLetters(2)
+    for index in range(5):
+        letters.append(letter(index))
+    assert [each.index for each in letters] == [3, 4]
+    assert letters[-1].index == 4
+    assert (len(letters), letters.total) == (2, 5)
+
+
+def test_dead_letters_tell_those_who_listen_until_they_unsubscribe():
+    letters = DeadLetters(2)
+    heard: list[int] = []
+    unsubscribe = letters.subscribe(lambda each: heard.append(each.index))
+    letters.append(letter(1))
+    unsubscribe()
+    unsubscribe()
+    letters.append(letter(2))
+    assert heard == [1]
