@@ -51,11 +51,7 @@ def test_environment_yml_lists_the_same_dependencies_as_pyproject():
 
 def test_the_packages_are_those_on_disk():
     found = {
-        "tensair_dask"
-        + str(path.parent.relative_to(ROOT / "tensair_dask"))
-        .replace("/", ".")
-        .join(("." if path.parent != ROOT / "tensair_dask" else "", ""))
-        .rstrip(".")
+        ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "tensair_dask").rglob("__init__.py")
     }
     found.add("tensair_dask.pipelines")

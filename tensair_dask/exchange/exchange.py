@@ -232,12 +232,16 @@ class Exchange:
         """Messages, bytes, staleness and ages since the start; see the docs."""
         ages = sorted(self._ages)
         stalenesses = sorted(self._stalenesses)
+        pub = self._pub
+        links = pub.links.values() if pub is not None else ()
         return {
             "sent": self._sent,
             "received": self._received,
             "sent_bytes": self._sent_bytes,
             "received_bytes": self._received_bytes,
             "refused": self._inbox.refused,
+            "conflated": sum(link.conflated for link in links),
+            "resent": sum(link.resent for link in links),
             "staleness_mean": _mean(stalenesses),
             "staleness_p95": _quantile(stalenesses, 0.95),
             "staleness_max": stalenesses[-1] if stalenesses else 0,

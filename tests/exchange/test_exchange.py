@@ -1,0 +1,205 @@
+"""The invariant: all replicas hold initial - lr * (sum of all gradients)."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import dask
+import pytest
+import torch
+from distributed.utils_test import gen_cluster
+from helpers import (
+    class_data,
+    classes,
+    expected_weight,
+    linear,
+    linear_data,
+    spread,
+    train_all,
+)
+from torch import nn
+
+import tensair_dask as ta
+from tensair_dask.pubsub import faults
+from tensair_dask.pubsub.faults import Fault
+
+TOLERANCE = {"atol": 2e-4, "rtol": 0}
+cluster = functools.partial(gen_cluster, client=True, timeout=60)
+
+
+def workers(count: int) -> list[tuple[str, int]]:
+    return [("127.0.0.1", 1)] * count
+
+
+async def assert_the_invariant_holds(client, replicas: int, count: int = 120) -> None:
+    data = linear_data(count)
+    async with ta.Trainer(client, **linear(replicas=replicas)) as trainer:
+        reports = await train_all(trainer, data)
+        assert all(report.error is None for report in reports)
+        states = await trainer.state_dicts()
+        assert len(states) == replicas
+        expected = expected_weight(data)
+        for state in states.values():
+            assert torch.allclose(state["weight"].double(), expected, **TOLERANCE)
+        assert {info.version for info in trainer.replicas} == {count}
+
+
+@cluster(nthreads=workers(2))
+async def test_the_invariant_holds_for_2_replicas(c, s, a, b):
+    await assert_the_invariant_holds(c, 2)
+
+
+@cluster(nthreads=workers(3))
+async def test_the_invariant_holds_for_3_replicas(c, s, *_):
+    await assert_the_invariant_holds(c, 3)
+
+
+@cluster(nthreads=workers(5))
+async def test_the_invariant_holds_for_5_replicas(c, s, *_):
+    await assert_the_invariant_holds(c, 5)
+
+
+@cluster(nthreads=workers(2))
+async def test_the_invariant_holds_for_several_replicas_on_one_worker(c, s, a, b):
+    await assert_the_invariant_holds(c, 4)
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 5])
+def test_the_invariant_holds_under_random_delays_and_conflation(replicas):
+    @cluster(nthreads=workers(replicas), config={"tensair.exchange.staleness": "1ms"})
+    async def run(c, s, *_):
+        data = linear_data(300)
+        dice = random.Random(replicas)
+        with faults.inject(Fault.DELAY, lambda _: dice.random() * 0.03):
+            async with ta.Trainer(c, **linear()) as trainer:
+                await train_all(trainer, data)
+                states = await trainer.state_dicts()
+                stats = await trainer.exchange_stats()
+        for state in states.values():
+            assert torch.allclose(
+                state["weight"].double(), expected_weight(data), **TOLERANCE
+            )
+        # Fewer messages than steps: gradients were summed while they waited.
+        assert sum(one["sent"] for one in stats.values()) < 300
+        assert sum(one["conflated"] for one in stats.values()) > 0
+
+    run()
+
+
+@pytest.mark.parametrize("fault", [Fault.CONNECT_FAILS, Fault.SENT_ACK_LOST])
+def test_every_gradient_is_applied_exactly_once_under_reconnects(fault):
+    @cluster(
+        nthreads=workers(3),
+        config={"tensair.exchange.staleness": "1ms", "tensair.pubsub.retry": "1ms"},
+    )
+    async def run(c, s, *_):
+        data = linear_data(300)
+        dice = random.Random(1)
+        struck: list[bool] = []
+
+        def strikes(destination: object) -> bool:
+            struck.append(dice.random() < 0.3)
+            return struck[-1]
+
+        with faults.inject(fault, strikes):
+            async with ta.Trainer(c, **linear()) as trainer:
+                await train_all(trainer, data)
+                states = await trainer.state_dicts()
+                versions = {info.version for info in trainer.replicas}
+        assert sum(struck) > 0
+        assert versions == {300}
+        for state in states.values():
+            assert torch.allclose(
+                state["weight"].double(), expected_weight(data), **TOLERANCE
+            )
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        functools.partial(torch.optim.Adam, lr=0.01),
+        functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    ],
+    ids=["adam", "momentum"],
+)
+def test_updates_make_replicas_agree_under_any_optimizer(optimizer):
+    @cluster(nthreads=workers(3))
+    async def run(c, s, *_):
+        arguments = classes(optimizer=optimizer, share="update")
+        async with ta.Trainer(c, **arguments) as trainer:
+            before = await trainer.state_dict()
+            await train_all(trainer, class_data(200))
+            states = await trainer.state_dicts()
+            assert spread(states) < 1e-4
+            assert spread({"before": before, "after": states.popitem()[1]}) > 0.01
+
+    run()
+
+
+@cluster(nthreads=workers(3))
+async def test_replicas_of_a_nonlinear_model_agree_after_a_drain(c, s, *_):
+    async with ta.Trainer(c, **classes()) as trainer:
+        await train_all(trainer, class_data(200))
+        assert spread(await trainer.state_dicts()) < 1e-5
+
+
+class Embeddings(nn.Module):
+    """Two tables of different width beside a dense layer; one row is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 5, sparse=True, padding_idx=0)
+        self.bags = nn.EmbeddingBag(30, 3, sparse=True)
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([self.words(ids).mean(1), self.bags(ids % 30)], 1))
+
+
+@pytest.mark.parametrize("share", ["gradient", "update"])
+def test_sparse_tables_beside_dense_layers_agree_after_a_drain(share):
+    @cluster(nthreads=workers(3))
+    async def run(c, s, *_):
+        generator = torch.Generator().manual_seed(0)
+        data = [
+            (
+                torch.randint(0, 40, (8, 4), generator=generator),
+                torch.randint(0, 3, (8,), generator=generator),
+            )
+            for _ in range(100)
+        ]
+        async with ta.Trainer(c, **classes(model=Embeddings, share=share)) as trainer:
+            before = await trainer.state_dict()
+            await train_all(trainer, data)
+            states = await trainer.state_dicts()
+        assert spread(states) < 1e-4
+        state = next(iter(states.values()))
+        assert torch.equal(state["words.weight"][0], torch.zeros(5))
+        assert not torch.equal(state["words.weight"], before["words.weight"])
+
+    run()
+
+
+@cluster(nthreads=workers(2))
+async def test_staleness_is_measured_for_each_message(c, s, a, b):
+    with dask.config.set({"tensair.exchange.staleness": "5ms"}):
+        async with ta.Trainer(c, **linear()) as trainer:
+            reports = await train_all(trainer, linear_data(400))
+            stats = list((await trainer.exchange_stats()).values())
+    assert max(report.staleness for report in reports) > 0
+    for one in stats:
+        assert 0 < one["staleness_mean"] <= one["staleness_max"] <= 400
+        assert 0 < one["age_mean"] <= one["age_max"] < 60
+        assert one["received"] > 0
+        assert one["refused"] == 0
+
+
+@cluster(nthreads=workers(1))
+async def test_a_single_replica_exchanges_nothing(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(20))
+        (stats,) = (await trainer.exchange_stats()).values()
+    assert stats["sent"] == stats["received"] == 0

@@ -1,0 +1,94 @@
+"""Models and data whose gradients are known without training them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+RATE = 0.01
+SGD = functools.partial(torch.optim.SGD, lr=RATE)
+FEATURES, CLASSES = 6, 3
+
+
+class Linear(nn.Module):
+    """Scores that are linear in the parameters; see `linear_loss`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CLASSES, FEATURES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
+def linear_loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Linear in the prediction: the gradient is y.T @ x, whatever the parameters."""
+    return (prediction * y).sum()
+
+
+def linear_data(count: int, samples: int = 4, seed: int = 0) -> list[tuple[Any, Any]]:
+    generator = np.random.default_rng(seed)
+    return [
+        (
+            generator.normal(size=(samples, FEATURES)).astype("float32"),
+            generator.normal(size=(samples, CLASSES)).astype("float32"),
+        )
+        for _ in range(count)
+    ]
+
+
+def expected_weight(data: list[tuple[Any, Any]]) -> torch.Tensor:
+    """Initial minus the rate times the sum of all gradients, in double precision."""
+    total = sum(y.astype("float64").T @ x.astype("float64") for x, y in data)
+    return torch.from_numpy(1.0 - RATE * total)
+
+
+def linear(**overrides: Any) -> dict[str, Any]:
+    """Arguments of a trainer of the linear model."""
+    arguments = {"model": Linear, "loss": linear_loss, "optimizer": SGD}
+    return {**arguments, **overrides}
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def classes(**overrides: Any) -> dict[str, Any]:
+    """Arguments of a trainer of a small classifier."""
+    arguments = {
+        "model": mlp,
+        "loss": nn.functional.cross_entropy,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
+    }
+    return {**arguments, **overrides}
+
+
+def class_data(count: int, samples: int = 16, seed: int = 0) -> list[tuple[Any, Any]]:
+    generator = np.random.default_rng(seed)
+    data = []
+    for _ in range(count):
+        x = generator.normal(size=(samples, FEATURES)).astype("float32")
+        data.append((x, x[:, :CLASSES].argmax(1)))
+    return data
+
+
+async def train_all(trainer: Any, data: list[tuple[Any, Any]]) -> list[Any]:
+    """Give all mini-batches at once and drain."""
+    reports = await asyncio.gather(*(trainer.train(x, y) for x, y in data))
+    await trainer.drain()
+    return reports
+
+
+def spread(states: dict[str, Any]) -> float:
+    """Largest difference of any parameter between any two replicas."""
+    first, *others = states.values()
+    return max(
+        ((first[name] - state[name]).abs().max().item())
+        for state in others
+        for name in first
+    )
