@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 import dask
 import psutil
@@ -23,6 +24,9 @@ utils_test.original_config.setdefault(
     "tensair", copy.deepcopy(dask.config.get("tensair"))
 )
 torch.set_num_threads(1)
+# It stays for as long as Python does; started here, it is no leak of the first test
+# that starts processes.
+resource_tracker.ensure_running()
 
 # Seconds that threads, connections and processes get to end by themselves.
 PATIENCE = 10.0

@@ -1,0 +1,215 @@
+"""Real processes: kills, signals, and modules that only the client has."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+from helpers import class_data, classes
+from streamz import Stream
+
+import tensair_dask as ta
+import tensair_dask.streams
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def pids(client: Client) -> dict[str, int]:
+    return client.run(os.getpid)
+
+
+def wait_until(predicate, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
+
+
+def test_a_mini_batch_in_flight_on_a_killed_worker_is_learned_by_another(client):
+    with ta.Trainer(client, **classes()) as trainer:
+        source = Stream()
+        reports = source.train(trainer).sink_to_list()
+        victim, pid = next(iter(pids(client).items()))
+        for number, item in enumerate(class_data(3000)):
+            if number == 1000:
+                os.kill(pid, signal.SIGKILL)
+            source.emit(item)
+        trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(3000))
+        assert all(report.error is None for report in reports)
+        alive = {info.address: info.alive for info in trainer.replicas}
+        assert alive[victim] is False
+        assert sum(alive.values()) == 1
+        assert trainer._dispatcher.redispatched > 0
+
+
+def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
+    with ta.Trainer(client, **classes(replicas=1, max_in_flight=8)) as trainer:
+        (info,) = trainer.replicas
+        process = psutil.Process(pids(client)[info.address])
+        for item in class_data(5):
+            trainer.train(*item)
+        source = Stream()
+        source.train(trainer).sink(lambda report: None)
+        data = class_data(1, samples=1000)[0]
+        process.suspend()
+        try:
+            import threading
+
+            feeding = threading.Thread(
+                target=lambda: [source.emit(data) for _ in range(100)]
+            )
+            feeding.start()
+            wait_until(lambda: trainer._dispatcher._waiting)
+            assert trainer.backlog <= 8 + 1
+            held = sum(lane.nbytes for lane in trainer._dispatcher.lanes)
+            assert held <= 8 * (data[0].nbytes + data[1].nbytes)
+            assert feeding.is_alive()
+        finally:
+            process.resume()
+        feeding.join(60)
+        assert not feeding.is_alive()
+        trainer.drain()
+        assert trainer.history.shape[0] == 105
+
+
+def test_a_killed_client_leaves_no_replica_behind(client):
+    code = textwrap.dedent(
+        """
+        import functools, sys, torch
+        from distributed import Client
+        import tensair_dask as ta
+        client = Client(sys.argv[1])
+        trainer = ta.Trainer(
+            client,
+            model=lambda: torch.nn.Linear(3, 2),
+            loss=torch.nn.functional.cross_entropy,
+            optimizer=functools.partial(torch.optim.SGD, lr=0.05),
+        )
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    )
+    address = client.scheduler.address
+    with subprocess.Popen(
+        [sys.executable, "-c", code, address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+
+        def replicas(dask_worker) -> tuple[int, int]:
+            import threading
+
+            names = [thread.name for thread in threading.enumerate()]
+            return len(dask_worker.state.actors), sum("tensair-" in n for n in names)
+
+        assert set(client.run(replicas).values()) == {(1, 1)}
+        process.kill()
+    wait_until(lambda: set(client.run(replicas).values()) == {(0, 0)})
+
+
+@pytest.fixture
+def cluster_elsewhere(tmp_path) -> Iterator[str]:
+    """A scheduler and two workers started by hand, in a folder of their own."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    start = functools.partial(
+        subprocess.Popen, cwd=folder, stdout=subprocess.DEVNULL, text=True
+    )
+    dask = [sys.executable, "-m", "dask"]
+    local = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    scheduler = start(
+        [*dask, "scheduler", "--port", "0", *local], stderr=subprocess.PIPE
+    )
+    address = ""
+    while not address:
+        line = scheduler.stderr.readline()
+        assert line, "the scheduler did not start"
+        if "Scheduler at:" in line:
+            address = line.rpartition(" ")[2].strip()
+    workers = start(
+        [*dask, "worker", address, "--nthreads", "1", "--nworkers", "2", *local],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield address
+    finally:
+        for process in (workers, scheduler):
+            process.terminate()
+            process.wait(30)
+        scheduler.stderr.close()
+
+
+SCRIPT = """
+import functools, sys
+import numpy as np
+import torch
+from distributed import Client
+import tensair_dask as ta
+import my_model
+
+def build():
+    return my_model.Net()
+
+if __name__ == "__main__":
+    client = Client(sys.argv[1])
+    client.wait_for_workers(2, timeout=30)
+    for factory in (build, my_model.Net, lambda: my_model.Net()):
+        with ta.Trainer(
+            client,
+            model=factory,
+            loss=my_model.loss,
+            optimizer=functools.partial(torch.optim.SGD, lr=0.05),
+        ) as trainer:
+            x = np.zeros((4, 3), "float32")
+            report = trainer.train(x, np.zeros(4, int)).raise_for_error()
+            assert len(trainer.replicas) == 2
+    print("learned")
+"""
+
+
+def test_factories_of_main_and_of_modules_that_only_the_client_has_reach_the_workers(
+    cluster_elsewhere, tmp_path
+):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "my_layers.py").write_text("CLASSES = 2\n")
+    (mine / "my_model.py").write_text(
+        "import torch\nimport my_layers\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(3, my_layers.CLASSES)\n"
+        "def loss(prediction, y):\n"
+        "    return torch.nn.functional.cross_entropy(prediction, y)\n"
+    )
+    script = mine / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), cluster_elsewhere],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+    )
+    assert done.stdout == "learned\n", done.stderr

@@ -1,0 +1,479 @@
+"""The trainer on a real cluster in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+
+import dask
+import numpy as np
+import pytest
+import torch
+from distributed import Client
+from distributed.utils_test import gen_cluster
+from helpers import (
+    CLASSES,
+    FEATURES,
+    class_data,
+    classes,
+    linear,
+    linear_data,
+    mlp,
+    train_all,
+)
+from torch import nn
+
+import tensair_dask as ta
+from tensair_dask import errors
+
+one = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
+)
+two = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
+)
+X = np.zeros((4, FEATURES), "float32")
+Y = np.zeros(4, int)
+
+
+@two()
+async def test_it_learns(c, s, a, b):
+    metrics = {"accuracy": ta.metrics.accuracy}
+    async with ta.Trainer(c, **classes(metrics=metrics)) as trainer:
+        reports = await train_all(trainer, class_data(400))
+        scores = await trainer.evaluate(class_data(5, seed=9))
+        assert reports[0].loss > 0.9
+        assert scores["loss"] < 0.4
+        assert scores["accuracy"] > 0.85
+        assert scores["samples"] == 5 * 16
+
+
+@one()
+async def test_every_mini_batch_is_scored_before_it_is_learned(c, s, a):
+    data = class_data(60)
+    torch.manual_seed(3)
+    plain = mlp()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    async with ta.Trainer(c, **classes(seed=3, keep_predictions=True)) as trainer:
+        reports = [await trainer.train(x, y) for x, y in data]
+    for report, (x, y) in zip(reports, data, strict=True):
+        prediction = plain(torch.from_numpy(x))
+        loss = nn.functional.cross_entropy(prediction, torch.from_numpy(y))
+        assert report.loss == pytest.approx(loss.item(), abs=1e-5)
+        assert np.allclose(report.prediction, prediction.detach(), atol=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@one()
+async def test_a_report_tells_all_about_its_step(c, s, a):
+    metrics = {"accuracy": ta.metrics.accuracy}
+    async with ta.Trainer(c, **classes(metrics=metrics)) as trainer:
+        report = await trainer.train(X, Y)
+        assert report.index == 0
+        assert report.samples == 4
+        assert report.replica == a.address
+        assert report.error is None
+        assert 0 <= report.metrics["accuracy"] <= 1
+        assert 0 < report.seconds < 5
+        assert report.staleness == 0
+        assert abs(report.time - time.time()) < 60
+        frame = trainer.history
+        assert frame["loss"].tolist() == [report.loss]
+        assert frame["accuracy"].tolist() == [report.metrics["accuracy"]]
+
+
+@two()
+async def test_replicas_tell_how_they_stand(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(100))
+        infos = trainer.replicas
+        assert {info.address for info in infos} == {a.address, b.address}
+        assert sum(info.steps for info in infos) == 100
+        assert sum(info.samples for info in infos) == 400
+        assert all(info.alive and info.version == 100 for info in infos)
+        assert "2 of 2 replicas alive" in repr(trainer)
+
+
+@two()
+async def test_replicas_are_dask_actors_and_go_when_the_trainer_closes(c, s, a, b):
+    async with ta.Trainer(c, **linear()):
+        assert len(a.state.actors) == len(b.state.actors) == 1
+    while a.state.actors or b.state.actors:
+        await asyncio.sleep(0.01)
+
+
+@two()
+async def test_as_many_replicas_as_asked_for(c, s, a, b):
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        assert len(trainer.replicas) == 1
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        assert len(trainer.replicas) == 3
+        states = await trainer.state_dicts()
+        assert len(states) == 3
+        assert sum("#2" in name for name in states) == 1
+
+
+@two()
+async def test_two_trainers_share_a_cluster(c, s, a, b):
+    async with (
+        ta.Trainer(c, **linear()) as first,
+        ta.Trainer(c, **classes()) as second,
+    ):
+        await asyncio.gather(
+            train_all(first, linear_data(50)), train_all(second, class_data(50))
+        )
+        assert sum(info.steps for info in first.replicas) == 50
+        assert sum(info.steps for info in second.replicas) == 50
+
+
+@one()
+async def test_predictions_come_as_the_inputs_were_given(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        array = await trainer.predict(X)
+        tensor = await trainer.predict(torch.from_numpy(X))
+        assert isinstance(array, np.ndarray)
+        assert isinstance(tensor, torch.Tensor)
+        assert array.shape == tensor.shape == (4, CLASSES)
+        assert np.allclose(array, tensor)
+
+
+class Slow(nn.Module):
+    """Waits in the forward pass until the test lets it go."""
+
+    gate = threading.Event()
+    entered = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            Slow.entered.set()
+            Slow.gate.wait(30)
+        return self.layer(x)
+
+
+@pytest.fixture
+def slow():
+    Slow.gate.clear()
+    Slow.entered.clear()
+    yield Slow
+    Slow.gate.set()
+
+
+async def until(predicate) -> None:
+    while not predicate():
+        await asyncio.sleep(0.001)
+
+
+def test_a_step_does_not_block_the_workers_event_loop(slow):
+    @one()
+    async def run(c, s, a):
+        async with ta.Trainer(c, **classes(model=slow)) as trainer:
+            learning = asyncio.ensure_future(trainer.train(X, Y))
+            await until(slow.entered.is_set)
+            assert await c.submit(sum, [1, 2]) == 3  # the worker still works
+            assert not learning.done()
+            slow.gate.set()
+            assert (await learning).error is None
+
+    run()
+
+
+def test_a_prediction_goes_before_the_mini_batches_that_wait(slow):
+    @one()
+    async def run(c, s, a):
+        async with ta.Trainer(c, **classes(model=slow)) as trainer:
+            learning = [
+                asyncio.ensure_future(trainer.train(x, y)) for x, y in class_data(2)
+            ]
+            await until(slow.entered.is_set)
+            predicting = asyncio.ensure_future(trainer.predict(X))
+            handle = trainer._handles[0]
+            replica = a.state.actors[handle.key]
+            await until(lambda: replica._thread._calls)
+            slow.gate.set()
+            await predicting
+            await asyncio.gather(*learning)
+
+    run()
+
+
+def test_a_stopped_replica_stops_the_source(slow):
+    @one()
+    async def run(c, s, a):
+        arguments = classes(model=slow, max_in_flight=3)
+        async with ta.Trainer(c, **arguments) as trainer:
+            tasks = [
+                asyncio.ensure_future(trainer.train(x, y)) for x, y in class_data(20)
+            ]
+            await until(slow.entered.is_set)
+            lane = trainer._dispatcher.lanes[0]
+            await until(lambda: trainer.backlog == 20)
+            assert lane.batches <= 3
+            assert len(trainer._dispatcher._waiting) >= 17
+            slow.gate.set()
+            reports = await asyncio.gather(*tasks)
+            assert sorted(report.index for report in reports) == list(range(20))
+
+    run()
+
+
+@one(config={"tensair.timeouts.drain": "50ms"})
+async def drain_with_a_stopped_replica(c, s, a):
+    trainer = await ta.Trainer(c, **classes(model=Slow))
+    learning = asyncio.ensure_future(trainer.train(X, Y))
+    await until(Slow.entered.is_set)
+    with pytest.raises(errors.TensairTimeoutError, match=r"timeouts\.drain"):
+        await trainer.drain()
+    Slow.gate.set()
+    await learning
+    await trainer.close()
+
+
+def test_draining_is_bounded(slow):
+    drain_with_a_stopped_replica()
+
+
+@one()
+async def test_torch_threads_follow_the_worker(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        replica = a.state.actors[trainer._handles[0].key]
+        assert await replica._thread.call(torch.get_num_threads) == a.state.nthreads
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, left, right=None):
+        return self.layer(left if right is None else left + right)
+
+
+@two()
+async def test_several_inputs_and_tensors(c, s, a, b):
+    async with ta.Trainer(c, **classes(model=Pair)) as trainer:
+        for x in ((X, X), {"left": X, "right": X}, X, (torch.from_numpy(X),)):
+            report = await trainer.train(x, Y)
+            assert report.error is None
+        assert (await trainer.predict({"left": X})).shape == (4, CLASSES)
+
+
+@two()
+async def test_buffers_stay_with_their_replica(c, s, a, b):
+    def build() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, CLASSES))
+
+    async with ta.Trainer(c, **classes(model=build)) as trainer:
+        await train_all(trainer, class_data(50))
+        steps = [info.steps for info in trainer.replicas]
+        states = await trainer.state_dicts()
+        seen = [int(state["0.num_batches_tracked"]) for state in states.values()]
+        assert sorted(seen) == sorted(steps)
+        first, second = states.values()
+        assert torch.allclose(first["1.weight"], second["1.weight"], atol=1e-4)
+
+
+@two()
+async def test_bfloat16_parameters_are_exchanged(c, s, a, b):
+    def build() -> nn.Module:
+        return nn.Linear(FEATURES, CLASSES).to(torch.bfloat16)
+
+    async with ta.Trainer(c, **classes(model=build)) as trainer:
+        x = torch.zeros(4, FEATURES, dtype=torch.bfloat16)
+        for _ in range(20):
+            assert (await trainer.train(x, Y)).error is None
+        await trainer.drain()
+        states = await trainer.state_dicts()
+        assert all(state["weight"].dtype == torch.bfloat16 for state in states.values())
+
+
+@two()
+async def test_a_bad_mini_batch_changes_nothing_and_lies_in_the_dead_letters(
+    c, s, a, b
+):
+    nan = X.copy()
+    nan[1, 1] = np.nan
+    bad = [
+        (nan, Y, errors.NonFiniteError),
+        (np.full_like(X, np.inf), Y, errors.NonFiniteError),
+        (X[:, :2], Y, errors.ShapeError),
+        (X.astype("float64"), Y, errors.DtypeError),
+        (X, Y.astype("float32"), errors.DtypeError),
+        (X, Y + 99, errors.LossError),
+        (X, Y[:2], errors.ShapeError),
+        (X[:0], Y[:0], errors.ShapeError),
+        (np.array(["a"] * 4), Y, errors.DtypeError),
+    ]
+    async with ta.Trainer(c, **classes()) as trainer:
+        assert (await trainer.train(X, Y)).error is None
+        await trainer.drain()
+        before = await trainer.state_dict()
+        for x, y, kind in bad:
+            report = await trainer.train(x, y)
+            assert type(report.error) is kind
+            assert np.isnan(report.loss)
+        await trainer.drain()
+        after = await trainer.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert [type(letter.error) for letter in trainer.dead_letters] == [
+            kind for *_, kind in bad
+        ]
+        assert trainer.dead_letters[0].item[0] is nan
+        assert trainer.dead_letters[0].index == 1
+        assert (await trainer.train(X, Y)).error is None
+
+
+@two()
+async def test_a_bad_mini_batch_among_good_ones_is_refused_alone(c, s, a, b):
+    data = class_data(50)
+    data[20][0][3, 2] = np.nan
+    async with ta.Trainer(c, **classes()) as trainer:
+        reports = await train_all(trainer, data)
+        assert [r.index for r in reports if r.error is not None] == [20]
+        assert sum(info.steps for info in trainer.replicas) == 49
+
+
+@one()
+async def test_a_prediction_that_cannot_be_made_raises(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        with pytest.raises(errors.ShapeError, match=r"x \(4, 2\) float32"):
+            await trainer.predict(X[:, :2])
+        with pytest.raises(errors.ShapeError, match="no rows"):
+            await trainer.predict(X[:0])
+
+
+def broken() -> nn.Module:
+    raise ValueError("no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"model": broken}, errors.ModelError, "no such file"),
+        ({"model": lambda: "text"}, errors.ModelError, "returned str"),
+        ({"model": nn.Identity}, errors.ModelError, "nothing to train"),
+        ({"optimizer": lambda p: None}, errors.OptimizerError, "NoneType"),
+        ({"replicas": 0}, errors.ConfigurationError, "whole number from 1"),
+        ({"device": "cuda:7"}, errors.ConfigurationError, "cuda:7"),
+        ({"device": "no-such"}, errors.ConfigurationError, "no-such"),
+        ({"loss": functools.partial(print, threading.Lock())}, None, "picklable"),
+    ],
+)
+def test_a_trainer_that_cannot_be_built_says_why(arguments, error, words):
+    @two()
+    async def run(c, s, a, b):
+        with pytest.raises(error or errors.ConfigurationError, match=words):
+            await ta.Trainer(c, **classes(**arguments))
+        while a.state.actors or b.state.actors:
+            await asyncio.sleep(0.01)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"share": "weights"}, "'gradient' or 'update'"),
+        ({"model": nn.Linear(2, 2)}, "built already"),
+        ({"model": 3}, "cannot be called"),
+        ({"loss": None}, "cross_entropy"),
+        ({"optimizer": "sgd"}, "functools.partial"),
+        ({"metrics": ["accuracy"]}, "map names to callables"),
+        ({"max_in_flight": 0}, "whole number from 1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_starts(arguments, words):
+    @one()
+    async def run(c, s, a):
+        with pytest.raises(errors.ConfigurationError, match=words):
+            ta.Trainer(c, **classes(**arguments))
+
+    run()
+
+
+def test_something_else_than_a_client_is_refused():
+    with pytest.raises(errors.ConfigurationError, match="connected Dask client"):
+        ta.Trainer("tcp://127.0.0.1:8786", **classes())
+
+
+@gen_cluster(client=True, nthreads=[], config={"tensair.timeouts.workers": "20ms"})
+async def test_a_cluster_without_workers_is_refused_in_bounded_time(c, s):
+    with pytest.raises(errors.NoWorkersError, match=r"cluster\.scale\(2\)"):
+        await ta.Trainer(c, **classes())
+
+
+@one()
+async def test_a_closed_trainer_refuses_work(c, s, a):
+    trainer = await ta.Trainer(c, **classes())
+    await trainer.close()
+    await trainer.close()
+    for call in (
+        lambda: trainer.train(X, Y),
+        lambda: trainer.predict(X),
+        lambda: trainer.evaluate([(X, Y)]),
+        trainer.drain,
+        trainer.state_dict,
+        trainer.state_dicts,
+        trainer.exchange_stats,
+    ):
+        with pytest.raises(errors.TrainerClosedError, match="Make a new one"):
+            await call()
+    assert trainer.history.empty
+
+
+def test_a_client_whose_scheduler_died_is_refused():
+    @gen_cluster(client=False, nthreads=[("127.0.0.1", 1)])
+    async def run(s, a):
+        async with Client(s.address, asynchronous=True, timeout=2) as c:
+            await a.close()
+            await s.close()
+            await until(lambda: c.status != "running")
+            with pytest.raises(errors.SchedulerLostError, match="new client"):
+                await ta.Trainer(c, **classes())
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        run()
+
+
+@two()
+async def test_a_trainer_survives_its_worker_being_closed(c, s, a, b):
+    data = linear_data(100)
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, data[:50])
+        await a.close()
+        reports = await train_all(trainer, data[50:])
+        assert all(report.error is None for report in reports)
+        assert {report.replica for report in reports} == {b.address}
+        alive = {info.address: info.alive for info in trainer.replicas}
+        assert alive == {a.address: False, b.address: True}
+
+
+@one()
+async def test_when_the_last_worker_is_gone_work_is_refused(c, s, a):
+    trainer = await ta.Trainer(c, **linear())
+    (mini_batch,) = linear_data(1)
+    await trainer.train(*mini_batch)
+    await a.close()
+    with pytest.raises(errors.NoReplicasError, match="Start workers"):
+        await trainer.train(*mini_batch)
+    with pytest.raises(errors.NoReplicasError, match="Start workers"):
+        await trainer.predict(mini_batch[0])
+    await trainer.close()
+
+
+@two()
+async def test_mini_batches_go_through_the_scheduler_where_the_client_cannot_connect(
+    c, s, a, b
+):
+    with dask.config.set({"tensair.timeouts.connect": "0s"}):
+        async with ta.Trainer(c, **linear()) as trainer:
+            assert not any(handle._direct for handle in trainer._handles)
+            reports = await train_all(trainer, linear_data(30))
+            assert all(report.error is None for report in reports)
