@@ -161,7 +161,7 @@ def _exchange(model: str, rounds: list[Rounds]) -> list[Row]:
             _verdict(Spread.of(p95).median <= GRADIENT_AGE_MS_AT_MOST),
             _spread(worst("messages_per_second"), 1)[0],
             _spread(worst("mb_per_second"), 1)[0],
-            _spread((f["staleness"] for f in found), 1)[0],
+            _spread(worst("staleness_mean"), 0)[0],
         ]
     ]
 
