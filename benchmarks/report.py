@@ -240,8 +240,8 @@ def render(data: dict[str, Any], markdown: bool = False) -> str:
         f" Python {machine['python']}; {packages}.",
         f"Load average at the start (1, 5, 15 minutes): {load}. 'other load' below is"
         " the CPU that processes other than the contender's used while it ran, in"
-        f" cores; a round with more than {QUIET_CORES} counts as disturbed, and its figures"
-        " are not to be trusted.",
+        f" cores; a round with more than {QUIET_CORES} counts as disturbed, and its"
+        " figures are not to be trusted.",
         f"Measured {data['seconds']:g} s after a warm-up of {data['warmup']:g} s, in"
         " fresh processes, one intra-op thread each, SGD lr 0.05, every loss read."
         " Contenders take turns within a round; a ratio is taken within its round;"

@@ -268,8 +268,9 @@ class Evaluation:
             self._loss += samples * learner._loss(prediction, y).item()
             for name, metric in self._plain.items():
                 self._sums[name] += samples * _measure(name, metric, prediction, y)
-            for metric in self._stateful.values():
-                metric.update(prediction, y)
+            for name, metric in self._stateful.items():
+                with _named(name, prediction, y):
+                    metric.update(prediction, y)
         self._samples += samples
 
     def result(self) -> dict[str, float]:
@@ -337,13 +338,20 @@ def is_stateful(metric: Any) -> bool:
 
 
 def _measure(name: str, metric: Any, prediction: Any, y: Any) -> float:
-    try:
+    with _named(name, prediction, y):
         if is_stateful(metric):
             # The value on this mini-batch alone: state would grow with the stream.
             metric.reset()
             metric.update(prediction, y)
             return float(metric.compute())
         return float(metric(prediction, y))
+
+
+@contextmanager
+def _named(name: str, prediction: Any, y: Any) -> Iterator[None]:
+    """Name the metric that raises."""
+    try:
+        yield
     except Exception as error:
         raise MetricError(
             f"Metric {name!r} raised {type(error).__name__}: {error}. It is called "

@@ -34,6 +34,7 @@ class Stepper:
         self._optimizer = optimizer
         self._arena = arena
         self._plain = _is_plain_sgd(optimizer, arena)
+        self._changes_gradients = _changes_gradients(optimizer)
         self._values: list[torch.Tensor] = list(arena.dense)
         self._before: list[torch.Tensor] | None = None
 
@@ -50,8 +51,11 @@ class Stepper:
         rows = [table.grad for table in arena.tables]
         if share == "update":
             return self._step_for_updates(dense, rows)
+        shared = Changes(dense, rows)
+        if self._changes_gradients:
+            shared = Changes(_copies(dense), _copies(rows))
         self._step(dense, rows)
-        return Changes(dense, rows)
+        return shared
 
     def _step(
         self,
@@ -122,10 +126,12 @@ class Stepper:
             zip(arena.dense, views, strict=True)
         ):
             if gradients.touched is None or position in gradients.touched:
-                parameter.grad = view
+                # The message may be on its way to others too.
+                parameter.grad = view.clone() if self._changes_gradients else view
         for number, part in gradients.rows.items():
             table = arena.tables[number]
-            table.grad = part.gradient(table)
+            rows = part.gradient(table)
+            table.grad = rows.clone() if self._changes_gradients else rows
         try:
             self._optimizer.step()
         finally:
@@ -145,6 +151,17 @@ def _touched_rows(gradient: torch.Tensor | None) -> torch.Tensor | None:
     if gradient.layout == torch.strided:  # of a table that is tied to a dense layer
         return torch.arange(len(gradient), device=gradient.device)
     return torch.unique(gradient._indices()[0])
+
+
+def _changes_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step may write into the gradients that it is given."""
+    return bool(optimizer._optimizer_step_pre_hooks) or any(
+        group.get("nesterov") for group in optimizer.param_groups
+    )
+
+
+def _copies(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return [None if each is None else each.clone() for each in gradients]
 
 
 def _is_plain_sgd(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:

@@ -10,7 +10,19 @@ import pandas as pd
 
 from tensair_dask.errors import BatchError, TensairError
 
-__all__ = ["History", "Report"]
+__all__ = ["COLUMNS", "History", "Report"]
+
+# Of the history, besides the metrics.
+COLUMNS = (
+    "index",
+    "time",
+    "loss",
+    "samples",
+    "seconds",
+    "staleness",
+    "replica",
+    "error",
+)
 
 
 @dataclass(slots=True)
@@ -101,17 +113,7 @@ class History:
 
     def frame(self) -> pd.DataFrame:
         """One row a report, in order of completion; a column for each metric."""
-        columns = [
-            "index",
-            "time",
-            "loss",
-            "samples",
-            "seconds",
-            "staleness",
-            "replica",
-            "error",
-        ]
-        frame = pd.DataFrame(list(self._rows), columns=columns)
+        frame = pd.DataFrame(list(self._rows), columns=COLUMNS)
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         scores = pd.DataFrame(list(self._metrics), index=frame.index)
         for position, name in enumerate(scores.columns):

@@ -167,19 +167,27 @@ class predict(_TrainerNode):
     ) -> None:
         super().__init__(upstream, trainer, **kwargs)
         self._collate = collate or _as_inputs
+        self._last: asyncio.Future[None] | None = None
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         return self._predict(x, metadata)
 
     async def _predict(self, item: Any, metadata: list[Any]) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        before, self._last = self._last, done
         try:
-            prediction = await self.trainer._predict(self._collate(item))
-        except BaseException:
-            self._release_refs(metadata)
-            raise
-        rest = self._pass_on(prediction, metadata)
-        if rest is not None:
-            await rest
+            try:
+                prediction = await self.trainer._predict(self._collate(item))
+                if before is not None:  # replicas answer in any order
+                    await asyncio.wait([before])
+            except BaseException:
+                self._release_refs(metadata)
+                raise
+            rest = self._pass_on(prediction, metadata)
+            if rest is not None:
+                await rest
+        finally:
+            done.set_result(None)
 
 
 def _as_inputs(item: Any) -> Any:

@@ -21,6 +21,7 @@ from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
     NoReplicasError,
+    ReplicaLostError,
     SchedulerLostError,
     TensairError,
     TensairTimeoutError,
@@ -28,7 +29,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, Share, to_arrays
-from tensair_dask.reports import History, Report
+from tensair_dask.reports import COLUMNS, History, Report
 
 __all__ = ["ReplicaInfo", "Trainer"]
 
@@ -158,6 +159,7 @@ class Trainer:
             self.run_id, _limits(max_in_flight), self._observe
         )
         self._handles: list[ReplicaHandle] = []
+        self._awaited: set[asyncio.Future[Report]] = set()
         self._index = 0
         self._state = "new"
         self._starting: asyncio.Task[None] | None = None
@@ -204,11 +206,19 @@ class Trainer:
             await self._start()
         if self._state != "open":
             raise self._closed()
+        if self._client_is_closed:
+            raise self._client_closed()
 
     def _closed(self) -> TrainerClosedError:
         return TrainerClosedError(
             "The trainer is closed. Make a new one with Trainer(client, ...); to go on "
             "from what this one learned, take its state_dict() before closing it."
+        )
+
+    def _client_closed(self) -> SchedulerLostError:
+        return SchedulerLostError(
+            "The Dask client is closed, so the trainer cannot reach the cluster. Keep "
+            "the client open as long as the trainer."
         )
 
     # ---- learning -------------------------------------------------------------------
@@ -248,7 +258,11 @@ class Trainer:
         rest = self.feed((x, y), lambda pair: pair, deliver)
         if rest is not None:
             await rest
-        report = await self._bounded(done, "A report")
+        self._awaited.add(done)
+        try:
+            report = await self._bounded(done, "A report")
+        finally:
+            self._awaited.discard(done)
         if report.error is not None and not isinstance(report.error, BatchError):
             raise report.error
         return report
@@ -370,7 +384,14 @@ class Trainer:
         await self._ready()
         session = uuid.uuid4().hex
         handle = self._least_loaded()
-        for x, y in batches:
+        for pair in batches:
+            try:
+                x, y = pair
+            except (TypeError, ValueError) as error:
+                raise BatchError(
+                    f"evaluate was given a {type(pair).__name__} where a mini-batch "
+                    "should be: give pairs (x, y), for example evaluate([(x, y)])."
+                ) from error
             block = Block.join(self.run_id, [MiniBatch.of(x, y)])
             await self._ask(handle, "evaluate", block, session)
         scores = await self._ask(handle, "evaluate", None, session)
@@ -402,11 +423,10 @@ class Trainer:
 
     async def _state_dicts(self) -> dict[str, dict[str, Any]]:
         await self._ready()
-        alive = self._alive()
-        states = await asyncio.gather(
-            *(self._ask(handle, "state_dict") for handle in alive)
+        states = await self._ask_all("state_dict")
+        return dict(
+            zip(_names(list(states)), map(unpack, states.values()), strict=True)
         )
-        return dict(zip(_names(alive), map(unpack, states), strict=True))
 
     def exchange_stats(self) -> Any:
         """Statistics of the exchange of every living replica, by address.
@@ -424,11 +444,8 @@ class Trainer:
 
     async def _exchange_stats(self) -> dict[str, dict[str, float]]:
         await self._ready()
-        alive = self._alive()
-        stats = await asyncio.gather(
-            *(self._ask(handle, "statistics") for handle in alive)
-        )
-        return dict(zip(_names(alive), stats, strict=True))
+        stats = await self._ask_all("statistics")
+        return dict(zip(_names(list(stats)), stats.values(), strict=True))
 
     @property
     def replicas(self) -> list[ReplicaInfo]:
@@ -481,19 +498,10 @@ class Trainer:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
         await self._dispatcher.drained(seconds)
-        statuses = await asyncio.gather(
-            *(self._flush(handle, seconds) for handle in self._alive())
-        )
-        for handle, status in statuses:
-            self._lane(handle).status = status
+        await self._ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
-        for handle in self._alive():
-            lane = self._lane(handle)
-            lane.status = await self._ask(handle, "status")
-
-    async def _flush(self, handle: ReplicaHandle, seconds: float) -> Any:
-        status = await self._ask(handle, "flush", seconds, timeout=seconds)
-        return handle, status
+        for handle, status in (await self._ask_all("status")).items():
+            self._lane(handle).status = status
 
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
@@ -512,6 +520,9 @@ class Trainer:
             self._watching.cancel()
         alive = [] if self._client_is_closed else self._alive()
         await self._dispatcher.close()
+        for report in self._awaited:
+            if not report.done():
+                report.set_exception(self._closed())
         limit = config.get_seconds("timeouts.close")
         closing = [asyncio.ensure_future(handle.call("close")) for handle in alive]
         if closing:
@@ -565,10 +576,7 @@ class Trainer:
             if function == self._close:
                 self._state = "closed"
                 return None
-            raise SchedulerLostError(
-                "The Dask client is closed, so the trainer cannot reach the cluster. "
-                "Keep the client open as long as the trainer."
-            )
+            raise self._client_closed()
         return self.client.sync(function, *args)
 
     def _alive(self) -> list[ReplicaHandle]:
@@ -592,10 +600,26 @@ class Trainer:
             handle = self._least_loaded()
             try:
                 return await self._ask(handle, function, *args)
-            except OSError as error:
-                if isinstance(error, TensairError):
-                    raise
-                self._dispatcher.lose(self._lane(handle), error)
+            except ReplicaLostError:
+                logger.info("Another replica is asked for %s", function)
+
+    async def _ask_all(
+        self, function: str, *args: Any, timeout: float | None = None
+    ) -> dict[ReplicaHandle, Any]:
+        """Ask every living replica; those that are lost meanwhile are left out."""
+        handles = self._alive()
+        answers = await asyncio.gather(
+            *(self._ask(each, function, *args, timeout=timeout) for each in handles),
+            return_exceptions=True,
+        )
+        found = {}
+        for handle, answer in zip(handles, answers, strict=True):
+            if isinstance(answer, ReplicaLostError):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            found[handle] = answer
+        return found
 
     async def _ask(
         self,
@@ -604,8 +628,26 @@ class Trainer:
         *args: Any,
         timeout: float | None = None,
     ) -> Any:
+        lane = self._lane(handle)
         what = f"{function} on {handle.place.address}"
-        return await self._bounded(handle.call(function, *args), what, timeout)
+        call = asyncio.ensure_future(handle.call(function, *args))
+        try:
+            # A call to a worker that is gone may take long to find that out.
+            first = asyncio.wait((call, lane.lost), return_when=asyncio.FIRST_COMPLETED)
+            await self._bounded(first, what, timeout)
+            if call.done():
+                return call.result()
+        except TensairTimeoutError:
+            raise
+        except (OSError, ReplicaLostError) as error:
+            self._dispatcher.lose(lane, error)
+        finally:
+            call.cancel()
+        if self._state == "closed":
+            raise self._closed()
+        raise ReplicaLostError(
+            f"The replica on {handle.place.address} was lost before it had answered."
+        )
 
     async def _bounded(
         self, work: Awaitable[Any], what: str, timeout: float | None = None
@@ -616,9 +658,10 @@ class Trainer:
         except asyncio.TimeoutError as error:
             if isinstance(error, TensairError):
                 raise
+            setting = "request" if timeout is None else "drain"
             raise TensairTimeoutError(
                 f"{what} did not come within {seconds:g} s. Raise "
-                "tensair.timeouts.request if the work is that long; look at the "
+                f"tensair.timeouts.{setting} if the work is that long; look at the "
                 "worker if it is not."
             ) from None
 
@@ -666,6 +709,11 @@ def _check_arguments(
         raise ConfigurationError(
             "metrics must map names to callables (prediction, target) -> scalar, for "
             "example metrics={'accuracy': tensair_dask.metrics.accuracy}."
+        )
+    if taken := set(COLUMNS) & set(metrics or ()):
+        raise ConfigurationError(
+            f"metrics={sorted(taken)} was given, which are columns of trainer.history "
+            "already. Give other names."
         )
     if share not in ("gradient", "update"):
         raise ConfigurationError(

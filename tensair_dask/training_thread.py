@@ -60,7 +60,7 @@ class Outcome:
 class _Job:
     """A block being learned, and the future that waits for its outcome."""
 
-    batches: Iterator[tuple[Group, Any, Any, int, bool]]
+    batches: Iterator[tuple[Group, Any, Any, int, Exception | None]]
     remaining: int
     outcome: Outcome
     future: asyncio.Future[Outcome]
@@ -161,6 +161,9 @@ class TrainingThread:
         except Exception:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
+            if self._exchange is not None:
+                # Its peers must not wait for it to apply what they publish.
+                self._exchange.abandon()
         finally:
             self._stopping = True
             self._abandon()
@@ -208,14 +211,20 @@ class TrainingThread:
         else:
             self._resolve(future, result)
 
-    def _batches(self, block: Block) -> Iterator[tuple[Group, Any, Any, int, bool]]:
+    def _batches(
+        self, block: Block
+    ) -> Iterator[tuple[Group, Any, Any, int, Exception | None]]:
         assert self._learner is not None
         for group in block.groups:
-            bad = set(non_finite(group))
-            for position, (x, y, samples) in enumerate(
-                to_tensors(group, self._learner.device)
-            ):
-                yield group, x, y, samples, position in bad
+            try:
+                bad = set(non_finite(group))
+                tensors = list(to_tensors(group, self._learner.device))
+            except Exception as error:  # the device has no room for it, say
+                for samples in group.lengths:
+                    yield group, None, None, samples, error
+                continue
+            for position, (x, y, samples) in enumerate(tensors):
+                yield group, x, y, samples, _not_finite() if position in bad else None
 
     def _learn_one(self, job: _Job) -> None:
         assert self._learner is not None
@@ -223,11 +232,8 @@ class TrainingThread:
         outcome = job.outcome
         group, x, y, samples, bad = next(job.batches)
         try:
-            if bad:
-                raise NonFiniteError(
-                    "The mini-batch holds NaN or infinite values; all must be finite. "
-                    "Clean the records before training, or drop them."
-                )
+            if bad is not None:
+                raise bad
             step, changes = self._learner.learn(x, y, samples)
         except Exception as error:
             self._refuse(outcome, error, group, samples)
@@ -287,3 +293,10 @@ class TrainingThread:
 
         with contextlib.suppress(RuntimeError):  # loop closed: nobody waits any more
             self._loop.call_soon_threadsafe(resolve)
+
+
+def _not_finite() -> NonFiniteError:
+    return NonFiniteError(
+        "The mini-batch holds NaN or infinite values; all must be finite. Clean the "
+        "records before training, or drop them."
+    )
