@@ -21,7 +21,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from workloads import LEARNING_RATE, WORKLOADS, Pool, load_pool
 
-__all__ = ["ddp", "hogwild", "plain", "plain_accuracy", "plain_kept", "plain_twice"]
+__all__ = [
+    "ddp",
+    "hogwild",
+    "plain",
+    "plain_accuracy",
+    "plain_kept",
+    "plain_twice",
+    "plain_twice_kept",
+]
 
 Step = Callable[[], float]
 
@@ -127,7 +135,10 @@ def _free_running(
     warmup: float,
     seconds: float,
     shared: nn.Module | None = None,
+    kept: bool = False,
 ) -> None:
+    if kept:
+        keep_memory()
     torch.set_num_threads(1)
     model = WORKLOADS[workload].seeded_model() if shared is None else shared
     step = _stepper(model, _tensors(load_pool(pool), rank, 2))
@@ -142,6 +153,13 @@ def plain_twice(
 ) -> dict[str, float]:
     """Two plain loops that know nothing of each other: the most two cores can do."""
     return _two_processes(_free_running, workload, pool, warmup, seconds)
+
+
+def plain_twice_kept(
+    workload: str, pool: Path, warmup: float, seconds: float
+) -> dict[str, float]:
+    """The same, with the allocator told to keep memory."""
+    return _two_processes(_free_running, workload, pool, warmup, seconds, None, True)
 
 
 def hogwild(

@@ -38,16 +38,28 @@ COMPARISONS = (
     Comparison("replicas-1", "plain-kept", {}),
     Comparison("replicas-2", "plain", {"85k": 1.4, "1.1m": 1.25}),
     Comparison("replicas-2", "plain-2", {"cnn": 0.93}),
+    Comparison("replicas-2", "plain-2-kept", {}),
     Comparison("replicas-2", "ddp", {"85k": 2.5, "1.1m": 2.0}),
     Comparison("replicas-2", "hogwild", {"85k": 0.8, "1.1m": 1.2}),
 )
 CLIENT_CPU_US_AT_MOST = {"85k": 100.0}
 GRADIENT_AGE_MS_AT_MOST = 100.0
 ACCURACY_WITHIN = 0.01
+QUIET_CORES = 0.05  # of CPU used by others; above, a round is disturbed
 
 
 def _verdict(met: bool) -> str:
     return "yes" if met else "NO"
+
+
+def _disturbed(rounds: list[Rounds], *contenders: str) -> str:
+    """Count the rounds in which others used the machine beside these contenders."""
+    counted = [
+        max(r[name]["load"]["other_cores"] for name in contenders) > QUIET_CORES
+        for r in rounds
+        if all(name in r for name in contenders)
+    ]
+    return f"{sum(counted)} of {len(counted)}"
 
 
 def _table(title: str, header: Row, rows: list[Row], markdown: bool) -> str:
@@ -85,6 +97,7 @@ def _rates(model: str, rounds: list[Rounds]) -> list[Row]:
         if not rates:
             continue
         others = [r[contender]["load"]["other_cores"] for r in rounds if contender in r]
+        # The range too: a median hides the one round that was disturbed.
         rows.append(
             [
                 model,
@@ -92,8 +105,8 @@ def _rates(model: str, rounds: list[Rounds]) -> list[Row]:
                 *_spread(rates, 1 if max(rates) < 100 else 0),
                 _spread(_values(rounds, contender, "cpu_us"), 0)[0],
                 _spread(_values(rounds, contender, "loss"), 3)[0],
-                _spread(others, 2)[0],
-                str(len(rates)),
+                *_spread(others, 2),
+                _disturbed(rounds, contender),
             ]
         )
     return rows
@@ -119,6 +132,7 @@ def _ratios(model: str, rounds: list[Rounds]) -> list[Row]:
                 *_spread(ratios, 2),
                 "" if target is None else f">= {target:.2f}",
                 "" if target is None else _verdict(Spread.of(ratios).median >= target),
+                _disturbed(rounds, comparison.ours, comparison.other),
             ]
         )
     return rows
@@ -166,29 +180,50 @@ def _exchange(model: str, rounds: list[Rounds]) -> list[Row]:
     ]
 
 
+def _second_half(result: dict[str, Any]) -> float:
+    scores = result["scores"]
+    half = scores[len(scores) // 2 :]
+    return sum(half) / len(half)
+
+
 def _accuracy(model: str, rounds: list[Rounds]) -> list[Row]:
+    """Judge by the whole stream; the second half tells a slow start from a lasting gap.
+
+    The gap of a slow start shrinks as the stream gets longer, so its length is shown.
+    """
     rows = []
-    plain = _values(rounds, "plain", "accuracy")
+    plain = [r["plain"] for r in rounds if "accuracy" in r.get("plain", {})]
     if plain:
-        rows.append([model, CONTENDERS["plain"], *_spread(plain, 4), "", "", "", ""])
+        rows.append(
+            [
+                model,
+                CONTENDERS["plain"],
+                str(len(plain[0]["scores"])),
+                *_spread((p["accuracy"] for p in plain), 4),
+                *[""] * 5,
+            ]
+        )
     for contender in ("replicas-1", "replicas-2"):
         pairs = [
-            (r[contender]["accuracy"], r["plain"]["accuracy"])
+            (r[contender], r["plain"])
             for r in rounds
             if "accuracy" in r.get(contender, {}) and "accuracy" in r.get("plain", {})
         ]
         if not pairs:
             continue
-        differences = [ours - other for ours, other in pairs]
+        differences = [ours["accuracy"] - other["accuracy"] for ours, other in pairs]
+        later = [_second_half(ours) - _second_half(other) for ours, other in pairs]
         off = abs(Spread.of(differences).median)
         rows.append(
             [
                 model,
                 CONTENDERS[contender],
-                *_spread([ours for ours, _ in pairs], 4),
+                str(len(pairs[0][0]["scores"])),
+                *_spread((ours["accuracy"] for ours, _ in pairs), 4),
                 *_spread(differences, 4),
                 f"within {ACCURACY_WITHIN}",
                 _verdict(off <= ACCURACY_WITHIN),
+                _spread(later, 4)[0],
             ]
         )
     return rows
@@ -205,7 +240,8 @@ def render(data: dict[str, Any], markdown: bool = False) -> str:
         f" Python {machine['python']}; {packages}.",
         f"Load average at the start (1, 5, 15 minutes): {load}. 'other load' below is"
         " the CPU that processes other than the contender's used while it ran, in"
-        " cores: above 0.05 the figures are not to be trusted.",
+        f" cores; a round with more than {QUIET_CORES} counts as disturbed, and its figures"
+        " are not to be trusted.",
         f"Measured {data['seconds']:g} s after a warm-up of {data['warmup']:g} s, in"
         " fresh processes, one intra-op thread each, SGD lr 0.05, every loss read."
         " Contenders take turns within a round; a ratio is taken within its round;"
@@ -224,14 +260,15 @@ def render(data: dict[str, Any], markdown: bool = False) -> str:
                 "CPU us per mini-batch",
                 "loss",
                 "other load",
-                "rounds",
+                "range",
+                "rounds disturbed",
             ],
             _rates,
             "throughput",
         ),
         (
             "Ratios",
-            ["model", "ratio", "median", "range", "target", "met"],
+            ["model", "ratio", "median", "range", "target", "met", "rounds disturbed"],
             _ratios,
             "throughput",
         ),
@@ -262,12 +299,14 @@ def render(data: dict[str, Any], markdown: bool = False) -> str:
             [
                 "model",
                 "contender",
+                "mini-batches",
                 "accuracy",
                 "range",
                 "minus plain",
                 "range",
                 "target",
                 "met",
+                "second half minus plain",
             ],
             _accuracy,
             "accuracy",

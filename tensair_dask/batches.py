@@ -210,7 +210,8 @@ def flatten(
 
 
 def _is_list_of_arrays(side: Any) -> bool:
-    return isinstance(side, list) and bool(side) and hasattr(side[0], "shape")
+    # A list of numpy's or torch's scalars is an array, as a list of numbers is.
+    return isinstance(side, list) and bool(side) and bool(getattr(side[0], "shape", ()))
 
 
 def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
@@ -240,11 +241,21 @@ def _check(leaf: np.ndarray, name: str) -> np.ndarray:
             f"{name} has dtype {leaf.dtype}; numbers and booleans are allowed. "
             "Encode text and categories as integers, and dates as numbers."
         )
+    if leaf.dtype.char in "gG":
+        raise DtypeError(
+            f"{name} has dtype {leaf.dtype}, which torch does not have. Cast it, for "
+            f"example with {name}.astype('float64')."
+        )
     if leaf.ndim == 0:
         raise ShapeError(
             f"{name} is a single value of shape (); the first dimension counts the "
             "samples. For one sample give shape (1, ...)."
         )
+    # torch takes neither the other byte order nor rows that run backwards.
+    if not leaf.dtype.isnative:
+        return leaf.astype(leaf.dtype.newbyteorder("="))
+    if min(leaf.strides) < 0:
+        return leaf.copy()
     return leaf
 
 
@@ -287,10 +298,10 @@ def as_pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, (tuple, list)) and item:
         if len(item) == 2 and _is_batched(item[1]):
             return item[0], item[1]
-        if all(
-            isinstance(record, (tuple, list)) and len(record) == 2 for record in item
-        ):
+        if all(map(_is_pair, item)):
             return collate(item)
+        if len(item) == 2 and isinstance(item[1], tuple) and _all_batched(item[1]):
+            return item[0], item[1]
     raise BatchError(
         f"The stream gave a {type(item).__name__}"
         + (f" of {len(item)} items" if isinstance(item, (tuple, list)) else "")
@@ -299,15 +310,23 @@ def as_pair(item: Any) -> tuple[Any, Any]:
     )
 
 
+def _is_pair(record: Any) -> bool:
+    return isinstance(record, (tuple, list)) and len(record) == 2
+
+
 def _is_batched(y: Any) -> bool:
     """Whether y is one side of a ready mini-batch, not a record."""
     if hasattr(y, "shape"):
         return len(y.shape) > 0
     if isinstance(y, Mapping):
-        return bool(y) and all(_is_batched(value) for value in y.values())
+        return _all_batched(tuple(y.values()))
     if isinstance(y, list):
         return all(isinstance(value, (int, float)) for value in y)
     return False
+
+
+def _all_batched(sides: tuple[Any, ...]) -> bool:
+    return bool(sides) and all(map(_is_batched, sides))
 
 
 def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:

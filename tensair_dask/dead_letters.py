@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 from tensair_dask.errors import TensairError
 
 __all__ = ["DeadLetter", "DeadLetters"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -53,7 +56,10 @@ class DeadLetters:
         self.total += 1
         self._letters.append(letter)
         for listener in list(self._listeners):
-            listener(letter)
+            try:
+                listener(letter)
+            except Exception:
+                logger.exception("A listener raised; the stream goes on")
 
     def subscribe(self, listener: Callable[[DeadLetter], Any]) -> Callable[[], None]:
         """Call ``listener(letter)`` for each new letter, on the client's event loop.

@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensair_dask.batches import Block, MiniBatch
-from tensair_dask.errors import NoReplicasError, TensairTimeoutError
+from tensair_dask.errors import (
+    NoReplicasError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
 from tensair_dask.reports import Report
 
 __all__ = ["Dispatcher", "Lane", "Limits", "Pending"]
@@ -88,6 +92,13 @@ class Lane:
     learn
         Sends a block and returns the replica's `Outcome`; raises `OSError` if the
         replica is lost.
+
+    Attributes
+    ----------
+    alive
+        Whether mini-batches may be put here.
+    lost
+        Resolves when the replica is given up.
     """
 
     def __init__(self, address: str, learn: Callable[[Block], Awaitable[Any]]) -> None:
@@ -99,8 +110,15 @@ class Lane:
         self.nbytes = 0
         self.seconds_per_batch = 0.0
         self.alive = True
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: Any = None
         self.scheduled = False
+
+    def give_up(self) -> None:
+        """Send nothing more; whoever waits for `lost` is told."""
+        self.alive = False
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     @property
     def load(self) -> float:
@@ -370,7 +388,7 @@ class Dispatcher:
         """Give up a replica; what it had and did not report goes to the others."""
         if not lane.alive:
             return
-        lane.alive = False
+        lane.give_up()
         stranded = [pending for sent in lane.sent.values() for pending in sent]
         stranded += lane.gathered
         stranded.sort(key=lambda pending: pending.index)
@@ -450,10 +468,12 @@ class Dispatcher:
         """Stop sending; what has not been reported is given up."""
         self.closed = True
         for lane in self.lanes:
-            lane.alive = False
-        for waiter in self._waiting:
+            lane.give_up()
+        for waiter in (*self._waiting, *self._idle):
             if not waiter.done():
-                waiter.set_result(None)
+                waiter.set_exception(
+                    TrainerClosedError("The trainer was closed meanwhile.")
+                )
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -174,7 +174,7 @@ class TrainingThread:
         if self._jobs:
             self._learn_one(self._jobs[0])
         if exchange is not None:
-            due = exchange.due()
+            due = exchange.due(busy=bool(self._jobs))
             if due is not None and time.monotonic() >= due:
                 exchange.publish()
         self._sleep()
@@ -192,7 +192,7 @@ class TrainingThread:
             ):
                 return
             timeout = HEARTBEAT
-            due = exchange.due() if exchange is not None else None
+            due = exchange.due(busy=False) if exchange is not None else None
             if due is not None:
                 timeout = min(timeout, max(0.0, due - time.monotonic()))
             notified = self._wakeup.wait(timeout)

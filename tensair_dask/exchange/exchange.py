@@ -207,9 +207,15 @@ class Exchange:
             self.clock.advance(message.origin, message.last)
         return worst
 
-    def due(self) -> float | None:
-        """When `publish` should be called next, on the monotonic clock."""
-        return self._pacer.due(self._accumulator.oldest)
+    def due(self, busy: bool) -> float | None:
+        """When `publish` should be called next, on the monotonic clock.
+
+        Parameters
+        ----------
+        busy
+            Whether a mini-batch is there to be learned next.
+        """
+        return self._pacer.due(self._accumulator.oldest, busy)
 
     def publish(self) -> None:
         """Hand what has gathered to the outboxes of the peers."""

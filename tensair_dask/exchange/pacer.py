@@ -52,21 +52,25 @@ class Pacer:
         """Seconds that gradients gather before they leave."""
         # Delivery can take longer than the whole bound (large steps, slow peers);
         # to publish at every step would then only add load.
-        spare = self._staleness - self.delivery - self.step
-        latest = max(spare, self._staleness / 4)
+        latest = max(self._staleness - self.delivery, self._staleness / 4)
         return min(self.cost / self._share, latest)
 
-    def due(self, oldest: float | None) -> float | None:
+    def due(self, oldest: float | None, busy: bool) -> float | None:
         """Tell when the pending gradients must leave.
 
         Parameters
         ----------
         oldest
             Time of the oldest pending gradient; None if there is none.
+        busy
+            Whether a step comes next, during which nothing can leave: what would
+            become due in it leaves before. With large steps that is every time.
 
         Returns
         -------
         moment
             On the same clock; None if nothing is pending.
         """
-        return None if oldest is None else oldest + self.interval
+        if oldest is None:
+            return None
+        return oldest + self.interval - (self.step if busy else 0.0)

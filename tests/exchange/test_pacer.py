@@ -17,13 +17,20 @@ def test_the_bound_on_staleness_wins_over_the_budget():
     assert pacer.interval == pytest.approx(0.1)
 
 
-def test_what_delivery_and_a_step_take_counts_against_the_bound():
+def test_what_delivery_takes_counts_against_the_bound():
     pacer = Pacer(share=0.1, staleness=0.1)
     pacer.published(cost=1.0)
     pacer.delivered(0.03)
+    assert pacer.interval == pytest.approx(0.07)
+
+
+def test_what_becomes_due_during_the_next_step_leaves_before_it():
+    pacer = Pacer(share=0.1, staleness=0.1)
+    pacer.published(cost=1.0)
     for _ in range(100):
-        pacer.stepped(0.01)
-    assert pacer.interval == pytest.approx(0.06)
+        pacer.stepped(0.04)
+    assert pacer.due(7.0, busy=True) == pytest.approx(7.06)
+    assert pacer.due(7.0, busy=False) == pytest.approx(7.1)
 
 
 def test_a_delivery_slower_than_the_bound_does_not_make_every_step_publish():
@@ -35,8 +42,8 @@ def test_a_delivery_slower_than_the_bound_does_not_make_every_step_publish():
 
 def test_nothing_pending_is_never_due():
     pacer = Pacer(share=0.1, staleness=0.1)
-    assert pacer.due(None) is None
-    assert pacer.due(7.0) == 7.0
+    assert pacer.due(None, busy=True) is None
+    assert pacer.due(7.0, busy=False) == 7.0
 
 
 def test_one_slow_delivery_is_remembered_for_a_while():
