@@ -169,9 +169,7 @@ async def _start(
     payload = dumps(recipe, missing, "The model, loss, optimizer or metrics")
     direct = await _can_connect(client, places)
     for number, place in enumerate(places):
-        plan = ReplicaPlan(
-            run_id, f"replica-{number}", place, payload, compression
-        )
+        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, compression)
         started.append(
             client.submit(
                 Replica,

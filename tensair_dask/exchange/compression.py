@@ -15,8 +15,8 @@ import torch
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.exchange.rows import Rows
-from tensair_dask.exchange.wire import Packed, pack, unpack
+from tensair_dask.exchange.rows import Rows, sum_rows
+from tensair_dask.exchange.wire import Packed, unpack
 
 __all__ = ["COMPRESSIONS", "Compressor", "Encodings", "make_compressor"]
 
@@ -75,9 +75,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def to_bfloat16(tensor: torch.Tensor, width: int) -> Encoded:
     """Half the bytes; the range of float32, three digits."""
-    return Encoded(
-        tensor.to(torch.bfloat16), None, tuple(tensor.shape), tensor.dtype
-    )
+    return Encoded(tensor.to(torch.bfloat16), None, tuple(tensor.shape), tensor.dtype)
 
 
 def to_float16(tensor: torch.Tensor, width: int) -> Encoded:
@@ -220,7 +218,8 @@ class Compressor:
         buffers = self._with_remainder(gradients)
         encoded = [self._encode(buffer, BLOCK) for buffer in buffers]
         self._buffers = [
-            buffer - code.decode() for buffer, code in zip(buffers, encoded, strict=True)
+            buffer - code.decode()
+            for buffer, code in zip(buffers, encoded, strict=True)
         ]
         rows = {
             table: self._compress_rows(table, part)
@@ -260,5 +259,5 @@ class Compressor:
         width = max(1, values[0].numel()) if len(values) else 1
         encoded = self._encode(values, width)
         kept = Rows(part.ids, values - encoded.decode())
-        self._rows[table] = kept if left is None else left + kept
+        self._rows[table] = kept if left is None else sum_rows([left, kept])
         return part.ids, encoded

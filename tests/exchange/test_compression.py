@@ -6,9 +6,6 @@ import pickle
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
-from test_message import message
-
-import tensair_dask as ta
 from helpers import (
     class_data,
     classes,
@@ -18,6 +15,9 @@ from helpers import (
     spread,
     train_all,
 )
+from test_message import message
+
+import tensair_dask as ta
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.exchange.compression import COMPRESSIONS, make_compressor
 from tensair_dask.exchange.gradients import Gradients
@@ -128,7 +128,9 @@ def test_no_rows_and_no_dense_parameters_are_allowed(name):
     compressor.compress(Gradients([], None, {0: empty}))
     some = Rows(torch.tensor([3]), torch.ones(1, 4))
     compressor.compress(Gradients([], None, {0: some}))
-    assert len(compressor.compress(Gradients([], None, {0: empty})).decode().rows[0]) == 0
+    assert (
+        len(compressor.compress(Gradients([], None, {0: empty})).decode().rows[0]) == 0
+    )
 
 
 def test_an_unknown_compression_says_which_there_are():
