@@ -109,7 +109,12 @@ class ReplicaHandle:
 
 
 async def start_replicas(
-    client: Client, run_id: str, recipe: Recipe, replicas: int | None, device: str
+    client: Client,
+    run_id: str,
+    recipe: Recipe,
+    replicas: int | None,
+    device: str,
+    compression: str = "none",
 ) -> list[ReplicaHandle]:
     """Build replicas that know each other and hold the same parameters.
 
@@ -124,7 +129,10 @@ async def start_replicas(
     started: list[Future] = []
     try:
         return await asyncio.wait_for(
-            _start(client, run_id, recipe, replicas, device, seconds, started), seconds
+            _start(
+                client, run_id, recipe, replicas, device, compression, seconds, started
+            ),
+            seconds,
         )
     except BaseException as error:
         for future in started:
@@ -151,6 +159,7 @@ async def _start(
     recipe: Recipe,
     replicas: int | None,
     device: str,
+    compression: str,
     seconds: float,
     started: list[Future],
 ) -> list[ReplicaHandle]:
@@ -160,7 +169,7 @@ async def _start(
     payload = dumps(recipe, missing, "The model, loss, optimizer or metrics")
     direct = await _can_connect(client, places)
     for number, place in enumerate(places):
-        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload)
+        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, compression)
         started.append(
             client.submit(
                 Replica,

@@ -42,12 +42,15 @@ class ReplicaPlan:
         Worker, device, threads.
     recipe
         The pickled `Recipe`.
+    compression
+        Of the gradients that it publishes.
     """
 
     run_id: str
     name: str
     place: Place
     recipe: bytes
+    compression: str = "none"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,12 @@ class Replica:
         plan = self._plan
         learner = await self._thread.call(lambda: _build(plan))
         exchange = Exchange(
-            plan.run_id, plan.name, learner.arena, learner.apply, self._thread.wake
+            plan.run_id,
+            plan.name,
+            learner.arena,
+            learner.apply,
+            self._thread.wake,
+            plan.compression,
         )
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
@@ -195,7 +203,7 @@ class Replica:
 
     async def flush(self, timeout: float) -> Status:
         """Publish what has gathered and wait until every peer has applied it."""
-        await self._thread.call(self.exchange.publish)
+        await self._thread.call(self.exchange.publish_all)
         await self.exchange.flushed(timeout)
         return self._thread.status()
 

@@ -27,6 +27,7 @@ from tensair_dask.errors import (
     TensairTimeoutError,
     TrainerClosedError,
 )
+from tensair_dask.exchange.compression import make_compressor
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, Share, to_arrays
 from tensair_dask.reports import COLUMNS, History, Report
@@ -101,6 +102,10 @@ class Trainer:
         optimizer, as in the paper; exact for SGD. ``"update"``: the change that the
         sender's optimizer made, which is a sum, so that replicas agree also under
         momentum or Adam.
+    compression
+        Of what is published: ``"none"``, ``"bfloat16"`` or ``"float16"`` (half the
+        bytes), ``"int8"`` (a quarter). What rounding leaves out is kept and sent
+        later, and `drain` sends all of it, exactly.
     device
         ``"auto"``: CUDA where a worker has it, spread over the GPUs of a host, else
         the CPU. Or the name of a torch device.
@@ -140,12 +145,14 @@ class Trainer:
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         replicas: int | None = None,
         share: Share = "gradient",
+        compression: str = "none",
         device: str = "auto",
         seed: int = 0,
         keep_predictions: bool = False,
         max_in_flight: int | None = None,
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, share, max_in_flight)
+        make_compressor(compression)  # raises if there is none of that name
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.dead_letters = DeadLetters(int(config.get("dead-letters")))
@@ -154,6 +161,7 @@ class Trainer:
         )
         self._replicas = replicas
         self._device = device
+        self._compression = compression
         self._history = History(int(config.get("history")))
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe
@@ -180,7 +188,12 @@ class Trainer:
     async def _start_replicas(self) -> None:
         try:
             self._handles = await start_replicas(
-                self.client, self.run_id, self._recipe, self._replicas, self._device
+                self.client,
+                self.run_id,
+                self._recipe,
+                self._replicas,
+                self._device,
+                self._compression,
             )
         except BaseException:
             self._state = "closed"

@@ -124,6 +124,23 @@ class Accumulator:
         """Close the sum and return it as a message; None if there is nothing."""
         if self._buffers is None:
             return None
+        return self._close()
+
+    def take_even_nothing(self, steps: int, clock: VectorClock) -> GradientMessage:
+        """Like `take`; without a step since the last one, a message of no steps.
+
+        Parameters
+        ----------
+        steps, clock
+            How many steps the replica has made, and its clock.
+        """
+        if self._buffers is None:
+            self._open(steps + 1, clock)
+            self._last = steps
+        return self._close()
+
+    def _close(self) -> GradientMessage:
+        assert self._buffers is not None
         assert self.oldest is not None
         everything = len(self._touched) == len(self._views)
         rows = {
@@ -139,7 +156,7 @@ class Accumulator:
             samples=self._samples,
             clock=self._clock,
             oldest=self.oldest,
-            gradients=Gradients(
+            content=Gradients(
                 self._buffers,
                 None if everything else frozenset(self._touched),
                 rows,

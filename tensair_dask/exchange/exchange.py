@@ -15,6 +15,7 @@ from tensair_dask import config
 from tensair_dask.exchange.accumulator import Accumulator, Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
+from tensair_dask.exchange.compression import make_compressor
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.inbox import Inbox
 from tensair_dask.exchange.message import GradientMessage
@@ -47,6 +48,8 @@ class Exchange:
         Called with the sum of what has arrived.
     wake
         Called from the event loop when a message has arrived.
+    compression
+        Of what is published; one of `COMPRESSIONS`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Exchange:
         arena: Arena,
         apply: Callable[[Gradients], None],
         wake: Callable[[], None],
+        compression: str = "none",
     ) -> None:
         self.origin = origin
         self.clock = VectorClock()
@@ -65,6 +69,7 @@ class Exchange:
         self._wake = wake
         self._arena = arena
         self._accumulator = Accumulator(run_id, origin, arena)
+        self._compressor = make_compressor(compression)
         self._inbox = Inbox(run_id)
         self._pacer = Pacer(
             float(config.get("exchange.share-of-time")),
@@ -216,10 +221,30 @@ class Exchange:
         """Hand what has gathered to the outboxes of the peers."""
         start = time.perf_counter()
         message = self._accumulator.take()
-        pub = self._pub
-        if message is None or pub is None or not self._peers:
+        if message is None:
             return
-        message.gradients = message.gradients.to(torch.device("cpu"))
+        content = message.gradients.to(torch.device("cpu"))
+        if self._compressor is None:
+            message.content = content
+        else:
+            message.content = (self._compressor.compress(content),)
+        self._send(message, start)
+
+    def publish_all(self) -> None:
+        """Publish what has gathered and, exactly, what compression has left out."""
+        if self._compressor is None:
+            self.publish()
+            return
+        start = time.perf_counter()
+        message = self._accumulator.take_even_nothing(self.steps, self.clock)
+        content = message.gradients.to(torch.device("cpu"))
+        message.content = self._compressor.remainder(content)
+        self._send(message, start)
+
+    def _send(self, message: GradientMessage, start: float) -> None:
+        pub = self._pub
+        if pub is None or not self._peers:
+            return
         pub.put(message)
         spent = time.perf_counter() - start
         self._sent += 1

@@ -66,9 +66,9 @@ class Gradients:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers and of the rows with their ids."""
+        """Bytes on the wire, where ids take 4."""
         return sum(buffer.nbytes for buffer in self.buffers) + sum(
-            part.nbytes for part in self.rows.values()
+            4 * len(part) + part.values.nbytes for part in self.rows.values()
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tensair_dask.exchange.compression import Encodings
 from tensair_dask.exchange.gradients import Gradients
 
 __all__ = ["GradientMessage"]
@@ -22,7 +23,9 @@ class GradientMessage:
     origin
         Name of the replica that computed the gradients.
     first, last
-        The range of the origin's steps that is summed up, both included, from 1.
+        The range of the origin's steps that is summed up, both included, from 1. A
+        message that only carries what compression had left out has no steps: its
+        last is one below its first.
     samples
         Rows of all mini-batches in the range.
     clock
@@ -32,8 +35,9 @@ class GradientMessage:
         When the first of these gradients was computed, on the monotonic clock of the
         origin's process. Translated to an age on the way, because clocks of two
         machines cannot be compared.
-    gradients
-        The sum.
+    content
+        The sum: plain, or compressed. Several compressed ones stand for their sum,
+        as long as together they are smaller than it.
     """
 
     run_id: str
@@ -43,7 +47,7 @@ class GradientMessage:
     samples: int
     clock: dict[str, int]
     oldest: float
-    gradients: Gradients
+    content: Gradients | tuple[Encodings, ...]
 
     def merge(self, later: GradientMessage) -> GradientMessage:
         """Sum this message with the one that follows it (lossless conflation).
@@ -63,13 +67,25 @@ class GradientMessage:
             self,
             last=later.last,
             samples=self.samples + later.samples,
-            gradients=self.gradients + later.gradients,
+            content=_sum(self, later),
         )
 
     @property
+    def gradients(self) -> Gradients:
+        """The sum, decoded."""
+        if isinstance(self.content, Gradients):
+            return self.content
+        total, *others = (encodings.decode() for encodings in self.content)
+        for other in others:
+            total = total + other
+        return total
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the gradients."""
-        return self.gradients.nbytes
+        """Bytes of the content on the wire."""
+        if isinstance(self.content, Gradients):
+            return self.content.nbytes
+        return sum(encodings.nbytes for encodings in self.content)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The age travels, not the moment: monotonic clocks differ between machines.
@@ -84,7 +100,7 @@ class GradientMessage:
                 self.samples,
                 self.clock,
                 age,
-                self.gradients,
+                self.content,
             ),
         )
 
@@ -97,7 +113,7 @@ def _arrived(
     samples: int,
     clock: dict[str, int],
     age: float,
-    gradients: Gradients,
+    content: Gradients | tuple[Encodings, ...],
 ) -> GradientMessage:
     return GradientMessage(
         run_id,
@@ -107,5 +123,18 @@ def _arrived(
         samples,
         clock,
         time.monotonic() - age,
-        gradients,
+        content,
     )
+
+
+def _sum(
+    earlier: GradientMessage, later: GradientMessage
+) -> Gradients | tuple[Encodings, ...]:
+    """Sum two messages without rounding again: side by side while that is smaller."""
+    one, two = earlier.content, later.content
+    if isinstance(one, tuple) and isinstance(two, tuple):
+        both = one + two
+        plain = max(encodings.decoded_nbytes for encodings in both)
+        if sum(encodings.nbytes for encodings in both) < plain:
+            return both
+    return earlier.gradients + later.gradients

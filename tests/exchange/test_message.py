@@ -20,7 +20,7 @@ def message(first: int, last: int, value: float, **overrides) -> GradientMessage
         "samples": 10 * (last - first + 1),
         "clock": {"a": first - 1},
         "oldest": time.monotonic(),
-        "gradients": Gradients([torch.full((4,), value)]),
+        "content": Gradients([torch.full((4,), value)]),
     }
     return GradientMessage(**{**arguments, **overrides})
 
@@ -57,7 +57,7 @@ def test_a_message_survives_the_wire():
     gradients = Gradients(
         [torch.rand(5), torch.rand(3).bfloat16()], frozenset({0}), rows
     )
-    sent = message(2, 9, 0.0, gradients=gradients)
+    sent = message(2, 9, 0.0, content=gradients)
     got = pickle.loads(pickle.dumps(sent))
     assert (got.run_id, got.origin, got.first, got.last) == ("run", "a", 2, 9)
     assert (got.samples, got.clock) == (80, {"a": 1})
