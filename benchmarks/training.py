@@ -90,7 +90,7 @@ class Rounds:
             answers[contender] = answer
             key = "rate" if part == "throughput" else "accuracy"
             click.echo(
-                f"  {contender:<11} {key} {answer[key]:9.4f}"
+                f"  {contender:<13} {key} {answer[key]:9.4f}"
                 f"  other load {answer['load']['other_cores']:.2f}",
                 err=True,
             )
