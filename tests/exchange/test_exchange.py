@@ -80,8 +80,7 @@ def test_the_invariant_holds_under_random_delays_and_conflation(replicas):
             assert torch.allclose(
                 state["weight"].double(), expected_weight(data), **TOLERANCE
             )
-        # Fewer messages than steps: gradients were summed while they waited.
-        assert sum(one["sent"] for one in stats.values()) < 300
+        # Gradients that waited for a slow link were summed into one message.
         assert sum(one["conflated"] for one in stats.values()) > 0
 
     run()
