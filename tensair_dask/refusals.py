@@ -60,7 +60,10 @@ def explain(
     expected = next(p.dtype for p in model.parameters() if p.requires_grad)
     name = str(expected).removeprefix("torch.")
     if _differs_in_dtype(cause, kind, learned):
-        advice = f" The parameters are {name}: cast with x.astype({name!r})."
+        cast = f"x.astype({name!r})"
+        if expected == torch.bfloat16:  # numpy has none
+            cast = "torch.as_tensor(x).bfloat16()"
+        advice = f" The parameters are {name}: cast with {cast}."
         if isinstance(error, LossError):
             advice = " Cast y to what the loss takes: class numbers as int64."
         return DtypeError(f"{cause.rstrip('.')}. {given}{allowed}{advice}")

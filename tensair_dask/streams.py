@@ -12,7 +12,7 @@ from typing import Any
 from streamz import Stream
 
 from tensair_dask.batches import as_pair, stack
-from tensair_dask.errors import BatchError
+from tensair_dask.errors import BatchError, ClusterError
 from tensair_dask.reports import Report
 from tensair_dask.trainer import Trainer
 
@@ -115,7 +115,8 @@ class train(_TrainerNode):
 
     Back-pressure: the awaited ``emit`` returns when a replica has room. References in
     streamz ``metadata`` are held until the report has passed through the stream, so
-    that a source commits its position only for what has been learned.
+    that a source commits its position only for what has been learned. They stay held
+    where all replicas were lost.
 
     A mini-batch that the model cannot take gives a report with its ``error``, and
     goes to ``trainer.dead_letters``; the stream goes on.
@@ -133,7 +134,9 @@ class train(_TrainerNode):
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         def deliver(report: Report) -> Awaitable[Any] | None:
-            return self._pass_on(report, metadata)
+            # What no replica was there to learn keeps its references.
+            kept = isinstance(report.error, ClusterError)
+            return self._pass_on(report, [] if kept else metadata)
 
         return self.trainer.feed(x, self._collate, deliver)
 

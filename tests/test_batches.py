@@ -69,6 +69,10 @@ def test_mini_batches_of_another_kind_begin_a_new_group():
         (np.float32(1), Y, ShapeError, "shape"),
         (np.array(["a", "b"]), Y[:2], DtypeError, "Encode text"),
         (np.array([object()]), Y[:1], DtypeError, "dtype object"),
+        (X.astype("longdouble"), Y, DtypeError, r"x\.astype\('float64'\)"),
+        (X, {"a": Y, "b": None}, DtypeError, r"y\['b'\] has dtype object"),
+        (X, (Y, Y[:1]), ShapeError, r"\[4, 4, 1\]"),
+        (X, None, DtypeError, "y has dtype object"),
         ([[1, 2], [3]], Y[:2], ShapeError, "one shape"),
         ({"a": {"b": X}}, Y, ShapeError, "one level"),
         ((), Y, ShapeError, "no array"),
@@ -77,6 +81,52 @@ def test_mini_batches_of_another_kind_begin_a_new_group():
 def test_what_is_no_mini_batch_is_refused_with_what_to_do(x, y, error, words):
     with pytest.raises(error, match=words):
         MiniBatch.of(x, y)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [X.astype(">f4"), X[::-1][::-1], np.asfortranarray(X), X.copy()[:, ::1]],
+    ids=["other byte order", "backwards twice", "fortran", "sliced"],
+)
+def test_every_layout_of_memory_reaches_torch(x):
+    block = Block.join("run", [MiniBatch.of(x, Y)])
+    ((got, _, _),) = to_tensors(block.groups[0], CPU)
+    assert torch.equal(got, torch.from_numpy(X))
+
+
+def test_rows_that_run_backwards_reach_torch():
+    block = Block.join("run", [MiniBatch.of(X[::-1], Y)])
+    ((got, _, _),) = to_tensors(block.groups[0], CPU)
+    assert torch.equal(got, torch.from_numpy(X).flip(0))
+
+
+def test_a_read_only_array_is_not_written_to():
+    fixed = X.copy()
+    fixed.flags.writeable = False
+    block = Block.join("run", [MiniBatch.of(fixed, Y)])
+    ((got, _, _),) = to_tensors(block.groups[0], CPU)
+    got.zero_()
+    assert np.array_equal(fixed, X)
+
+
+@pytest.mark.parametrize("scalar", [int, np.int64, torch.tensor])
+def test_a_list_of_numbers_is_an_array_whatever_their_kind(scalar):
+    batch = MiniBatch.of(X, [scalar(1), scalar(0), scalar(1), scalar(2)])
+    assert batch.describe() == "x (4, 3) float32, y (4,) int64"
+
+
+@pytest.mark.parametrize(
+    ("item", "kind"),
+    [
+        ((X, (Y, Y)), "x (4, 3) float32, y[0] (4,) int64, y[1] (4,) int64"),
+        (((X, X, X), (Y, Y)), "x[2] (4, 3) float32"),
+        (({"a": X}, (Y, Y)), "x['a'] (4, 3) float32"),
+        ((X, {"b": Y}), "y['b'] (4,) int64"),
+        (((X, X), Y), "x[1] (4, 3) float32, y (4,) int64"),
+    ],
+)
+def test_ready_arrays_may_be_several_on_either_side(item, kind):
+    assert kind in MiniBatch.of(*as_pair(item)).describe()
 
 
 def test_ready_arrays_and_partitions_of_records_are_told_apart():

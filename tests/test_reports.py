@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from tensair_dask.dead_letters import DeadLetter, DeadLetters
 from tensair_dask.errors import ShapeError
 from tensair_dask.reports import History, Report
 
@@ -52,25 +51,10 @@ def test_an_empty_history_is_an_empty_frame():
     assert History(3).frame().empty
 
 
-def letter(index: int) -> DeadLetter:
-    return DeadLetter(index, "item", ShapeError("x"), "", 0.0)
-
-
-def test_dead_letters_are_bounded_and_counted():
-    letters = DeadLetters(2)
-    for index in range(5):
-        letters.append(letter(index))
-    assert [each.index for each in letters] == [3, 4]
-    assert letters[-1].index == 4
-    assert (len(letters), letters.total) == (2, 5)
-
-
-def test_dead_letters_tell_those_who_listen_until_they_unsubscribe():
-    letters = DeadLetters(2)
-    heard: list[int] = []
-    unsubscribe = letters.subscribe(lambda each: heard.append(each.index))
-    letters.append(letter(1))
-    unsubscribe()
-    unsubscribe()
-    letters.append(letter(2))
-    assert heard == [1]
+def test_a_metric_of_only_some_reports_leaves_gaps():
+    history = History(10)
+    history.append(Report(0, 0.5, {"one": 1.0}, 8))
+    history.append(Report(1, 0.5, {"one": 2.0, "two": 3.0}, 8))
+    frame = history.frame()
+    assert frame["two"].isna().tolist() == [True, False]
+    assert list(frame.columns)[3:5] == ["one", "two"]
