@@ -95,7 +95,11 @@ class Replica:
         """
         keep_freed_memory()
         plan = self._plan
-        learner = await self._thread.call(lambda: _build(plan))
+        try:
+            learner = await self._thread.call(lambda: _build(plan))
+        except BaseException:
+            self._thread.stop()  # the error's traceback holds this actor for a while
+            raise
         exchange = Exchange(
             plan.run_id,
             plan.name,

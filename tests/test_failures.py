@@ -19,6 +19,7 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams
+from tensair_dask import errors
 
 pytestmark = pytest.mark.processes
 
@@ -61,6 +62,41 @@ def test_a_mini_batch_in_flight_on_a_killed_worker_is_learned_by_another(client)
         assert alive[victim] is False
         assert sum(alive.values()) == 1
         assert trainer._dispatcher.redispatched > 0
+
+
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_delays_no_call(client):
+    with ta.Trainer(client, **classes()) as trainer:
+        for item in class_data(20):
+            trainer.train(*item)
+        victim, pid = next(iter(pids(client).items()))
+        survivor = next(i.address for i in trainer.replicas if i.address != victim)
+        os.kill(pid, signal.SIGKILL)
+        begin = time.monotonic()
+        trainer.drain()
+        assert list(trainer.state_dicts()) == [survivor]
+        assert trainer.predict(class_data(1)[0][0]).shape == (16, 3)
+        assert trainer.evaluate(class_data(2))["samples"] == 32
+        assert time.monotonic() - begin < 10
+        alive = {info.address: info.alive for info in trainer.replicas}
+        assert alive == {victim: False, survivor: True}
+
+
+def test_a_restarted_cluster_refuses_work_instead_of_hanging(client):
+    trainer = ta.Trainer(client, **classes())
+    (item,) = class_data(1)
+    trainer.train(*item)
+    client.restart()
+    for call in (
+        lambda: trainer.train(*item),
+        lambda: trainer.predict(item[0]),
+        lambda: trainer.evaluate([item]),
+        trainer.state_dict,
+    ):
+        with pytest.raises(errors.NoReplicasError, match="Start workers and a new"):
+            call()
+    trainer.close()
+    with ta.Trainer(client, **classes()) as another:
+        assert another.train(*item).error is None
 
 
 def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):

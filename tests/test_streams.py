@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 
 import numpy as np
 import pytest
+import torch
 from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster
 from helpers import FEATURES, class_data, classes
 from streamz import Stream
 from streamz.core import RefCounter
 from test_trainer import Pair, Slow, until
+from torch import nn
 from tornado.ioloop import IOLoop
 
 import tensair_dask as ta
@@ -152,6 +155,61 @@ async def test_references_of_every_fate_are_released_once(c, s, a, b):
         assert [ref.count for ref in refs] == [0] * len(items)
 
 
+@two()
+async def test_references_of_a_mini_batch_that_was_sent_again_are_released_once(
+    c, s, a, b
+):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        source.train(trainer).sink(lambda report: None)
+        refs = [RefCounter(loop=IOLoop.current()) for _ in range(200)]
+        for number, (item, ref) in enumerate(zip(class_data(200), refs, strict=True)):
+            if number == 100:
+                lane = trainer._dispatcher.lanes[0]
+                await until(lambda lane=lane: lane.sent)
+                trainer._dispatcher.lose(lane, OSError("its network broke"))
+            await source.emit(item, metadata=[{"ref": ref}])
+        await trainer.drain()
+        assert trainer._dispatcher.redispatched > 0
+        assert [ref.count for ref in refs] == [0] * 200
+
+
+def test_references_stay_held_where_no_replica_is_left_to_learn(slow):
+    @two()
+    async def run(c, s, a, b):
+        arguments = classes(model=slow, replicas=1)
+        trainer = await ta.Trainer(c, **arguments)
+        source = Stream(asynchronous=True)
+        reports = source.train(trainer).sink_to_list()
+        ref = RefCounter(loop=IOLoop.current())
+        await source.emit((X, Y), metadata=[{"ref": ref}])
+        await until(slow.entered.is_set)
+        trainer._dispatcher.lose(trainer._dispatcher.lanes[0], OSError("killed"))
+        await until(lambda: reports)
+        assert isinstance(reports[0].error, errors.NoReplicasError)
+        assert trainer.dead_letters[0].item[0] is X
+        assert ref.count == 1
+        slow.gate.set()
+        await trainer.close()
+
+    run()
+
+
+@two()
+async def test_a_listener_of_dead_letters_that_raises_stops_nothing(c, s, a, b):
+    def fails(letter):
+        raise RuntimeError("a listener that fails")
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        trainer.dead_letters.subscribe(fails)
+        source = Stream(asynchronous=True)
+        reports = source.train(trainer).sink_to_list()
+        for item in [(np.full_like(X, np.nan), Y), None, (X, Y)]:
+            await source.emit(item)
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == [0, 1, 2]
+
+
 def test_a_slow_receiver_of_reports_stops_the_source():
     @two()
     async def run(c, s, a, b):
@@ -206,6 +264,45 @@ async def test_predictions_stream_in_order(c, s, a, b):
             assert np.allclose(prediction, await trainer.predict(x), atol=1e-6)
 
 
+class Picky(nn.Module):
+    """Waits with the prediction of one certain input until the test lets it go."""
+
+    gate = threading.Event()
+    entered = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and bool((x == 7).all()):
+            Picky.entered.set()
+            Picky.gate.wait(30)
+        return self.layer(x)
+
+
+@two()
+async def test_predictions_keep_their_order_though_replicas_answer_in_any(c, s, a, b):
+    Picky.gate.clear()
+    Picky.entered.clear()
+    async with ta.Trainer(c, **classes(model=Picky)) as trainer:
+        source = Stream(asynchronous=True)
+        lengths: list[int] = []
+        source.predict(trainer).sink(lambda prediction: lengths.append(len(prediction)))
+        first = asyncio.ensure_future(source.emit(np.full((1, FEATURES), 7, "float32")))
+        await until(Picky.entered.is_set)
+        # The least-loaded replica is now the other one.
+        busy = [asyncio.ensure_future(trainer.train(X, Y)) for _ in range(2)]
+        await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+        second = asyncio.ensure_future(source.emit(X))
+        answered = asyncio.ensure_future(trainer.predict(X))
+        await answered
+        assert lengths == []
+        Picky.gate.set()
+        await asyncio.gather(first, second, *busy)
+        assert lengths == [1, 4]
+
+
 @two()
 async def test_a_prediction_that_cannot_be_made_raises_at_emit(c, s, a, b):
     async with ta.Trainer(c, **classes()) as trainer:
@@ -214,6 +311,11 @@ async def test_a_prediction_that_cannot_be_made_raises_at_emit(c, s, a, b):
         ref = RefCounter(loop=IOLoop.current())
         with pytest.raises(errors.ShapeError):
             await source.emit(X[:, :1], metadata=[{"ref": ref}])
+        assert ref.count == 0
+        with pytest.raises(errors.BatchError, match=r"map\(parse\)"):
+            await source.emit("text", metadata=[{"ref": ref}])
+        assert ref.count == 0
+        await source.emit(X, metadata=[{"ref": ref}])  # the stream goes on
         assert ref.count == 0
 
 
@@ -266,8 +368,6 @@ def test_a_stream_on_another_event_loop_than_the_clients(client):
 
     with client.as_current(), ta.Trainer(client, **classes()) as trainer:
         other = IOLoop(make_current=False)
-        import threading
-
         thread = threading.Thread(target=other.start, daemon=True)
         thread.start()
         try:

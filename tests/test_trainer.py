@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import importlib
 import threading
 import time
 
@@ -21,12 +23,14 @@ from helpers import (
     linear,
     linear_data,
     mlp,
+    spread,
     train_all,
 )
 from torch import nn
 
 import tensair_dask as ta
 from tensair_dask import errors
+from tensair_dask.batches import Block, MiniBatch
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -302,6 +306,8 @@ async def test_a_bad_mini_batch_changes_nothing_and_lies_in_the_dead_letters(
     nan[1, 1] = np.nan
     bad = [
         (nan, Y, errors.NonFiniteError),
+        (X, np.full((4, CLASSES), np.inf, "float32"), errors.NonFiniteError),
+        (X, np.full((4, CLASSES), np.nan, "float32"), errors.NonFiniteError),
         (np.full_like(X, np.inf), Y, errors.NonFiniteError),
         (X[:, :2], Y, errors.ShapeError),
         (X.astype("float64"), Y, errors.DtypeError),
@@ -310,6 +316,8 @@ async def test_a_bad_mini_batch_changes_nothing_and_lies_in_the_dead_letters(
         (X, Y[:2], errors.ShapeError),
         (X[:0], Y[:0], errors.ShapeError),
         (np.array(["a"] * 4), Y, errors.DtypeError),
+        (X.astype("longdouble"), Y, errors.DtypeError),
+        (None, Y, errors.DtypeError),
     ]
     async with ta.Trainer(c, **classes()) as trainer:
         assert (await trainer.train(X, Y)).error is None
@@ -319,6 +327,8 @@ async def test_a_bad_mini_batch_changes_nothing_and_lies_in_the_dead_letters(
             report = await trainer.train(x, y)
             assert type(report.error) is kind
             assert np.isnan(report.loss)
+            with pytest.raises(kind):
+                report.raise_for_error()
         await trainer.drain()
         after = await trainer.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -328,6 +338,17 @@ async def test_a_bad_mini_batch_changes_nothing_and_lies_in_the_dead_letters(
         assert trainer.dead_letters[0].item[0] is nan
         assert trainer.dead_letters[0].index == 1
         assert (await trainer.train(X, Y)).error is None
+        assert all(info.alive for info in trainer.replicas)
+
+
+@one()
+async def test_inputs_in_another_structure_than_before_are_refused(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        assert (await trainer.train(X, Y)).error is None
+        for x in ((X, X), {"no_such_argument": X}):
+            report = await trainer.train(x, Y)
+            with pytest.raises(errors.ShapeError, match=r"Learned before: x \(n, 6\)"):
+                report.raise_for_error()
 
 
 @two()
@@ -353,6 +374,30 @@ def broken() -> nn.Module:
     raise ValueError("no such file")
 
 
+def broken_with(parameters: object) -> None:
+    raise ValueError("no such rate")
+
+
+def frozen() -> nn.Module:
+    return mlp().requires_grad_(False)
+
+
+class Elsewhere:
+    """Needs a package that the workers do not have."""
+
+    def __call__(self, prediction: object, y: object) -> None: ...
+
+    def __reduce__(self):
+        return importlib.import_module, ("no_such_package.inside",)
+
+
+class Spoiled(Elsewhere):
+    """Can be pickled, and not be unpickled."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -364,6 +409,12 @@ def broken() -> nn.Module:
         ({"device": "cuda:7"}, errors.ConfigurationError, "cuda:7"),
         ({"device": "no-such"}, errors.ConfigurationError, "no-such"),
         ({"loss": functools.partial(print, threading.Lock())}, None, "picklable"),
+        ({"loss": Elsewhere()}, errors.PackageMissingError, "pip install no_such_pack"),
+        ({"loss": Spoiled()}, errors.ModelError, "same versions of Python and torch"),
+        ({"model": lambda: nn.LazyLinear(2)}, errors.ModelError, "lazy module"),
+        ({"model": frozen}, errors.ModelError, "Leave at least one unfrozen"),
+        ({"optimizer": broken_with}, errors.OptimizerError, "no such rate.*partial"),
+        ({"optimizer": torch.optim.LBFGS}, errors.OptimizerError, "first-order"),
     ],
 )
 def test_a_trainer_that_cannot_be_built_says_why(arguments, error, words):
@@ -371,10 +422,18 @@ def test_a_trainer_that_cannot_be_built_says_why(arguments, error, words):
     async def run(c, s, a, b):
         with pytest.raises(error or errors.ConfigurationError, match=words):
             await ta.Trainer(c, **classes(**arguments))
-        while a.state.actors or b.state.actors:
-            await asyncio.sleep(0.01)
+        await until(lambda: not (a.state.actors or b.state.actors))
+        await until(no_replica_thread)
 
-    run()
+    gc.disable()  # what is left behind must not wait for it
+    try:
+        run()
+    finally:
+        gc.enable()
+
+
+def no_replica_thread() -> bool:
+    return not any("tensair-" in each.name for each in threading.enumerate())
 
 
 @pytest.mark.parametrize(
@@ -387,6 +446,7 @@ def test_a_trainer_that_cannot_be_built_says_why(arguments, error, words):
         ({"optimizer": "sgd"}, "functools.partial"),
         ({"metrics": ["accuracy"]}, "map names to callables"),
         ({"max_in_flight": 0}, "whole number from 1"),
+        ({"metrics": {"loss": print}}, r"\['loss'\].*Give other names"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_starts(arguments, words):
@@ -440,6 +500,187 @@ def test_a_client_whose_scheduler_died_is_refused():
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         run()
+
+
+@two()
+async def test_a_trainer_whose_client_was_closed_says_so(c, s, a, b):
+    trainer = await ta.Trainer(c, **classes())
+    await c.close()
+    for call in (
+        lambda: trainer.train(X, Y),
+        lambda: trainer.predict(X),
+        lambda: trainer.evaluate([(X, Y)]),
+        trainer.drain,
+        trainer.state_dict,
+        trainer.state_dicts,
+        trainer.exchange_stats,
+    ):
+        with pytest.raises(errors.SchedulerLostError, match="Keep the client open"):
+            await call()
+    await trainer.close()
+
+
+def test_closing_answers_all_who_wait_and_is_bounded(slow):
+    @one(config={"tensair.timeouts.close": "50ms"})
+    async def run(c, s, a):
+        trainer = await ta.Trainer(c, **classes(model=slow, max_in_flight=1))
+        waiting = [
+            asyncio.ensure_future(trainer.train(X, Y)),  # being learned
+            asyncio.ensure_future(trainer.train(X, Y)),  # waits for room
+            asyncio.ensure_future(trainer.drain()),
+        ]
+        await until(slow.entered.is_set)
+        waiting.append(asyncio.ensure_future(trainer.state_dict()))
+        await until(lambda: trainer._dispatcher._waiting)
+        await trainer.close()
+        for each in waiting:
+            with pytest.raises(errors.TrainerClosedError):
+                await asyncio.wait_for(each, 1)
+        slow.gate.set()
+
+    run()
+
+
+@two()
+async def test_a_block_of_another_run_is_refused(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        (pair,) = linear_data(1)
+        stale = Block.join("yesterday", [MiniBatch.of(*pair)])
+        for function in ("learn", "predict"):
+            with pytest.raises(errors.ClusterError, match="of run 'yesterday'"):
+                await trainer._handles[0].call(function, stale)
+        await trainer.drain()
+        assert [info.steps for info in trainer.replicas] == [0, 0]
+
+
+@two()
+async def test_an_evaluation_that_cannot_be_made_says_why(c, s, a, b):
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def fails(prediction, y):
+        raise RuntimeError("no luck")
+
+    # Two classes where the model has three.
+    theirs = torchmetrics.Accuracy(task="multiclass", num_classes=2)
+    for metric in (fails, theirs):
+        async with ta.Trainer(c, **classes(metrics={"mine": metric})) as trainer:
+            with pytest.raises(errors.MetricError, match="'mine' raised"):
+                await trainer.evaluate([(X, Y)])
+            report = await trainer.train(X, Y)
+            assert type(report.error) is errors.MetricError
+    async with ta.Trainer(c, **classes()) as trainer:
+        with pytest.raises(errors.BatchError, match=r"give pairs \(x, y\)"):
+            await trainer.evaluate([3])
+        with pytest.raises(errors.ShapeError, match=r"x \(4, 2\) float32"):
+            await trainer.evaluate([(X[:, :2], Y)])
+
+
+@two()
+async def test_objects_of_torchmetrics_are_metrics(c, s, a, b):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metrics = {
+        "theirs": torchmetrics.Accuracy(task="multiclass", num_classes=CLASSES),
+        "ours": ta.metrics.accuracy,
+    }
+    async with ta.Trainer(c, **classes(metrics=metrics)) as trainer:
+        for report in await train_all(trainer, class_data(20)):
+            assert report.metrics["theirs"] == pytest.approx(report.metrics["ours"])
+        scores = await trainer.evaluate(class_data(5, seed=9))
+        assert scores["theirs"] == pytest.approx(scores["ours"])
+
+
+class Heads(nn.Module):
+    """Two outputs of one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.kind, self.size = nn.Linear(4, CLASSES), nn.Linear(4, 1)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = self.filters(image).mean((2, 3))
+        return {"kind": self.kind(seen), "size": self.size(seen)[:, 0]}
+
+
+def both(prediction: dict[str, torch.Tensor], y: dict[str, torch.Tensor]):
+    kind = nn.functional.cross_entropy(prediction["kind"], y["kind"])
+    return kind + nn.functional.mse_loss(prediction["size"], y["size"])
+
+
+@two()
+async def test_several_outputs_and_targets_and_channels_last_filters(c, s, a, b):
+    images = np.random.default_rng(0).random((4, 3, 8, 8), "float32")
+    y = {"kind": Y, "size": np.ones(4, "float32")}
+    arguments = classes(model=Heads, loss=both, keep_predictions=True)
+    async with ta.Trainer(c, **arguments) as trainer:
+        reports = await train_all(trainer, [(images, y)] * 30)
+        assert reports[-1].loss < reports[0].loss
+        assert reports[0].prediction["kind"].shape == (4, CLASSES)
+        assert (await trainer.predict(images))["size"].shape == (4,)
+        assert spread(await trainer.state_dicts()) < 1e-5
+
+
+@pytest.mark.parametrize("call", ["drain", "state_dicts", "exchange_stats"])
+def test_a_call_to_all_replicas_leaves_out_those_that_are_lost(call):
+    @two()
+    async def run(c, s, a, b):
+        trainer = await ta.Trainer(c, **linear())
+        await train_all(trainer, linear_data(20))
+        await b.close()
+        answer = await asyncio.wait_for(getattr(trainer, call)(), 10)
+        assert answer is None or list(answer) == [a.address]
+        alive = {info.address: info.alive for info in trainer.replicas}
+        assert alive == {a.address: True, b.address: False}
+        await trainer.close()
+
+    run()
+
+
+def test_an_evaluation_whose_replica_is_lost_ends(slow):
+    @one()
+    async def run(c, s, a):
+        trainer = await ta.Trainer(c, **classes(model=slow))
+        learning = asyncio.ensure_future(trainer.train(X, Y))
+        await until(slow.entered.is_set)
+        evaluating = asyncio.ensure_future(trainer.evaluate([(X, Y)]))
+        await asyncio.gather(a.close(), return_exceptions=True)
+        with pytest.raises(errors.ReplicaLostError, match="before it had answered"):
+            await asyncio.wait_for(evaluating, 10)
+        with pytest.raises(errors.NoReplicasError):
+            await asyncio.wait_for(learning, 10)
+        await trainer.close()
+        slow.gate.set()
+
+    run()
+
+
+class Touchy(torch.optim.Adam):
+    """Fails on the first gradients that come from a peer, on one replica."""
+
+    healthy = 0
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        Touchy.healthy += 1
+        self.ill = Touchy.healthy == 1
+
+    def step(self, closure=None):
+        gradient = self.param_groups[0]["params"][0].grad
+        # A peer's gradients come in one buffer.
+        if self.ill and gradient.untyped_storage().nbytes() > gradient.nbytes:
+            raise RuntimeError("an optimizer that fails")
+        return super().step(closure)
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
+async def test_a_replica_that_cannot_go_on_leaves_and_the_others_do(c, s, *workers):
+    Touchy.healthy = 0
+    async with ta.Trainer(c, **classes(optimizer=Touchy)) as trainer:
+        reports = await train_all(trainer, class_data(100))
+        await until(lambda: sum(info.alive for info in trainer.replicas) == 2)
+        reports += await train_all(trainer, class_data(20))
+        assert all(report.error is None for report in reports)
+        assert sorted(report.index for report in reports) == list(range(120))
 
 
 @two()

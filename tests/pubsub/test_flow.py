@@ -8,6 +8,7 @@ import random
 import threading
 import weakref
 
+import numpy as np
 import pytest
 from distributed.utils_test import async_poll_for, gen_cluster
 
@@ -259,6 +260,20 @@ async def test_a_merge_that_raises_is_told_to_who_put(c, s, a, b):
         gate.open.set()
         await pub.flushed()
         assert gate.got == [0, 3]
+
+
+@gen_cluster(client=True, config=QUICK)
+async def test_collections_of_arrays_survive_being_sent_again(c, s, a, b):
+    lost = iter([True, True, False] * 10)
+    async with Sub("t", worker=a) as sub, Pub("t", worker=b) as pub:
+        with inject(Fault.SENT_ACK_LOST, lambda _: next(lost)):
+            pub.put({"x": np.arange(3), "y": [np.ones(2), "name"]})
+            await pub.flushed("5s")
+        assert pub.links[sub.id].resent == 2
+        got = await sub.get("5s")
+        np.testing.assert_array_equal(got["x"], [0, 1, 2])
+        np.testing.assert_array_equal(got["y"][0], [1, 1])
+        assert got["y"][1] == "name"
 
 
 class Unwanted:

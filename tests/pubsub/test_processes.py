@@ -33,7 +33,7 @@ class Listener:
 def test_a_worker_that_is_killed_costs_the_others_nothing():
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
+            n_workers=2, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -58,7 +58,7 @@ def test_a_worker_that_is_killed_costs_the_others_nothing():
 
 def test_synchronous_iteration_ends_with_the_client():
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, dashboard_address=None
+        n_workers=1, threads_per_worker=2, dashboard_address=":0"
     ) as cluster:
         with Client(cluster) as client, Client(cluster) as other:
             sub = Sub("t", client=client)

@@ -1,0 +1,180 @@
+"""The thread of one replica, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed.utils_test import gen_test
+from torch import nn
+
+from tensair_dask import training_thread
+from tensair_dask.batches import Block, Group, MiniBatch
+from tensair_dask.errors import ForwardError, NonFiniteError, ReplicaLostError
+from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.learner import Learner, Recipe
+from tensair_dask.training_thread import TrainingThread
+
+X = np.zeros((2, 3), "float32")
+Y = np.zeros(2, int)
+CPU = torch.device("cpu")
+
+
+class Gated(nn.Module):
+    """Takes a permit of the test for each forward pass."""
+
+    def __init__(self, permits: threading.Semaphore) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.permits = permits
+        self.entered = threading.Event()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.entered.set()
+            self.permits.acquire()
+        return self.layer(x)
+
+
+@asynccontextmanager
+async def running(
+    permits: threading.Semaphore | None = None, **overrides: Any
+) -> AsyncIterator[TrainingThread]:
+    """A thread that learns; without permits, as fast as it can."""
+    recipe = Recipe(
+        (lambda: nn.Linear(3, 2)) if permits is None else (lambda: Gated(permits)),
+        nn.functional.cross_entropy,
+        functools.partial(torch.optim.SGD, lr=0.1),
+        {},
+        "gradient",
+        0,
+        False,
+    )
+    arguments = {
+        "name": "tensair-test",
+        "loop": asyncio.get_running_loop(),
+        "torch_threads": None,
+        "is_alive": lambda: True,
+    }
+    thread = TrainingThread(**{**arguments, **overrides})
+    learner = Learner(recipe, CPU)
+    exchange = Exchange("run", "me", learner.arena, learner.apply, thread.wake)
+    thread.attach(learner, exchange)
+    try:
+        yield thread
+    finally:
+        if permits is not None:
+            permits.release(1000)
+        await thread.stopped()
+
+
+def block(count: int, x: np.ndarray = X) -> Block:
+    return Block.join("run", [MiniBatch.of(x, Y)] * count)
+
+
+async def until(predicate: Callable[[], object]) -> None:
+    while not predicate():
+        await asyncio.sleep(0.001)
+
+
+@gen_test()
+async def test_blocks_are_learned_in_order_and_answered_one_by_one():
+    async with running() as thread:
+        futures = [thread.learn(block(count)) for count in (3, 1, 2)]
+        outcomes = await asyncio.gather(*futures)
+    assert [len(outcome.losses) for outcome in outcomes] == [3, 1, 2]
+    assert [outcome.status.steps for outcome in outcomes] == [3, 4, 6]
+    losses = [loss for outcome in outcomes for loss in outcome.losses]
+    assert losses == sorted(losses, reverse=True)
+    assert outcomes[-1].status.samples == 12
+
+
+@gen_test()
+async def test_a_call_is_answered_between_two_mini_batches_of_a_long_block():
+    permits = threading.Semaphore(0)
+    async with running(permits) as thread:
+        learning = thread.learn(block(50))
+        asking = thread.call(lambda: thread.status().steps)
+        permits.release()
+        assert await asking <= 1
+        assert not learning.done()
+        permits.release(49)
+        assert len((await learning).losses) == 50
+
+
+@gen_test()
+async def test_an_error_of_a_call_goes_to_the_caller_and_the_thread_goes_on():
+    async with running() as thread:
+        with pytest.raises(ZeroDivisionError):
+            await thread.call(lambda: 1 / 0)
+        assert await thread.call(lambda: 1 + 1) == 2
+
+
+@gen_test()
+async def test_a_bad_mini_batch_is_refused_in_its_place_of_the_block():
+    nan = X.copy()
+    nan[0, 0] = np.nan
+    good, wide = MiniBatch.of(X, Y), MiniBatch.of(np.zeros((2, 9), "f4"), Y)
+    batches = [good, MiniBatch.of(nan, Y), good, wide, good]
+    async with running() as thread:
+        outcome = await thread.learn(Block.join("run", batches))
+    assert {at: type(error).__name__ for at, error in outcome.errors.items()} == {
+        1: "NonFiniteError",
+        3: "ShapeError",
+    }
+    assert isinstance(outcome.errors[1], NonFiniteError)
+    assert np.isnan(outcome.losses).tolist() == [False, True, False, True, False]
+    assert outcome.status.steps == 3
+
+
+@gen_test()
+async def test_what_torch_cannot_take_is_refused_and_the_thread_goes_on():
+    strange = MiniBatch.of(X, Y)
+    strange.leaves[0] = X.astype("longdouble")
+    groups = [Group(strange.kind, [1, 1], strange.leaves), *block(1).groups]
+    async with running() as thread:
+        outcome = await thread.learn(Block("run", groups))
+        assert [type(error) for error in outcome.errors.values()] == [ForwardError] * 2
+        assert outcome.status.steps == 1
+        assert not (await thread.learn(block(1))).errors
+
+
+@gen_test()
+async def test_stopping_answers_what_has_not_been_done():
+    permits = threading.Semaphore(0)
+    async with running(permits) as thread:
+        learning = thread.learn(block(2))
+        await until(thread._learner.model.entered.is_set)
+        waiting, asking = thread.learn(block(1)), thread.call(lambda: None)
+        thread.stop()
+        permits.release(10)
+        for future in (learning, waiting, asking):
+            with pytest.raises(ReplicaLostError, match="was not done"):
+                await future
+        with pytest.raises(ReplicaLostError):
+            await thread.call(lambda: None)
+
+
+@gen_test()
+async def test_the_thread_ends_when_its_worker_is_gone(monkeypatch):
+    monkeypatch.setattr(training_thread, "HEARTBEAT", 0.01)
+    alive = True
+    async with running(is_alive=lambda: alive) as thread:
+        assert await thread.call(lambda: True)
+        alive = False
+        await until(lambda: not thread._thread.is_alive())
+
+
+@gen_test()
+async def test_the_thread_has_torch_threads_of_its_own():
+    before = torch.get_num_threads()
+    async with running(torch_threads=3) as thread:
+        assert await thread.call(torch.get_num_threads) == 3
+    assert torch.get_num_threads() == before
