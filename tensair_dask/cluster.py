@@ -22,6 +22,7 @@ from tensair_dask.errors import (
     TensairError,
     TensairTimeoutError,
 )
+from tensair_dask.exchange.settings import Settings
 from tensair_dask.learner import Recipe
 from tensair_dask.placement import Place, WorkerFacts, place_replicas
 from tensair_dask.replica import Peer, Replica, ReplicaPlan
@@ -114,7 +115,7 @@ async def start_replicas(
     recipe: Recipe,
     replicas: int | None,
     device: str,
-    compression: str = "none",
+    settings: Settings | None = None,
 ) -> list[ReplicaHandle]:
     """Build replicas that know each other and hold the same parameters.
 
@@ -130,7 +131,7 @@ async def start_replicas(
     try:
         return await asyncio.wait_for(
             _start(
-                client, run_id, recipe, replicas, device, compression, seconds, started
+                client, run_id, recipe, replicas, device, settings, seconds, started
             ),
             seconds,
         )
@@ -159,7 +160,7 @@ async def _start(
     recipe: Recipe,
     replicas: int | None,
     device: str,
-    compression: str,
+    settings: Settings | None,
     seconds: float,
     started: list[Future],
 ) -> list[ReplicaHandle]:
@@ -169,7 +170,7 @@ async def _start(
     payload = dumps(recipe, missing, "The model, loss, optimizer or metrics")
     direct = await _can_connect(client, places)
     for number, place in enumerate(places):
-        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, compression)
+        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, settings)
         started.append(
             client.submit(
                 Replica,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +27,11 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
+from tensair_dask.exchange.settings import Share
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
-
-Share = Literal["gradient", "update"]
 
 
 @dataclass(slots=True)
@@ -131,7 +130,7 @@ class Learner:
         Returns
         -------
         step, changes
-            ``changes`` is what is to be shared: gradients, or updates.
+            ``changes`` are the gradients.
 
         Raises
         ------
@@ -158,7 +157,7 @@ class Learner:
                     f"The loss cannot be differentiated: {error}. It must depend on "
                     "the model's parameters."
                 ) from error
-            changes = self._stepper.step_locally(self._recipe.share)
+            changes = self._stepper.step_locally()
         finally:
             for parameter in parameters:
                 parameter.grad = None

@@ -9,7 +9,6 @@ import torch
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.exchange.rows import Rows
 
 __all__ = ["Stepper"]
 
@@ -36,21 +35,12 @@ class Stepper:
         self._plain = _is_plain_sgd(optimizer, arena)
         self._changes_gradients = _changes_gradients(optimizer)
         self._values: list[torch.Tensor] = list(arena.dense)
-        self._before: list[torch.Tensor] | None = None
 
-    def step_locally(self, share: str) -> Changes:
-        """Step with the gradients that lie at the parameters.
-
-        Returns
-        -------
-        changes
-            The gradients or, with ``share="update"``, the changes of the values.
-        """
+    def step_locally(self) -> Changes:
+        """Step with the gradients that lie at the parameters, and return those."""
         arena = self._arena
         dense = [parameter.grad for parameter in arena.dense]
         rows = [table.grad for table in arena.tables]
-        if share == "update":
-            return self._step_for_updates(dense, rows)
         shared = Changes(dense, rows)
         if self._changes_gradients:
             shared = Changes(_copies(dense), _copies(rows))
@@ -73,42 +63,6 @@ class Stepper:
                 if gradient is not None:
                     table.add_(gradient, alpha=-self._rate)
 
-    def _step_for_updates(
-        self,
-        dense: Sequence[torch.Tensor | None],
-        rows: Sequence[torch.Tensor | None],
-    ) -> Changes:
-        arena = self._arena
-        if self._before is None:
-            self._before = arena.layout.zeros(arena.device)
-        with torch.no_grad():
-            for before, now in zip(self._before, arena.buffers, strict=True):
-                before.copy_(now)
-            ids = [_touched_rows(gradient) for gradient in rows]
-            were = [
-                None if touched is None else table[touched]
-                for table, touched in zip(arena.tables, ids, strict=True)
-            ]
-            self._step(dense, rows)
-            # The difference of two floats so near to each other is exact: what the
-            # peers add is what was added here.
-            for before, now in zip(self._before, arena.buffers, strict=True):
-                torch.sub(now, before, out=before)
-            moved = [
-                None
-                if touched is None or was is None
-                else Rows(touched, table[touched] - was)
-                for table, touched, was in zip(arena.tables, ids, were, strict=True)
-            ]
-        views = arena.layout.views(self._before)
-        return Changes(
-            [
-                None if gradient is None else view
-                for gradient, view in zip(dense, views, strict=True)
-            ],
-            moved,
-        )
-
     def apply(self, share: str, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients or updates."""
         arena = self._arena
@@ -118,8 +72,9 @@ class Stepper:
                 for mine, theirs in zip(arena.buffers, gradients.buffers, strict=True):
                     mine.add_(theirs, alpha=factor)
                 for number, part in gradients.rows.items():
-                    table = arena.tables[number]
-                    table.add_(part.gradient(table), alpha=factor)
+                    arena.tables[number].index_add_(
+                        0, part.ids, part.values, alpha=factor
+                    )
             return
         views = arena.layout.views(gradients.buffers)
         for position, (parameter, view) in enumerate(
@@ -142,15 +97,6 @@ class Stepper:
     def _rate(self) -> float:
         # Read at each step: a scheduler may change it.
         return self._optimizer.param_groups[0]["lr"]
-
-
-def _touched_rows(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    """Rows of a table that a gradient moves, each once."""
-    if gradient is None:
-        return None
-    if gradient.layout == torch.strided:  # of a table that is tied to a dense layer
-        return torch.arange(len(gradient), device=gradient.device)
-    return torch.unique(gradient._indices()[0])
 
 
 def _changes_gradients(optimizer: torch.optim.Optimizer) -> bool:

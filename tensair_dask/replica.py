@@ -19,6 +19,7 @@ from tensair_dask.errors import (
     PackageMissingError,
 )
 from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.exchange.settings import Settings
 from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
@@ -42,15 +43,15 @@ class ReplicaPlan:
         Worker, device, threads.
     recipe
         The pickled `Recipe`.
-    compression
-        Of the gradients that it publishes.
+    settings
+        Of the exchange; None for what the worker has configured.
     """
 
     run_id: str
     name: str
     place: Place
     recipe: bytes
-    compression: str = "none"
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Replica:
             learner.arena,
             learner.apply,
             self._thread.wake,
-            plan.compression,
+            plan.settings,
         )
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange

@@ -27,9 +27,9 @@ from tensair_dask.errors import (
     TensairTimeoutError,
     TrainerClosedError,
 )
-from tensair_dask.exchange.compression import make_compressor
+from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
-from tensair_dask.learner import Recipe, Share, to_arrays
+from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.reports import COLUMNS, History, Report
 
 __all__ = ["ReplicaInfo", "Trainer"]
@@ -106,6 +106,10 @@ class Trainer:
         Of what is published: ``"none"``, ``"bfloat16"`` or ``"float16"`` (half the
         bytes), ``"int8"`` (a quarter). What rounding leaves out is kept and sent
         later, and `drain` sends all of it, exactly.
+    staleness
+        How long after it was computed a gradient is applied by the peers at the
+        latest, in seconds or as ``"100ms"``; None for
+        ``tensair.exchange.staleness``. Later means fewer messages.
     device
         ``"auto"``: CUDA where a worker has it, spread over the GPUs of a host, else
         the CPU. Or the name of a torch device.
@@ -146,13 +150,13 @@ class Trainer:
         replicas: int | None = None,
         share: Share = "gradient",
         compression: str = "none",
+        staleness: float | str | None = None,
         device: str = "auto",
         seed: int = 0,
         keep_predictions: bool = False,
         max_in_flight: int | None = None,
     ) -> None:
-        _check_arguments(client, model, loss, optimizer, metrics, share, max_in_flight)
-        make_compressor(compression)  # raises if there is none of that name
+        _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.dead_letters = DeadLetters(int(config.get("dead-letters")))
@@ -161,7 +165,7 @@ class Trainer:
         )
         self._replicas = replicas
         self._device = device
-        self._compression = compression
+        self._settings = Settings.configured(share, compression, staleness)
         self._history = History(int(config.get("history")))
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe
@@ -193,7 +197,7 @@ class Trainer:
                 self._recipe,
                 self._replicas,
                 self._device,
-                self._compression,
+                self._settings,
             )
         except BaseException:
             self._state = "closed"
@@ -697,7 +701,6 @@ def _check_arguments(
     loss: Any,
     optimizer: Any,
     metrics: Any,
-    share: Any,
     max_in_flight: Any,
 ) -> None:
     if not isinstance(client, Client):
@@ -727,10 +730,6 @@ def _check_arguments(
         raise ConfigurationError(
             f"metrics={sorted(taken)} was given, which are columns of trainer.history "
             "already. Give other names."
-        )
-    if share not in ("gradient", "update"):
-        raise ConfigurationError(
-            f"share={share!r} was given; 'gradient' or 'update' is allowed."
         )
     if max_in_flight is not None and (
         not isinstance(max_in_flight, int) or max_in_flight < 1

@@ -234,6 +234,7 @@ class TrainingThread:
         try:
             if bad is not None:
                 raise bad
+            self._exchange.before_step()
             step, changes = self._learner.learn(x, y, samples)
         except Exception as error:
             self._refuse(outcome, error, group, samples)

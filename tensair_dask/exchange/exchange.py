@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from tensair_dask import config
-from tensair_dask.exchange.accumulator import Accumulator, Changes
+from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
 from tensair_dask.exchange.compression import make_compressor
+from tensair_dask.exchange.gradient_sum import GradientSum
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.inbox import Inbox
 from tensair_dask.exchange.message import GradientMessage
+from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
+from tensair_dask.exchange.settings import Settings
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.view import Member, View
 
@@ -48,8 +50,8 @@ class Exchange:
         Called with the sum of what has arrived.
     wake
         Called from the event loop when a message has arrived.
-    compression
-        Of what is published; one of `COMPRESSIONS`.
+    settings
+        What is exchanged, and how; None for the configured.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Exchange:
         arena: Arena,
         apply: Callable[[Gradients], None],
         wake: Callable[[], None],
-        compression: str = "none",
+        settings: Settings | None = None,
     ) -> None:
         self.origin = origin
         self.clock = VectorClock()
@@ -68,16 +70,16 @@ class Exchange:
         self._apply = apply
         self._wake = wake
         self._arena = arena
-        self._accumulator = Accumulator(run_id, origin, arena)
-        self._compressor = make_compressor(compression)
+        settings = settings or Settings.configured()
+        accumulate = Movement if settings.share == "update" else GradientSum
+        self._accumulator = accumulate(run_id, origin, arena)
+        self._compressor = make_compressor(settings.compression)
         self._inbox = Inbox(run_id)
-        self._pacer = Pacer(
-            float(config.get("exchange.share-of-time")),
-            config.get_seconds("exchange.staleness"),
-        )
+        self._pacer = Pacer(settings.share_of_time, settings.staleness)
         self._pub: Pub | None = None
         self._sub: Sub | None = None
         self._peers = 0
+        self._sharing = False
         self._stalenesses: deque[int] = deque(maxlen=REMEMBERED)
         self._ages: deque[float] = deque(maxlen=REMEMBERED)
         self._sent = self._received = 0
@@ -166,11 +168,19 @@ class Exchange:
         """Steps of this replica."""
         return self.clock[self.origin]
 
+    def before_step(self) -> None:
+        """Decide whether the next step is shared; call it before each."""
+        self._sharing = self._peers > 0
+        if self._sharing:
+            self._accumulator.prepare()
+        else:
+            self._accumulator.drop()
+
     def learned(self, samples: int, seconds: float, changes: Changes) -> None:
-        """Record one local step, how long it took, and what it is to share."""
+        """Record one local step, how long it took, and its gradients."""
         self._pacer.stepped(seconds)
         step = self.steps + 1
-        if self._peers:
+        if self._sharing:
             self._accumulator.add(step, samples, changes, self.clock)
         self.clock.advance(self.origin, step)
         self.samples += samples
@@ -194,7 +204,9 @@ class Exchange:
         total = messages[0].gradients
         for message in messages[1:]:
             total = total + message.gradients
-        self._apply(total.to(self._arena.device))
+        total = total.to(self._arena.device)
+        self._apply(total)
+        self._accumulator.applied(total)
         now = time.monotonic()
         worst = 0
         for message in messages:
@@ -231,14 +243,13 @@ class Exchange:
         self._send(message, start)
 
     def publish_all(self) -> None:
-        """Publish what has gathered and, exactly, what compression has left out."""
-        if self._compressor is None:
-            self.publish()
-            return
+        """Publish all that peers do not know: what rounding has left out, too."""
         start = time.perf_counter()
-        message = self._accumulator.take_even_nothing(self.steps, self.clock)
+        message = self._accumulator.take_everything(self.steps, self.clock)
         content = message.gradients.to(torch.device("cpu"))
-        message.content = self._compressor.remainder(content)
+        if self._compressor is not None:
+            content = self._compressor.remainder(content)
+        message.content = content
         self._send(message, start)
 
     def _send(self, message: GradientMessage, start: float) -> None:
