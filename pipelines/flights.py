@@ -29,6 +29,7 @@ import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import running
 from tensair_dask.prequential import Prequential
+from tensair_dask.scored import ScoredRun
 
 LATE = 15  # minutes after the scheduled arrival
 
@@ -264,8 +265,8 @@ def build(
     return Pipeline(source, reports, trainer, scores)
 
 
-@running.command(records="flights", rate=5_500)
-async def main(run: running.Run) -> None:
+@running.command(ScoredRun, records="flights", rate=5_500)
+async def main(run: ScoredRun) -> None:
     """Learn which flights arrive late while the flights of 2013 go by."""
     flights = load(run.limit)
     run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
@@ -274,8 +275,8 @@ async def main(run: running.Run) -> None:
             client, replicas=run.workers, window=run.window
         )
         async with trainer:
-            with run.watch(trainer, reports, scores, times=flights.time):
-                await run.feed(source, flights.batches(run.batch_size))
+            with run.watch_scores(trainer, reports, scores, times=flights.time):
+                await run.feed_batches(source, flights.batches(run.batch_size))
                 await trainer.drain()
             await run.save(trainer, scores)
     run.finish(

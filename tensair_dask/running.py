@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
 
-from tensair_dask import plots, terminal
 from tensair_dask.errors import SchedulerLostError, TensairError
 from tensair_dask.interrupts import Interrupts, kept_from_children
 from tensair_dask.pace import Pace
-from tensair_dask.prequential import Prequential, Scores
 from tensair_dask.tally import Tally
+from tensair_dask.terminal import LiveLine, View
 
 if TYPE_CHECKING:
-    import numpy as np
     from distributed import Client
 
 __all__ = ["Run", "command"]
+
+AnyRun = TypeVar("AnyRun", bound="Run")
 
 LOOPBACK = "127.0.0.1"
 SCHEDULER_PORT = 8786
@@ -52,18 +56,10 @@ class Run:
     workers
         How many workers to start, or how many of the cluster's to use; None for two,
         or all.
-    batch_size
-        Records in a mini-batch.
     rate
         Records per second; None for as fast as they are learned.
     limit
         How many records to stream; None for all.
-    window
-        Records in the sliding window of the scores.
-    save_to
-        Where to save the model and the scores; None for nowhere.
-    output
-        Folder for the plots.
     as_json
         Print the result as one JSON object on standard output, and all else on
         standard error.
@@ -74,12 +70,8 @@ class Run:
     records: str = "records"
     scheduler: str | None = None
     workers: int | None = None
-    batch_size: int = 64
     rate: float | None = None
     limit: int | None = None
-    window: int = 10_000
-    save_to: Path | None = None
-    output: Path = Path("tensair-output")
     as_json: bool = False
     debug: bool = False
 
@@ -156,9 +148,7 @@ class Run:
             yield client
 
     @contextlib.contextmanager
-    def watch(
-        self, trainer: Any, reports: Any, scores: Prequential, times: np.ndarray
-    ) -> Iterator[None]:
+    def watch(self, trainer: Any, reports: Any, view: View) -> Iterator[None]:
         """Show a live line, and add up the reports, while the stream goes by.
 
         Parameters
@@ -167,35 +157,37 @@ class Run:
             The trainer that learns the stream.
         reports
             The stream of its reports.
-        scores
-            Where its predictions are scored.
-        times
-            When each record of the stream was made; the length says how many come.
+        view
+            What the line shows.
         """
         sink = reports.sink(self.tally.add)
-        line = terminal.LiveLine(
-            self.console, self.tally, trainer, scores, times, self.records
-        )
         self.tally.start()
         try:
-            with line:
+            with LiveLine(self.console, view):
                 yield
         finally:
             self.tally.stop()
             self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
             sink.destroy()
 
-    async def feed(self, source: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-        """Emit mini-batches into a stream at the run's rate, to the end or to Ctrl-C.
+    async def feed(
+        self,
+        source: Any,
+        items: Iterable[Any] | AsyncIterable[Any],
+        count: Callable[[Any], int],
+    ) -> None:
+        """Emit items into a stream at the run's rate, to the end or to Ctrl-C.
 
         Parameters
         ----------
         source
             A streamz source on this event loop: ``Stream(asynchronous=True)``.
-        batches
-            Pairs ``(x, y)``; the length of ``y`` is the number of records.
+        items
+            To emit.
+        count
+            How many records an item has.
         """
-        feeding = asyncio.ensure_future(self._emit(source, batches))
+        feeding = asyncio.ensure_future(self._emit(source, items, count))
         with self.interrupts.stopping(feeding.cancel):
             await asyncio.wait({feeding})
         if feeding.cancelled():
@@ -203,80 +195,66 @@ class Run:
         else:
             feeding.result()
 
-    async def _emit(self, source: Any, batches: Iterable[tuple[Any, Any]]) -> None:
-        pace = Pace(self.rate)
-        for batch in batches:
-            await pace.wait(len(batch[1]))
-            await source.emit(batch)
-
-    async def save(self, trainer: Any, scores: Prequential) -> None:
-        """Save the model's state and the scores, if the user has asked for it."""
-        if self.save_to is None:
-            return
-        import torch
-
-        model, told = self.save_to, self.save_to.with_suffix(".json")
-        if model.suffix not in (".pt", ".pth"):
-            model, told = self.save_to / "model.pt", self.save_to / "scores.json"
-        model.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(await trainer.state_dict(), model)
-        self.files |= {"model": str(model), "scores": str(told)}
-        told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
-
-    def finish(
-        self, scores: Prequential, times: np.ndarray, title: str, axis: str = "time"
+    async def _emit(
+        self,
+        source: Any,
+        items: Iterable[Any] | AsyncIterable[Any],
+        count: Callable[[Any], int],
     ) -> None:
-        """Print the final tables, draw the curves, print the JSON if asked for.
+        pace = Pace(self.rate)
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                await pace.wait(count(item))
+                await source.emit(item)
+            return
+        for item in items:
+            await pace.wait(count(item))
+            await source.emit(item)
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields.
 
         Parameters
         ----------
-        scores
-            Of all predictions of the run.
-        times
-            When each record of the stream was made: the time axis of the curves.
-        title
-            What is predicted.
-        axis
-            What ``times`` are.
+        records
+            What the records are called, such as "flights".
+        rate
+            Default of ``--rate`` in records per second; None for no limit.
         """
-        if not scores.records:
-            self.say("Nothing was learned.")
-            return
-        self.console.print(terminal.scores_table(scores, title, self.records))
-        self.console.print(terminal.run_table(self.tally, self.records), soft_wrap=True)
-        self.files |= plots.draw(
-            scores.curves(),
-            times,
-            folder=self.output,
-            title=title,
-            subtitle=f"scores over the last {scores.window:,} {self.records}",
-            axis=axis,
-        )
-        for name, path in self.files.items():
-            self.say(f"{name:>6}  {path}")
-        if self.as_json:
-            click.echo(json.dumps(self.result(scores)))
-
-    def result(self, scores: Prequential) -> dict[str, Any]:
-        """Everything that a script wants to know of the run, fit for JSON."""
-        return {
-            "interrupted": self.interrupts.received is not None,
-            "overall": _plain(scores.overall()),
-            "recent": _plain(scores.recent()),
-            "baselines": {
-                name: _plain(each) for name, each in scores.baselines().items()
-            },
-            "batches": self.tally.batches,
-            "refused": dict(self.tally.refused),
-            "seconds": self.tally.seconds,
-            "rate": self.tally.rate,
-            "staleness": {
-                "mean": self.tally.staleness_mean,
-                "most": self.tally.staleness_most,
-            },
-            "replicas": self.tally.replicas(),
-            "files": self.files,
-        }
+        positive = click.IntRange(min=1)
+        return [
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="Join the cluster of this scheduler, for example "
+                "tcp://127.0.0.1:8786, instead of starting one.",
+            ),
+            click.option(
+                "--workers",
+                type=positive,
+                help="Workers to start, or to use of those of the scheduler.  "
+                "[default: 2, or all of the scheduler's]",
+            ),
+            click.option(
+                "--rate",
+                type=_Rate(),
+                default="max" if rate is None else f"{rate:g}",
+                show_default=True,
+                help=f"How many {records} a second, or max.",
+            ),
+            click.option(
+                "--limit", type=positive, help=f"Stop after so many {records}."
+            ),
+            click.option(
+                "--json",
+                "as_json",
+                is_flag=True,
+                help="Print the result as JSON on standard output, all else on "
+                "standard error.",
+            ),
+            click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
+        ]
 
 
 class _Rate(click.ParamType):
@@ -302,98 +280,43 @@ class _Rate(click.ParamType):
 
 
 def command(
-    *, records: str = "records", rate: float | None = None, batch_size: int = 64
-) -> Callable[[Callable[[Run], Awaitable[None]]], click.Command]:
+    kind: type[AnyRun],
+    *,
+    records: str = "records",
+    rate: float | None = None,
+) -> Callable[[Callable[[AnyRun], Awaitable[None]]], click.Command]:
     """Make a command of a pipeline's ``async def main(run)``.
 
     Parameters
     ----------
+    kind
+        Of the run; its fields are the command's options.
     records
         What the records are called, such as "flights".
     rate
         Default of ``--rate`` in records per second; None for no limit.
-    batch_size
-        Default of ``--batch-size``.
 
     Returns
     -------
     decorator
-        Gives a click command with the options of a `Run`. It exits with 0; 1 if the
-        run failed; 2 if the options are wrong; 130 after Ctrl-C.
+        Gives a click command. It exits with 0; 1 if the run failed; 2 if the options
+        are wrong; 130 after Ctrl-C.
     """
-    positive = click.IntRange(min=1)
-    options = [
-        click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Join the cluster of this scheduler, for example "
-            "tcp://127.0.0.1:8786, instead of starting one.",
-        ),
-        click.option(
-            "--workers",
-            type=positive,
-            help="Workers to start, or to use of those of the scheduler.  "
-            "[default: 2, or all of the scheduler's]",
-        ),
-        click.option(
-            "--batch-size",
-            type=positive,
-            default=batch_size,
-            show_default=True,
-            help="Records in a mini-batch.",
-        ),
-        click.option(
-            "--rate",
-            type=_Rate(),
-            default="max" if rate is None else f"{rate:g}",
-            show_default=True,
-            help=f"How many {records} a second, or max.",
-        ),
-        click.option("--limit", type=positive, help=f"Stop after so many {records}."),
-        click.option(
-            "--window",
-            type=positive,
-            default=10_000,
-            show_default=True,
-            help=f"How many {records} the sliding scores look back.",
-        ),
-        click.option(
-            "--save",
-            "save_to",
-            type=click.Path(path_type=Path),
-            help="Save the model and the scores: a folder, or a file ending in .pt.",
-        ),
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=Path("tensair-output"),
-            show_default=True,
-            help="Folder for the plots.",
-        ),
-        click.option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help="Print the result as JSON on standard output, all else on standard "
-            "error.",
-        ),
-        click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
-    ]
 
-    def decorate(main: Callable[[Run], Awaitable[None]]) -> click.Command:
+    def decorate(main: Callable[[AnyRun], Awaitable[None]]) -> click.Command:
         def callback(**chosen: Any) -> None:
-            sys.exit(_execute(main, Run(records=records, **chosen)))
+            sys.exit(_execute(main, kind(records=records, **chosen)))
 
         callback.__doc__ = main.__doc__
         decorated: Callable[..., Any] = callback
-        for option in reversed(options):
+        for option in reversed(kind.options(records, rate)):
             decorated = option(decorated)
         return click.command(name=main.__name__)(decorated)
 
     return decorate
 
 
-def _execute(main: Callable[[Run], Awaitable[None]], run: Run) -> int:
+def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     """Run a pipeline; the exit code."""
 
     async def supervised() -> None:
@@ -447,9 +370,3 @@ def _dashboard_port() -> int:
         except OSError:
             return 0
     return DASHBOARD_PORT
-
-
-def _plain(scores: Scores) -> dict[str, float | None]:
-    """Scores as JSON has them: no NaN."""
-    fields = dataclasses.asdict(scores)
-    return {name: None if math.isnan(v) else v for name, v in fields.items()}

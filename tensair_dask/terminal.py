@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich import box
@@ -18,7 +18,17 @@ from rich.text import Text
 from tensair_dask.prequential import MODEL, Prequential, Scores
 from tensair_dask.tally import Tally
 
-__all__ = ["LiveLine", "run_table", "scores_table"]
+__all__ = ["LiveLine", "ScoresView", "View", "run_table", "scores_table"]
+
+
+class View(Protocol):
+    """What a `LiveLine` shows."""
+
+    def drawing(self) -> RenderableType:
+        """Draw for a terminal that can be redrawn."""
+
+    def plain(self) -> str:
+        """Draw the same as one line of text."""
 
 
 class LiveLine:
@@ -30,37 +40,16 @@ class LiveLine:
     ----------
     console
         Where to draw.
-    tally
-        The sums of the reports.
-    trainer
-        Asked for its backlog.
-    scores
-        Asked for the scores of the newest records.
-    times
-        When each record of the stream was made, in order; the length says how many
-        records come.
-    records
-        What the records are called.
+    view
+        What to draw.
     """
 
     refresh = 0.25  # seconds
     plain_refresh = 10.0
 
-    def __init__(
-        self,
-        console: Console,
-        tally: Tally,
-        trainer: Any,
-        scores: Prequential,
-        times: np.ndarray,
-        records: str,
-    ) -> None:
+    def __init__(self, console: Console, view: View) -> None:
         self._console = console
-        self._tally = tally
-        self._trainer = trainer
-        self._scores = scores
-        self._times = times
-        self._records = records
+        self._view = view
         self._drawing: asyncio.Task[None] | None = None
 
     def __enter__(self) -> LiveLine:
@@ -82,13 +71,46 @@ class LiveLine:
         # it changes.
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
-                live.update(self.drawing(), refresh=True)
+                live.update(self._view.drawing(), refresh=True)
                 await asyncio.sleep(self.refresh)
 
     async def _print_on(self) -> None:
         while True:
             await asyncio.sleep(self.plain_refresh)
-            self._console.print(self.plain(), soft_wrap=True)
+            self._console.print(self._view.plain(), soft_wrap=True)
+
+
+class ScoresView:
+    """A bar with the date of the stream, and the scores below it.
+
+    Parameters
+    ----------
+    tally
+        The sums of the reports.
+    trainer
+        Asked for its backlog.
+    scores
+        Asked for the scores of the newest records.
+    times
+        When each record of the stream was made, in order; the length says how many
+        records come.
+    records
+        What the records are called.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        trainer: Any,
+        scores: Prequential,
+        times: np.ndarray,
+        records: str,
+    ) -> None:
+        self._tally = tally
+        self._trainer = trainer
+        self._scores = scores
+        self._times = times
+        self._records = records
 
     def drawing(self) -> RenderableType:
         """Draw a bar with the date of the stream, and the numbers below it."""

@@ -17,12 +17,12 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "errors", "config"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
-    ["batches", "exchange", "transfer"],
+    ["batches", "exchange", "transfer", "text"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],
     ["cluster", "trainer"],
     ["streams"],
-    ["plots", "terminal", "interrupts", "running"],
+    ["plots", "terminal", "interrupts", "running", "scored"],
     ["cli", "__main__"],
     ["pipelines"],
 ]
@@ -32,8 +32,8 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 ONLY_IN = {
     "bokeh": {"plots", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
-    "rich": {"terminal", "cli", "running"},
-    "click": {"cli", "running", "pipelines"},
+    "rich": {"terminal", "cli", "running", "pipelines"},
+    "click": {"cli", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
 }
 

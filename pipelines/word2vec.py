@@ -1,0 +1,681 @@
+"""Learn word vectors from a stream of text, while it is read.
+
+Lines of text become blocks of 32 words; replicas learn them with skip-gram or CBOW and
+exchange how far the vectors have moved, as rows. The vocabulary grows with the stream.
+While it learns, ask for neighbours; at any time, export what other programs load.
+
+Run it with ``tensair run word2vec --text FILE`` or ``cat FILE | tensair run word2vec
+--text -``. To start a pipeline of your own, copy this file: any streamz source of text
+can stand where the file stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bz2
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from distributed import Client
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from streamz import Stream
+
+import tensair_dask as ta
+import tensair_dask.streams  # gives Stream its train method
+from tensair_dask import running, terminal
+from tensair_dask.running import Run
+from tensair_dask.tally import Tally
+from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
+from tensair_dask.text.reading import read_lines, size_of
+from tensair_dask.text.samples import Sampler, Samples
+from tensair_dask.text.similarity import Judged, bundled, load_judged
+from tensair_dask.text.vocabulary import Vocabulary
+from tensair_dask.text.words import Words
+
+MODELS: dict[str, type[WordVectors]] = {"skip-gram": SkipGram, "cbow": CBOW}
+
+# A linear decay of the learning rate ends here, as in the original program.
+LAST_RATE = 1e-3  # of the first one
+
+WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+# Characters that are read at once: worth the fixed cost of making samples, and few
+# enough that what is made of them stays in the processor's cache.
+ENOUGH = 1 << 15
+
+
+# ------------------------------------------------------------------- text to samples
+
+
+@Stream.register_api()
+class samples(Stream):
+    """Turn text into the mini-batches that one step is made with.
+
+    Parameters
+    ----------
+    upstream
+        Gives strings: a line each, or many lines.
+    vocabulary
+        Grows with what passes.
+    sampler
+        Made for that vocabulary.
+    blocks
+        Of a mini-batch; the same as the sampler's.
+    timeout
+        Seconds that a word waits for others before it is learned without them.
+    rate
+        Asked for the factor of the learning rate, from 1 down.
+
+    Notes
+    -----
+    References in streamz ``metadata`` are held until all words that came with them
+    have been learned.
+    """
+
+    def __init__(
+        self,
+        upstream: Stream,
+        vocabulary: Vocabulary,
+        sampler: Sampler,
+        blocks: int = 16,
+        timeout: float = 1.0,
+        rate: Callable[[], float] = lambda: 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(upstream, ensure_io_loop=True, **kwargs)
+        self._vocabulary = vocabulary
+        self._sampler = sampler
+        self._blocks = blocks
+        self._timeout = timeout
+        self._rate = rate
+        self._texts: list[str] = []
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        # References of what was read and is not, or only in part, in a mini-batch.
+        self._new: list[Any] = []
+        self._held: list[Any] = []
+        self.words = 0
+
+    def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        """Take text; the result is awaited where no replica has room."""
+        if not isinstance(x, str):
+            raise ta.errors.BatchError(
+                f"The stream gave a {type(x).__name__} where text should be: strings "
+                "of one or many lines are needed. Put .map(parse) before."
+            )
+        metadata = metadata or []
+        self._retain_refs(metadata)
+        self._new += metadata
+        self._texts.append(x if x.endswith("\n") else x + "\n")
+        self._size += len(x)
+        if self._size >= ENOUGH:
+            return self._learn(last=False)
+        if self._timer is None:
+            loop = self.loop.asyncio_loop
+            self._timer = loop.call_later(self._timeout, self._time_is_up)
+        return []
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        asyncio.ensure_future(self.flush())
+
+    async def flush(self) -> None:
+        """Learn what has gathered, though it does not fill a mini-batch."""
+        await self._learn(last=True)
+
+    async def _learn(self, last: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        texts, self._texts, self._size = self._texts, [], 0
+        done, self._held, self._new = self._held, self._new, []
+        carried = [*done, *self._held]
+        if last:
+            done, self._held = carried, []
+        try:
+            for made in self._samples_of(texts, last):
+                for step in made.steps(self._blocks):
+                    for result in self._emit(self._batch(step), metadata=carried):
+                        await result
+        finally:
+            self._release_refs(done)
+
+    def _samples_of(self, texts: Sequence[str], last: bool) -> Iterator[Samples]:
+        for text in pieces("".join(texts), ENOUGH):
+            yield self._sampler.add(self._vocabulary.read(text))
+        if last:
+            yield self._sampler.flush()
+
+    def _batch(self, step: Samples) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        self.words += int(step.read.sum())
+        x = {
+            "words": step.words,
+            "reach": step.reach,
+            "negatives": step.negatives,
+            "rate": np.full(len(step), self._rate(), np.float32),
+        }
+        return x, step.read
+
+
+# ----------------------------------------------------------------------- the pipeline
+
+
+class Pipeline(NamedTuple):
+    """What `build` wires: emit text into the source, and ask the words."""
+
+    source: Stream
+    samples: samples
+    reports: Stream
+    trainer: ta.Trainer
+    words: Words
+
+
+def mean_loss(loss: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Pass on the loss, which the model computes itself."""
+    return loss
+
+
+def build(
+    client: Client,
+    vocabulary: Vocabulary | None = None,
+    *,
+    model: str = "skip-gram",
+    width: int = 100,
+    window: int = 5,
+    negatives: int = 5,
+    subsample: float = 1e-3,
+    learning_rate: float = 0.035,
+    blocks: int = 16,
+    rate: Callable[[], float] = lambda: 1.0,
+    replicas: int | None = None,
+    compression: str = "none",
+    staleness: str = "500ms",
+    seed: int = 0,
+) -> Pipeline:
+    """Wire source, samples, trainer and words.
+
+    Parameters
+    ----------
+    client
+        Connected to a cluster.
+    vocabulary
+        None for a new one of 50,000 words.
+    model
+        ``"skip-gram"`` or ``"cbow"``.
+    width, window, negatives
+        Of the vectors; words to each side at most; for each pair.
+    subsample
+        Share of the text above which a word is left out at random.
+    learning_rate
+        Of plain SGD, for each pair. 0.05 is stable with one replica, 0.035 with two;
+        with more, begin lower.
+    blocks
+        Of 32 words in a step. Twice as many need half the learning rate.
+    rate
+        Factor of the learning rate: something that falls from 1, or 1.
+    replicas, compression, staleness, seed
+        Of the `Trainer`. Rare words are touched seldom, so vectors may be exchanged
+        less often than dense gradients.
+    """
+    vocabulary = vocabulary or Vocabulary()
+    trainer = ta.Trainer(
+        client,
+        model=functools.partial(
+            MODELS[model], vocabulary.rows, width, window, negatives
+        ),
+        loss=mean_loss,
+        optimizer=functools.partial(torch.optim.SGD, lr=learning_rate),
+        # A sum of movements needs no learning rate at the receiver, and costs the
+        # sender nothing at each step.
+        share="update",
+        replicas=replicas,
+        compression=compression,
+        staleness=staleness,
+        seed=seed,
+    )
+    sampler = Sampler(vocabulary, window, blocks=blocks, subsample=subsample, seed=seed)
+    source = Stream(asynchronous=client.asynchronous, loop=client.loop)
+    made = source.samples(vocabulary, sampler, blocks=blocks, rate=rate)
+    counts = _WordCounts()
+    made.sink(counts.expect)
+    reports = made.train(trainer).map(counts.in_words)
+    return Pipeline(source, made, reports, trainer, Words(trainer, vocabulary))
+
+
+class _WordCounts:
+    """Lets reports tell how many words of text were learned, not how many blocks."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._read: dict[int, int] = {}
+
+    def expect(self, batch: tuple[Any, np.ndarray]) -> None:
+        self._read[self._next] = int(batch[1].sum())
+        self._next += 1
+
+    def in_words(self, report: ta.Report) -> ta.Report:
+        return dataclasses.replace(report, samples=self._read.pop(report.index))
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+@dataclass
+class WordsRun(Run):
+    """What ``tensair run word2vec`` was asked for; see its options."""
+
+    text: str | None = None
+    passes: int | None = None
+    model: str = "skip-gram"
+    width: int = 100
+    context: int = 5
+    negatives: int = 5
+    learning_rate: float = 0.035
+    min_count: int = 5
+    size: int = 50_000
+    hashed: int = 5_000
+    compression: str = "none"
+    probes: str | None = None
+    every: float = 5.0
+    evaluate: tuple[str, ...] = ()
+    export: tuple[Path, ...] = ()
+
+    read: float = field(default=0.0, init=False)
+    told: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields; see `Run.options`."""
+        positive = click.IntRange(min=1)
+        option = functools.partial(click.option, show_default=True)
+        return [
+            option(
+                "--text",
+                metavar="FILE|-",
+                help="Text to learn, packed or not, here or at an address such as "
+                "s3://...; - for standard input.  [default: a piece of Wikipedia that "
+                "comes with gensim]",
+            ),
+            option(
+                "--passes",
+                type=positive,
+                help="How often to go through the text, with a learning rate that "
+                "falls to zero.  [default: 1; 10 for the piece of Wikipedia]",
+            ),
+            option("--model", type=click.Choice(list(MODELS)), default=cls.model),
+            option("--width", type=positive, default=cls.width, help="Of the vectors."),
+            option(
+                "--window",
+                "context",
+                type=click.IntRange(1, 31),
+                default=cls.context,
+                help="Words to each side that are context, at most.",
+            ),
+            option(
+                "--negatives",
+                type=positive,
+                default=cls.negatives,
+                help="Noise words for each pair.",
+            ),
+            option(
+                "--learning-rate",
+                type=click.FloatRange(min=0, min_open=True),
+                default=cls.learning_rate,
+                help="For each pair; lower it for more than two replicas.",
+            ),
+            option(
+                "--min-count",
+                type=positive,
+                default=cls.min_count,
+                help="How often a word must be seen to get a vector of its own.",
+            ),
+            option(
+                "--vocabulary",
+                "size",
+                type=positive,
+                default=cls.size,
+                help="Words that can get a vector of their own.",
+            ),
+            option(
+                "--hashed",
+                type=click.IntRange(min=0),
+                default=cls.hashed,
+                help="Vectors that all other words share; 0 leaves those words out.",
+            ),
+            option(
+                "--compression",
+                type=click.Choice(["none", "bfloat16", "float16", "int8"]),
+                default=cls.compression,
+                help="Of what the replicas exchange.",
+            ),
+            option(
+                "--probes",
+                metavar="WORDS",
+                help="Words whose neighbours are shown, with commas between.  "
+                "[default: some of the more frequent ones]",
+            ),
+            option(
+                "--every",
+                type=click.FloatRange(min=0.1),
+                default=cls.every,
+                help="Seconds between two looks at the neighbours.",
+            ),
+            option(
+                "--evaluate",
+                multiple=True,
+                metavar="SET",
+                help="Score against pairs of words judged by people: wordsim353, "
+                "simlex999 (with gensim installed), or a file; may be repeated.",
+            ),
+            option(
+                "--export",
+                type=click.Path(path_type=Path, dir_okay=False),
+                multiple=True,
+                help="Write the vectors for gensim and others: binary if it ends in "
+                ".bin, else text; may be repeated.",
+            ),
+            *super().options(records, rate),
+        ]
+
+    @property
+    def repeats(self) -> int:
+        """Passes over the text."""
+        return self.passes or (10 if self.text is None else 1)
+
+    def remaining(self) -> float:
+        """Factor of the learning rate: falls to zero where the end is known."""
+        return max(1.0 - self.read, LAST_RATE)
+
+    async def lines(self, vocabulary: Vocabulary) -> AsyncIterator[str]:
+        """Read the text, as often as was asked for."""
+        limit = math.inf if self.limit is None else self.limit
+        size = await asyncio.to_thread(self._size)
+        words = characters = 0
+        for number in range(self.repeats):
+            # The second time round no word becomes more frequent.
+            vocabulary.frozen = number > 0
+            async for text in self._texts():
+                words += count_words(text)
+                characters += len(text)
+                if size:
+                    self.read = characters / size / self.repeats
+                if limit < math.inf:
+                    self.read = max(self.read, words / limit)
+                yield text
+                if words >= limit:
+                    return
+
+    def _size(self) -> int | None:
+        return len(wikipedia()) if self.text is None else size_of(self.text)
+
+    async def _texts(self) -> AsyncIterator[str]:
+        if self.text is not None:
+            async for text in read_lines(self.text):
+                yield text
+            return
+        lines = wikipedia().splitlines(keepends=True)
+        for at in range(0, len(lines), 100):
+            yield "".join(lines[at : at + 100])
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """Cut a text at line ends into pieces of about a size, or else at a space."""
+    start = 0
+    while len(text) - start > 2 * size:
+        end = 1 + max(text.rfind("\n", start, start + size), -1)
+        end = end if end > start else 1 + text.rfind(" ", start, start + size)
+        end = end if end > start else start + size
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def count_words(text: str) -> int:
+    """Count roughly, for the pace."""
+    return text.count(" ") + text.count("\n")
+
+
+@functools.cache
+def wikipedia() -> str:
+    """Give the plain text of the articles that come with gensim: 480,000 words."""
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+    with bz2.open(bundled(WIKIPEDIA)) as file:
+        pages = extract_pages(file, ("0",))
+        return "\n".join(filter_wiki(text) for _, text, _ in pages)
+
+
+class WordsView:
+    """The live line: how far, how fast, loss, vocabulary, bytes exchanged."""
+
+    def __init__(self, run: WordsRun, vocabulary: Vocabulary, trainer: Any) -> None:
+        self._run = run
+        self._vocabulary = vocabulary
+        self._trainer = trainer
+        self.bytes_per_step = math.nan
+
+    def drawing(self) -> RenderableType:
+        """Draw a bar where the end is known, and the numbers below it."""
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        done = f"{self._run.tally.records:,} words"
+        bar.add_row(
+            Text(done, style="bold"), ProgressBar(total=1, completed=self._run.read)
+        )
+        return Group(bar, Text(self.numbers(), no_wrap=True, overflow="ellipsis"))
+
+    def plain(self) -> str:
+        """Draw the same as one line without a bar."""
+        return f"{self._run.tally.records:,} words  {self.numbers()}"
+
+    def numbers(self) -> str:
+        """Speed, loss, vocabulary, exchange, backlog."""
+        tally = self._run.tally
+        parts = [f"{tally.current_rate():,.0f}/s"]
+        loss = tally.loss()
+        parts.append("loss -" if math.isnan(loss) else f"loss {loss:.3f}")
+        parts.append(f"vocabulary {len(self._vocabulary):,}")
+        if not math.isnan(self.bytes_per_step):
+            parts.append(f"exchanged {self.bytes_per_step / 1e3:,.1f} kB a step")
+        parts.append(f"backlog {self._trainer.backlog}")
+        if tally.refused:
+            parts.append(f"refused {tally.refused.total()}")
+        return "  ".join(parts)
+
+
+class Looks:
+    """Looks at the neighbours of some words, and at how people judge them.
+
+    Parameters
+    ----------
+    run
+        Told what was seen.
+    pipeline
+        Asked.
+    vocabulary
+        Where probes are chosen from, if none were given.
+    judged
+        Sets to score against.
+    view
+        Told how many bytes were exchanged.
+    """
+
+    def __init__(
+        self,
+        run: WordsRun,
+        pipeline: Pipeline,
+        vocabulary: Vocabulary,
+        judged: Sequence[Judged],
+        view: WordsView,
+    ) -> None:
+        self._run = run
+        self._pipeline = pipeline
+        self._vocabulary = vocabulary
+        self._judged = judged
+        self._view = view
+        given = (run.probes or "").replace(",", " ").lower().split()
+        self._probes = given
+        self._began = time.monotonic()
+
+    @asynccontextmanager
+    async def now_and_then(self) -> AsyncIterator[None]:
+        """Look every few seconds, as long as the block lasts."""
+        looking = asyncio.ensure_future(self._look_again_and_again())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.wait({looking})
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._run.every)
+            try:
+                await self.look()
+            except ta.errors.TensairError as error:  # it goes on learning
+                self._run.say(f"No look at the neighbours: {error}")
+
+    async def look(self) -> None:
+        """Ask a replica, and tell what it said."""
+        words = self._pipeline.words
+        seen: dict[str, Any] = {
+            "seconds": time.monotonic() - self._began,
+            "words": self._run.tally.records,
+            "loss": self._run.tally.loss(),
+            "vocabulary": len(self._vocabulary),
+        }
+        for judged in self._judged:
+            seen[judged.name] = await words.agreement(judged)
+        seen["neighbours"] = {
+            word: await words.most_similar(word, 6)
+            for word in self._chosen()
+            if word in self._vocabulary
+        }
+        await self._measure_exchange(seen)
+        self._run.told.append(seen)
+        self._run.console.print(self._table(seen))
+
+    async def _measure_exchange(self, seen: dict[str, Any]) -> None:
+        trainer = self._pipeline.trainer
+        stats = list((await trainer.exchange_stats()).values())
+        steps = self._run.tally.batches
+        if len(stats) > 1 and steps:
+            sent = sum(each["sent_bytes"] for each in stats)
+            seen["bytes_per_step"] = self._view.bytes_per_step = sent / steps
+            seen["staleness"] = max(each["staleness_mean"] for each in stats)
+
+    def _chosen(self) -> list[str]:
+        if not self._probes and len(self._vocabulary) >= 100:
+            counts = self._vocabulary.counts[1 : 1 + len(self._vocabulary)]
+            # The most frequent words of a language say little.
+            order = np.argsort(-counts, kind="stable")
+            long = [
+                w for w in (self._vocabulary.words[at] for at in order) if len(w) > 4
+            ]
+            self._probes = long[20:180:40]
+        return self._probes
+
+    def _table(self, seen: dict[str, Any]) -> RenderableType:
+        title = f"after {seen['seconds']:.0f} s, {seen['words']:,} words"
+        if not math.isnan(seen["loss"]):
+            title += f", loss {seen['loss']:.3f}"
+        for judged in self._judged:
+            title += f", {judged.name} {seen[judged.name]:.3f}"
+        table = Table.grid(padding=(0, 1))
+        for word, neighbours in seen["neighbours"].items():
+            near = "  ".join(f"{other} {cosine:.2f}" for other, cosine in neighbours)
+            text = Text(near, style="dim", no_wrap=True, overflow="ellipsis")
+            table.add_row("", Text(word, style="bold"), text)
+        return Group(Text(title), table)
+
+
+@running.command(WordsRun, records="words")
+async def main(run: WordsRun) -> None:
+    """Learn word vectors from a text while it is read."""
+    judged = [load_judged(source) for source in run.evaluate]
+    vocabulary = Vocabulary(run.size, run.hashed, run.min_count)
+    if run.text is None:
+        run.say("Unpacking the piece of Wikipedia that comes with gensim")
+        await asyncio.to_thread(wikipedia)
+    lines = run.lines(vocabulary)
+    async with run.client() as client:
+        pipeline = build(
+            client,
+            vocabulary,
+            model=run.model,
+            width=run.width,
+            window=run.context,
+            negatives=run.negatives,
+            learning_rate=run.learning_rate,
+            rate=run.remaining,
+            replicas=run.workers,
+            compression=run.compression,
+        )
+        async with pipeline.trainer as trainer:
+            view = WordsView(run, vocabulary, trainer)
+            looks = Looks(run, pipeline, vocabulary, judged, view)
+            with run.watch(trainer, pipeline.reports, view):
+                async with looks.now_and_then():
+                    await run.feed(pipeline.source, lines, count_words)
+                    await pipeline.samples.flush()
+                    await trainer.drain()
+            await finish(run, pipeline, looks)
+
+
+async def finish(run: WordsRun, pipeline: Pipeline, looks: Looks) -> None:
+    """Look once more, export, and tell what was done."""
+    if not run.tally.batches:
+        run.say("Nothing was learned.")
+        return
+    await looks.look()
+    for path in run.export:
+        await pipeline.words.save(path)
+        run.files[path.suffix.lstrip(".") or "text"] = str(path)
+    run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
+    for name, file in run.files.items():
+        run.say(f"{name:>6}  {file}")
+    if run.as_json:
+        click.echo(json.dumps(result(run)))
+
+
+def result(run: WordsRun) -> dict[str, Any]:
+    """Everything that a script wants to know of the run, fit for JSON."""
+    tally: Tally = run.tally
+    return {
+        "interrupted": run.interrupts.received is not None,
+        "words": tally.records,
+        "steps": tally.batches,
+        "seconds": tally.seconds,
+        "rate": tally.rate,
+        "refused": dict(tally.refused),
+        "replicas": tally.replicas(),
+        "looks": list(_plain(run.told)),
+        "files": run.files,
+    }
+
+
+def _plain(looks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for look in looks:
+        yield {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in look.items()
+        }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""A run of a pipeline that predicts before it learns: scores, curves, results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tensair_dask import plots, terminal
+from tensair_dask.prequential import Prequential, Scores
+from tensair_dask.running import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ScoredRun"]
+
+
+@dataclass
+class ScoredRun(Run):
+    """A run whose predictions are scored.
+
+    Attributes
+    ----------
+    batch_size
+        Records in a mini-batch.
+    window
+        Records in the sliding window of the scores.
+    save_to
+        Where to save the model and the scores; None for nowhere.
+    output
+        Folder for the plots.
+    """
+
+    batch_size: int = 64
+    window: int = 10_000
+    save_to: Path | None = None
+    output: Path = Path("tensair-output")
+
+    def watch_scores(
+        self, trainer: Any, reports: Any, scores: Prequential, times: np.ndarray
+    ) -> contextlib.AbstractContextManager[None]:
+        """Show a live line with the scores while the stream goes by; see `Run.watch`.
+
+        Parameters
+        ----------
+        trainer, reports
+            As in `Run.watch`.
+        scores
+            Where the predictions are scored.
+        times
+            When each record of the stream was made; the length says how many come.
+        """
+        view = terminal.ScoresView(self.tally, trainer, scores, times, self.records)
+        return self.watch(trainer, reports, view)
+
+    async def feed_batches(
+        self, source: Any, batches: Iterable[tuple[Any, Any]]
+    ) -> None:
+        """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
+        await self.feed(source, batches, lambda batch: len(batch[1]))
+
+    async def save(self, trainer: Any, scores: Prequential) -> None:
+        """Save the model's state and the scores, if the user has asked for it."""
+        if self.save_to is None:
+            return
+        import torch
+
+        model, told = self.save_to, self.save_to.with_suffix(".json")
+        if model.suffix not in (".pt", ".pth"):
+            model, told = self.save_to / "model.pt", self.save_to / "scores.json"
+        model.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(await trainer.state_dict(), model)
+        self.files |= {"model": str(model), "scores": str(told)}
+        told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
+
+    def finish(
+        self, scores: Prequential, times: np.ndarray, title: str, axis: str = "time"
+    ) -> None:
+        """Print the final tables, draw the curves, print the JSON if asked for.
+
+        Parameters
+        ----------
+        scores
+            Of all predictions of the run.
+        times
+            When each record of the stream was made: the time axis of the curves.
+        title
+            What is predicted.
+        axis
+            What ``times`` are.
+        """
+        if not scores.records:
+            self.say("Nothing was learned.")
+            return
+        self.console.print(terminal.scores_table(scores, title, self.records))
+        self.console.print(terminal.run_table(self.tally, self.records), soft_wrap=True)
+        self.files |= plots.draw(
+            scores.curves(),
+            times,
+            folder=self.output,
+            title=title,
+            subtitle=f"scores over the last {scores.window:,} {self.records}",
+            axis=axis,
+        )
+        for name, path in self.files.items():
+            self.say(f"{name:>6}  {path}")
+        if self.as_json:
+            click.echo(json.dumps(self.result(scores)))
+
+    def result(self, scores: Prequential) -> dict[str, Any]:
+        """Everything that a script wants to know of the run, fit for JSON."""
+        return {
+            "interrupted": self.interrupts.received is not None,
+            "overall": _plain(scores.overall()),
+            "recent": _plain(scores.recent()),
+            "baselines": {
+                name: _plain(each) for name, each in scores.baselines().items()
+            },
+            "batches": self.tally.batches,
+            "refused": dict(self.tally.refused),
+            "seconds": self.tally.seconds,
+            "rate": self.tally.rate,
+            "staleness": {
+                "mean": self.tally.staleness_mean,
+                "most": self.tally.staleness_most,
+            },
+            "replicas": self.tally.replicas(),
+            "files": self.files,
+        }
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields; see `Run.options`."""
+        positive = click.IntRange(min=1)
+        return [
+            *super().options(records, rate),
+            click.option(
+                "--batch-size",
+                type=positive,
+                default=cls.batch_size,
+                show_default=True,
+                help="Records in a mini-batch.",
+            ),
+            click.option(
+                "--window",
+                type=positive,
+                default=cls.window,
+                show_default=True,
+                help=f"How many {records} the sliding scores look back.",
+            ),
+            click.option(
+                "--save",
+                "save_to",
+                type=click.Path(path_type=Path),
+                help="Save the model and the scores: a folder, or a file ending in "
+                ".pt.",
+            ),
+            click.option(
+                "--output",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=cls.output,
+                show_default=True,
+                help="Folder for the plots.",
+            ),
+        ]
+
+
+def _plain(scores: Scores) -> dict[str, float | None]:
+    """Scores as JSON has them: no NaN."""
+    fields = dataclasses.asdict(scores)
+    return {name: None if math.isnan(v) else v for name, v in fields.items()}

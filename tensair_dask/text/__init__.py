@@ -1,0 +1,1 @@
+"""Words of a text stream as numbers: vocabulary, samples, embeddings, export."""

@@ -1,0 +1,102 @@
+"""Reading text as it comes: from files, however they are packed, and from pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator
+from typing import IO, Any
+
+import fsspec
+
+from tensair_dask.errors import ConfigurationError
+
+__all__ = ["read_lines", "size_of"]
+
+CHUNK = 1 << 16  # characters
+STANDARD_INPUT = "-"
+
+
+async def read_lines(source: str) -> AsyncIterator[str]:
+    """Read whole lines, many at a time; never blocks the event loop.
+
+    Parameters
+    ----------
+    source
+        A path or an address that fsspec understands, unpacked by its suffix; or
+        ``"-"`` for standard input, whose lines are given out as soon as they come.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be opened.
+    """
+    if source == STANDARD_INPUT:
+        if _can_wait(sys.stdin):
+            async for text in _read_pipe(sys.stdin):
+                yield text
+            return
+        opened: Any = sys.stdin
+    else:
+        try:
+            opened = fsspec.open(source, "rt", compression="infer", errors="replace")
+            opened = await asyncio.to_thread(opened.open)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigurationError(
+                f"The text {source!r} cannot be opened: {error}. Give a file, or - for "
+                "standard input."
+            ) from error
+    try:
+        while text := await asyncio.to_thread(_read_some, opened):
+            yield text
+    finally:
+        if source != STANDARD_INPUT:
+            opened.close()
+
+
+def _read_some(file: IO[str]) -> str:
+    return file.read(CHUNK) + file.readline()
+
+
+def _can_wait(file: IO[str]) -> bool:
+    """Whether it is a pipe, a socket or a terminal: a read may take for ever."""
+    mode = os.fstat(file.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+
+
+async def _read_pipe(file: IO[str]) -> AsyncIterator[str]:
+    # Not on a thread: one that waits for a silent pipe could not be ended.
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=CHUNK)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), file
+    )
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rest = ""
+    try:
+        while data := await reader.read(CHUNK):
+            lines, end, rest = (rest + decoder.decode(data)).rpartition("\n")
+            if end:
+                yield lines + end
+            elif len(rest) >= CHUNK:  # a line without an end is cut
+                yield rest
+                rest = ""
+        rest += decoder.decode(b"", final=True)
+        if rest:
+            yield rest
+    finally:
+        transport.close()
+
+
+def size_of(source: str) -> int | None:
+    """Characters in a text, roughly; None where that is not known beforehand."""
+    if source == STANDARD_INPUT:
+        return None
+    try:
+        with fsspec.open(source, "rb", compression="infer") as file:
+            return int(file.seek(0, os.SEEK_END))
+    except (OSError, ValueError, ImportError):
+        return None
