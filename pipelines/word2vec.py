@@ -51,6 +51,9 @@ MODELS: dict[str, type[WordVectors]] = {"skip-gram": SkipGram, "cbow": CBOW}
 # A linear decay of the learning rate ends here, as in the original program.
 LAST_RATE = 1e-3  # of the first one
 
+# Shown where they are in the text, if no others were asked for.
+PROBES = ("water", "music", "war", "city", "language", "king", "disease", "computer")
+
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
 # Characters that are read at once: worth the fixed cost of making samples, and few
@@ -231,7 +234,8 @@ def build(
         Of the `Trainer`. Rare words are touched seldom, so vectors may be exchanged
         less often than dense gradients.
     """
-    vocabulary = vocabulary or Vocabulary()
+    if vocabulary is None:
+        vocabulary = Vocabulary()
     trainer = ta.Trainer(
         client,
         model=functools.partial(
@@ -366,7 +370,7 @@ class WordsRun(Run):
                 "--probes",
                 metavar="WORDS",
                 help="Words whose neighbours are shown, with commas between.  "
-                "[default: some of the more frequent ones]",
+                "[default: a few nouns, or else what is frequent]",
             ),
             option(
                 "--every",
@@ -528,8 +532,7 @@ class Looks:
         self._vocabulary = vocabulary
         self._judged = judged
         self._view = view
-        given = (run.probes or "").replace(",", " ").lower().split()
-        self._probes = given
+        self._given = (run.probes or "").replace(",", " ").lower().split()
         self._began = time.monotonic()
 
     @asynccontextmanager
@@ -562,9 +565,7 @@ class Looks:
         for judged in self._judged:
             seen[judged.name] = await words.agreement(judged)
         seen["neighbours"] = {
-            word: await words.most_similar(word, 6)
-            for word in self._chosen()
-            if word in self._vocabulary
+            word: await words.most_similar(word, 6) for word in self._probes()
         }
         await self._measure_exchange(seen)
         self._run.told.append(seen)
@@ -579,16 +580,17 @@ class Looks:
             seen["bytes_per_step"] = self._view.bytes_per_step = sent / steps
             seen["staleness"] = max(each["staleness_mean"] for each in stats)
 
-    def _chosen(self) -> list[str]:
-        if not self._probes and len(self._vocabulary) >= 100:
-            counts = self._vocabulary.counts[1 : 1 + len(self._vocabulary)]
-            # The most frequent words of a language say little.
-            order = np.argsort(-counts, kind="stable")
-            long = [
-                w for w in (self._vocabulary.words[at] for at in order) if len(w) > 4
-            ]
-            self._probes = long[20:180:40]
-        return self._probes
+    def _probes(self) -> list[str]:
+        known = self._vocabulary
+        if self._given:
+            return [word for word in self._given if word in known]
+        nouns = [word for word in PROBES if word in known]
+        if len(nouns) >= 3:
+            return nouns[:5]
+        order = np.argsort(-known.counts[1 : 1 + len(known)], kind="stable")
+        # The most frequent words of a language are short and say little.
+        frequent = (known.words[at] for at in order)
+        return [word for word in frequent if len(word) > 4][:5]
 
     def _table(self, seen: dict[str, Any]) -> RenderableType:
         title = f"after {seen['seconds']:.0f} s, {seen['words']:,} words"
