@@ -88,7 +88,9 @@ def child_environment() -> dict[str, str]:
     return environment | dict.fromkeys(_ONE_THREAD, "1")
 
 
-def run_contender(contender: str, *options: str, timeout: float) -> dict[str, Any]:
+def run_contender(
+    contender: str, *options: str, timeout: float, script: str = "contenders.py"
+) -> dict[str, Any]:
     """Run one contender in a fresh process and return what it printed, with the load.
 
     Raises
@@ -97,9 +99,8 @@ def run_contender(contender: str, *options: str, timeout: float) -> dict[str, An
         The contender failed; the message ends with what it wrote.
     """
     load = Load()
-    script = Path(__file__).with_name("contenders.py")
     done = subprocess.run(
-        [sys.executable, str(script), contender, *options],
+        [sys.executable, str(Path(__file__).with_name(script)), contender, *options],
         env=child_environment(),
         capture_output=True,
         text=True,

@@ -62,7 +62,7 @@ def _disturbed(rounds: list[Rounds], *contenders: str) -> str:
     return f"{sum(counted)} of {len(counted)}"
 
 
-def _table(title: str, header: Row, rows: list[Row], markdown: bool) -> str:
+def table(title: str, header: Row, rows: list[Row], markdown: bool) -> str:
     """Lay out one table, as Markdown or aligned for a terminal."""
     if not rows:
         return ""
@@ -319,7 +319,7 @@ def render(data: dict[str, Any], markdown: bool = False) -> str:
             for model, measured in models.items()
             for row in rows_of(model, measured[part])
         ]
-        parts.append(_table(title, header, rows, markdown))
+        parts.append(table(title, header, rows, markdown))
     if data["failures"]:
         parts.append("FAILED, and left out above:\n" + "\n".join(data["failures"]))
     return "\n".join(part for part in parts if part)

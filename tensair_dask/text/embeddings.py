@@ -34,8 +34,7 @@ class WordVectors(nn.Module):
 
     The gradient is of the *sum* over pairs, as in the original program, so that the
     learning rate means the same whatever the size of a step. A step must not put too
-    much on one frequent word: with 16 blocks rates up to 0.05 are stable, where two
-    replicas exchange, up to 0.035.
+    much on one frequent word: with 32 blocks a rate of 0.035 is stable.
 
     Parameters
     ----------

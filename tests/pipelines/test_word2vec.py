@@ -65,8 +65,7 @@ def test_words_that_belong_together_become_neighbours(model, hashed):
         async with pipeline.trainer as trainer:
             for seed in range(10):
                 await pipeline.source.emit(topical_text(1000, seed))
-            await pipeline.samples.flush()
-            await trainer.drain()
+            await pipeline.drain()
             for word in ("sea3", "sky0", "town11"):
                 near = await pipeline.words.most_similar(word, topn=5)
                 assert [topic_of(other) for other, _ in near] == [topic_of(word)] * 5
@@ -95,8 +94,7 @@ async def test_all_words_are_reported_and_rows_not_tables_are_exchanged(c, s, a,
     async with pipeline.trainer as trainer:
         for seed in range(5):
             await pipeline.source.emit(topical_text(500, seed))
-        await pipeline.samples.flush()
-        await trainer.drain()
+        await pipeline.drain()
         assert sum(words) == pipeline.samples.words == 5 * 500 * 10
         table = 2 * (1 + 20_000 + 5_000) * 20 * 4
         for stats in (await trainer.exchange_stats()).values():
@@ -130,8 +128,7 @@ async def test_references_are_held_until_all_words_of_a_text_are_learned(c, s, a
         for ref in refs:
             await pipeline.source.emit(topical_text(401), metadata=[{"ref": ref}])
         assert refs[-1].count > 0
-        await pipeline.samples.flush()
-        await trainer.drain()
+        await pipeline.drain()
         assert [ref.count for ref in refs] == [0, 0, 0]
 
 
@@ -142,8 +139,7 @@ async def test_what_is_no_text_is_refused_and_the_stream_goes_on(c, s, a):
         with pytest.raises(ta.errors.BatchError, match=r"int where text should be"):
             await pipeline.source.emit(7)
         await pipeline.source.emit(topical_text(100))
-        await pipeline.samples.flush()
-        await trainer.drain()
+        await pipeline.drain()
         assert trainer.replicas[0].steps > 0
 
 
@@ -161,13 +157,11 @@ async def test_the_learning_rate_falls_to_nothing(c, s, a):
     pipeline = word2vec.build(c, Vocabulary(size=200), **small(rate=lambda: left[0]))
     async with pipeline.trainer as trainer:
         await pipeline.source.emit(topical_text(500))
-        await pipeline.samples.flush()
-        await trainer.drain()
+        await pipeline.drain()
         before = await trainer.state_dict()
         left[0] = 0.0
         await pipeline.source.emit(topical_text(500))
-        await pipeline.samples.flush()
-        await trainer.drain()
+        await pipeline.drain()
         after = await trainer.state_dict()
     assert all((before[name] == after[name]).all() for name in before)
 
@@ -180,8 +174,7 @@ def test_the_vectors_load_in_gensim(tmp_path):
         pipeline = word2vec.build(c, Vocabulary(size=200), **small())
         async with pipeline.trainer as trainer:
             await pipeline.source.emit(topical_text(1000))
-            await pipeline.samples.flush()
-            await trainer.drain()
+            await pipeline.drain()
             for name in ("vectors.txt", "vectors.bin"):
                 await pipeline.words.save(tmp_path / name)
             words = [f"{topic}{number}" for topic in TOPICS for number in range(WORDS)]
@@ -205,10 +198,10 @@ def test_from_ordinary_code_every_method_blocks():
         Client(local) as client,
     ):
         pipeline = word2vec.build(client, Vocabulary(size=200), **small())
-        with pipeline.trainer as trainer:
+        with pipeline.trainer:
             for seed in range(4):
                 pipeline.source.emit(topical_text(500, seed))
-            trainer.drain()
+            pipeline.drain()
             near = pipeline.words.most_similar("sea1", 3)
             assert [topic_of(word) for word, _ in near] == ["sea"] * 3
             assert pipeline.words.vectors(["sea1", "sky1"]).shape == (2, 20)
@@ -310,8 +303,7 @@ def test_the_pipeline_reads_any_source_of_strings():
         records.map(lambda record: record["text"]).connect(pipeline.source)
         async with pipeline.trainer as trainer:
             await records.emit({"text": topical_text(200)})
-            await pipeline.samples.flush()
-            await trainer.drain()
+            await pipeline.drain()
             assert trainer.replicas[0].steps > 0
 
     run()
