@@ -11,6 +11,7 @@ gives strings can stand in its place: ``Stream.from_kafka``, ``Stream.from_tcp``
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -34,28 +35,26 @@ def main() -> None:
         return 1 - done / (PASSES * len(lines))
 
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0"
-        ) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1) as cluster,
         Client(cluster) as client,
     ):
-        source, samples, reports, trainer, words = build(client, vocabulary, rate=rate)
+        pipeline = build(client, vocabulary, rate=rate)
         losses: list[float] = []
-        reports.sink(lambda report: losses.append(report.loss))
-        with trainer:
+        pipeline.reports.sink(lambda report: losses.append(report.loss))
+        with pipeline.trainer:
             for number in range(PASSES):
                 vocabulary.frozen = number > 0  # a repeated word is not more frequent
                 for line in lines:
                     pipeline.source.emit(line)
                     done += 1
                 probe = "water" if "water" in vocabulary else vocabulary.words[50]
-                near = ", ".join(
-                    word for word, _ in pipeline.words.most_similar(probe, 5)
-                )
+                near = pipeline.words.most_similar(probe, 5)
                 print(
-                    f"{pipeline.samples.words:>10,} words  vocabulary {len(vocabulary):,}  "
-                    f"loss {sum(losses[-100:]) / len(losses[-100:]):.2f}  "
-                    f"{probe}: {near}"
+                    f"{pipeline.samples.words:,} words",
+                    f"vocabulary {len(vocabulary):,}",
+                    f"loss {statistics.mean(losses[-50:]):.2f}",
+                    f"{probe}: {', '.join(word for word, _ in near)}",
+                    sep="  ",
                 )
             pipeline.drain()
             pipeline.words.save("word-vectors.bin")

@@ -124,7 +124,7 @@ async def test_single_lines_of_a_slow_source_are_learned_after_a_while(c, s, a):
 async def test_references_are_held_until_all_words_of_a_text_are_learned(c, s, a):
     pipeline = word2vec.build(c, Vocabulary(size=200), **small())
     refs = [RefCounter(loop=IOLoop.current()) for _ in range(3)]
-    async with pipeline.trainer as trainer:
+    async with pipeline.trainer:
         for ref in refs:
             await pipeline.source.emit(topical_text(401), metadata=[{"ref": ref}])
         assert refs[-1].count > 0
@@ -172,7 +172,7 @@ def test_the_vectors_load_in_gensim(tmp_path):
     @cluster(1)
     async def run(c, s, a):
         pipeline = word2vec.build(c, Vocabulary(size=200), **small())
-        async with pipeline.trainer as trainer:
+        async with pipeline.trainer:
             await pipeline.source.emit(topical_text(1000))
             await pipeline.drain()
             for name in ("vectors.txt", "vectors.bin"):

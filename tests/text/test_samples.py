@@ -74,7 +74,9 @@ def test_the_last_block_is_padded(words):
     assert not made.words.ravel()[words:].any()
 
 
-@pytest.mark.parametrize("text", ["", "a", "a b\nc\n\n", "w " * 40 + "\n" + "v " * 41])
+@pytest.mark.parametrize(
+    "text", ["", "a", "w " * 31, "a b\nc\n\n", "w " * 40 + "\n" + "v " * 41]
+)
 def test_padding_has_no_context_and_is_none(text):
     made = samples_of(sampler(window=9), text)
     _, left, right = decoded(made, 9)
