@@ -6,10 +6,10 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from tensair_dask.refusals import explain
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
 
+OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
+
 
 @dataclass(slots=True)
 class Recipe:
@@ -45,7 +47,8 @@ class Recipe:
     loss
         Called as ``loss(prediction, target)``, returns a scalar tensor.
     optimizer
-        Called with the trainable parameters, returns a `torch.optim.Optimizer`.
+        Called with the trainable parameters, returns a `torch.optim.Optimizer`; or
+        two of the kind, ``"dense"`` and ``"sparse"``.
     metrics
         By name, ``(prediction, target) -> scalar`` or torchmetrics objects.
     share
@@ -58,7 +61,7 @@ class Recipe:
 
     model: Callable[[], torch.nn.Module]
     loss: Callable[[Any, Any], torch.Tensor]
-    optimizer: Callable[[Any], torch.optim.Optimizer]
+    optimizer: OptimizerFactory | Mapping[str, OptimizerFactory]
     metrics: Mapping[str, Callable[[Any, Any], Any]]
     share: Share
     seed: int
@@ -104,8 +107,8 @@ class Learner:
                 f"{type(self.model).__name__} has no parameter that requires a "
                 "gradient: there is nothing to train. Leave at least one unfrozen."
             )
-        self.optimizer = _build_optimizer(recipe, self.arena.parameters)
-        self._stepper = Stepper(self.optimizer, self.arena)
+        self.optimizers = _build_optimizers(recipe, self.arena)
+        self._stepper = Stepper(self.optimizers, self.arena)
         self._metrics = {
             name: _on_device(metric, device) for name, metric in recipe.metrics.items()
         }
@@ -229,10 +232,11 @@ class Learner:
             for name, value in self.model.state_dict().items()
         }
 
-    def load(self, state: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
         """Take over a peer's parameters, buffers and optimizer state."""
         self.model.load_state_dict(state)
-        self.optimizer.load_state_dict(dict(optimizer))
+        for optimizer, its_state in zip(self.optimizers, optimizers, strict=True):
+            optimizer.load_state_dict(dict(its_state))
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
         """Say what was given and what is allowed; see `explain`."""
@@ -302,11 +306,30 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
     return model.to(device)
 
 
+def _build_optimizers(recipe: Recipe, arena: Arena) -> list[torch.optim.Optimizer]:
+    if not isinstance(recipe.optimizer, Mapping):
+        return [_build_optimizer(recipe.optimizer, arena.parameters)]
+    kinds = {"dense": arena.dense, "sparse": arena.tables}
+    for kind, parameters in kinds.items():
+        if parameters and kind not in recipe.optimizer:
+            raise OptimizerError(
+                f"The model has {kind} parameters, and optimizer= names none for "
+                f"them: {sorted(recipe.optimizer)}. Give both, for example "
+                "optimizer={'dense': torch.optim.Adam, 'sparse': "
+                "torch.optim.SparseAdam}."
+            )
+    return [
+        _build_optimizer(recipe.optimizer[kind], parameters)
+        for kind, parameters in kinds.items()
+        if parameters
+    ]
+
+
 def _build_optimizer(
-    recipe: Recipe, parameters: list[torch.nn.Parameter]
+    factory: OptimizerFactory, parameters: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
     try:
-        optimizer = recipe.optimizer(parameters)
+        optimizer = factory(parameters)
     except Exception as error:
         raise OptimizerError(
             f"The optimizer factory raised {type(error).__name__}: {error}. It is "

@@ -1,4 +1,4 @@
-"""Stepping an optimizer: with local gradients, and with those of other replicas."""
+"""Stepping the optimizers: with local gradients, and with those of other replicas."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ class Stepper:
 
     Parameters
     ----------
-    optimizer
-        Holds the parameters of the arena.
+    optimizers
+        Together they hold the parameters of the arena; most often it is one.
     arena
         Of the model.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, arena: Arena) -> None:
-        self._optimizer = optimizer
+    def __init__(
+        self, optimizers: Sequence[torch.optim.Optimizer], arena: Arena
+    ) -> None:
+        self._optimizers = optimizers
         self._arena = arena
-        self._plain = _is_plain_sgd(optimizer, arena)
-        self._changes_gradients = _changes_gradients(optimizer)
+        self._plain = len(optimizers) == 1 and _is_plain_sgd(optimizers[0], arena)
+        self._changes_gradients = any(map(_changes_gradients, optimizers))
         self._values: list[torch.Tensor] = list(arena.dense)
 
     def step_locally(self) -> Changes:
@@ -54,7 +56,7 @@ class Stepper:
     ) -> None:
         present = [gradient for gradient in dense if gradient is not None]
         if not self._plain or len(present) < len(dense):
-            self._optimizer.step()
+            self._step_optimizers()
             return
         with torch.no_grad():
             if present:
@@ -88,7 +90,7 @@ class Stepper:
             rows = part.gradient(table)
             table.grad = rows.clone() if self._changes_gradients else rows
         try:
-            self._optimizer.step()
+            self._step_optimizers()
         finally:
             for parameter in arena.parameters:
                 parameter.grad = None
@@ -96,7 +98,11 @@ class Stepper:
     @property
     def _rate(self) -> float:
         # Read at each step: a scheduler may change it.
-        return self._optimizer.param_groups[0]["lr"]
+        return self._optimizers[0].param_groups[0]["lr"]
+
+    def _step_optimizers(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 def _changes_gradients(optimizer: torch.optim.Optimizer) -> bool:

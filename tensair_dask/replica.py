@@ -127,7 +127,7 @@ class Replica:
         snapshot = unpack(answer["result"])
 
         def take_over() -> None:
-            self.learner.load(snapshot["model"], snapshot["optimizer"])
+            self.learner.load(snapshot["model"], snapshot["optimizers"])
             for origin, count in snapshot["clock"].items():
                 self.exchange.clock.advance(origin, count)
 
@@ -140,7 +140,9 @@ class Replica:
             return pack(
                 {
                     "model": self.learner.state_dict(),
-                    "optimizer": self.learner.optimizer.state_dict(),
+                    "optimizers": [
+                        each.state_dict() for each in self.learner.optimizers
+                    ],
                     "clock": self.exchange.clock.snapshot(),
                 }
             )

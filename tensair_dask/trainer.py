@@ -91,7 +91,10 @@ class Trainer:
         ``loss(prediction, y)``, a scalar tensor.
     optimizer
         Called with the trainable parameters, for example
-        ``functools.partial(torch.optim.SGD, lr=0.05)``.
+        ``functools.partial(torch.optim.SGD, lr=0.05)``. For a model with tables
+        made with ``sparse=True`` it may be a dict of two, ``"sparse"`` for the
+        tables and ``"dense"`` for all else, since `torch.optim.SparseAdam` takes
+        only the former and most others only the latter.
     metrics
         By name, ``(prediction, y) -> scalar`` or torchmetrics objects; computed for
         every mini-batch before it is learned.
@@ -145,7 +148,7 @@ class Trainer:
         *,
         model: Callable[[], Any],
         loss: Callable[[Any, Any], Any],
-        optimizer: Callable[[Any], Any],
+        optimizer: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]],
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         replicas: int | None = None,
         share: Share = "gradient",
@@ -708,11 +711,20 @@ def _check_arguments(
             f"client is a {type(client).__name__}; give a connected Dask client, for "
             "example Trainer(dask.distributed.Client(), model=...)."
         )
-    for name, value in (("model", model), ("loss", loss), ("optimizer", optimizer)):
+    optimizers = {"optimizer": optimizer}
+    if isinstance(optimizer, Mapping):
+        optimizers = {f"optimizer[{key!r}]": value for key, value in optimizer.items()}
+        if not optimizer or not set(optimizer) <= {"dense", "sparse"}:
+            raise ConfigurationError(
+                f"optimizer is a dict of {sorted(map(str, optimizer))}; the keys "
+                "'dense' and 'sparse' are allowed."
+            )
+    callables = {"model": model, "loss": loss, **optimizers}
+    for name, value in callables.items():
         if not callable(value):
             raise ConfigurationError(
                 f"{name} is a {type(value).__name__}, which cannot be called. "
-                + _EXAMPLES[name]
+                + _EXAMPLES[name.partition("[")[0]]
             )
     if hasattr(model, "named_parameters") and not isinstance(model, type):
         raise ConfigurationError(

@@ -29,7 +29,7 @@ class Bench:
         self.plain = build()
         self.arena = Arena(self.model)
         self.optimizer = optimizer(self.arena.parameters)
-        self.stepper = Stepper(self.optimizer, self.arena)
+        self.stepper = Stepper([self.optimizer], self.arena)
         self.reference = optimizer(list(self.plain.parameters()))
 
     def gradients(self, seed: int) -> list[torch.Tensor]:

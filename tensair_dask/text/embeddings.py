@@ -290,8 +290,8 @@ def _mean_loss(
     seen: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """Mean over the pairs of the first blocks."""
-    blocks = -(-len(seen) // TOLD)
-    words = min(blocks * LENGTH, noisy.shape[1])
+    words = min(-(-len(seen) // TOLD) * LENGTH, noisy.shape[1])
+    blocks = words // LENGTH
     log = nn.functional.logsigmoid
     part, weights = mask[:blocks], weights[0, :words]
     positive = torch.dot(log(seen[:blocks]).flatten(), part.flatten())

@@ -33,13 +33,16 @@ def save_word2vec(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     rows = np.ascontiguousarray(vectors, dtype="<f4")
-    with beside.open("wb") as file:
-        file.write(f"{len(words)} {rows.shape[1]}\n".encode())
-        for word, row in zip(words, rows, strict=True):
-            numbers = (
-                row.tobytes()
-                if binary
-                else " ".join(f"{x:.6g}" for x in row.tolist()).encode()
-            )
-            file.write(word.encode() + b" " + numbers + b"\n")
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(f"{len(words)} {rows.shape[1]}\n".encode())
+            for word, row in zip(words, rows, strict=True):
+                numbers = (
+                    row.tobytes()
+                    if binary
+                    else " ".join(f"{x:.6g}" for x in row.tolist()).encode()
+                )
+                file.write(word.encode() + b" " + numbers + b"\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -39,10 +39,15 @@ async def read_lines(source: str) -> AsyncIterator[str]:
             async for text in _read_pipe(sys.stdin):
                 yield text
             return
-        opened: Any = sys.stdin
+        number = sys.stdin.fileno()
+        opened: Any = os.fdopen(
+            number, encoding="utf-8", errors="replace", closefd=False
+        )
     else:
         try:
-            opened = fsspec.open(source, "rt", compression="infer", errors="replace")
+            opened = fsspec.open(
+                source, "rt", compression="infer", encoding="utf-8", errors="replace"
+            )
             opened = await asyncio.to_thread(opened.open)
         except (OSError, ValueError, ImportError) as error:
             raise ConfigurationError(
@@ -53,8 +58,7 @@ async def read_lines(source: str) -> AsyncIterator[str]:
         while text := await asyncio.to_thread(_read_some, opened):
             yield text
     finally:
-        if source != STANDARD_INPUT:
-            opened.close()
+        opened.close()
 
 
 def _read_some(file: IO[str]) -> str:
@@ -64,7 +68,8 @@ def _read_some(file: IO[str]) -> str:
 def _can_wait(file: IO[str]) -> bool:
     """Whether it is a pipe, a socket or a terminal: a read may take for ever."""
     mode = os.fstat(file.fileno()).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+    # Other devices, such as /dev/null, can neither be waited for nor keep us waiting.
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or file.isatty()
 
 
 async def _read_pipe(file: IO[str]) -> AsyncIterator[str]:

@@ -136,6 +136,8 @@ class Sampler:
     def flush(self) -> Samples:
         """Give the last words, fewer than a step has; the last block is padded."""
         words, of_lines, read = self._rest
+        if not len(words):  # what was read may have been left out, all of it
+            return self._blocks(words, of_lines, 0)
         self._rest = words[:0], of_lines[:0], 0
         missing = -len(words) % LENGTH
         # A line of its own for each word that is missing: they have no context.
@@ -186,8 +188,9 @@ class Sampler:
         counts = self._vocabulary.counts
         weights = counts**0.75
         weights[self._never] = 0
-        if not weights.any():
-            weights[1:] = 1
+        if not weights.any():  # nothing was counted yet that could be drawn
+            weights[:] = 1
+            weights[self._never] = 0
         self._noise = np.cumsum(weights)
         if self._subsample > 0:
             frequent = self._subsample * max(total, 1) / np.maximum(counts, 1)

@@ -98,7 +98,7 @@ def _fingerprints(
 ) -> np.ndarray:
     # 8 bytes from any place on, as one number.
     loads = np.ndarray((len(letters) - WIDTH + 1,), np.uint64, letters, strides=(1,))
-    mixed = lengths.astype(np.uint64)
+    mixed = lengths.astype(np.uint64) * FINAL
     mixed += loads[starts] & MASKS[np.minimum(lengths, WIDTH)]
     mixed *= MULTIPLIERS[0]
     for number in range(1, LOADS):

@@ -115,13 +115,16 @@ class Vocabulary:
             self.words.append(tokens.word(unknown[first[at]]))
             row = len(self.words)
             self._table.put(int(fingerprints[at]), row)
-            # What came before this text was counted at the row that it shared.
-            before = int(counts[at]) - int(times[at])
+            # What came before this text was counted at the row that it shared, where
+            # there may be less: the sketch can count too many.
+            shared = self._shared(fingerprints[at : at + 1])[0]
+            before = min(int(counts[at] - times[at]), int(self.counts[shared]))
             self.counts[row] += before
-            self.counts[self._shared(fingerprints[at])] -= before
+            self.counts[shared] -= before
 
     def _shared(self, fingerprints: np.ndarray) -> np.ndarray:
-        return 1 + self.size + fingerprints % np.uint64(max(self.hashed, 1))
+        places = fingerprints % np.uint64(max(self.hashed, 1))
+        return 1 + self.size + places.astype(np.int64)
 
     def __len__(self) -> int:
         """Words with a row of their own."""
@@ -134,7 +137,8 @@ class Vocabulary:
         """Give the own row of each word, int64, (words,); 0 where it has none."""
         found = np.zeros(len(words), np.int64)
         tokens = tokenize("\n".join(words))
-        if len(tokens.starts) == len(words):
+        one_each = np.array_equal(tokens.lines, np.arange(len(words)))
+        if one_each and tokens.line_ends == len(words) - 1:
             found[tokens.lines] = self._table.find(tokens.fingerprints)
         else:  # some are no words, or several
             for at, word in enumerate(words):
