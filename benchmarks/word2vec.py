@@ -72,22 +72,32 @@ def messages(text: str) -> list[list[str]]:
     ).backward()
     rows = [_weigh("2,048 words as blocks, shared negatives", model)]
 
-    # As TensAIR makes them: each target with one context and four noise words.
-    model.zero_grad()
+    # As TensAIR makes them: each target with one context and four noise words of its
+    # own; drawn as the tutorial of TensorFlow, from which its model is, draws them, or
+    # from the distribution of the paper.
     random = np.random.default_rng(0)
+    frequent_first = np.argsort(-vocabulary.counts, kind="stable")
+    log_uniform = np.exp(random.random((TENSAIR_BATCH, 4)) * np.log(TENSAIR_ROWS + 1))
+    ranks = np.minimum(log_uniform.astype(np.int64) - 1, len(vocabulary) - 1)
+    drawn = {
+        "log-uniform noise": frequent_first[ranks],
+        "unigram**0.75 noise": random.choice(
+            samples.negatives.ravel(), (TENSAIR_BATCH, 4)
+        ),
+    }
     words = torch.from_numpy(samples.words.ravel()).long()
     start = int(random.integers(len(words) - TENSAIR_BATCH - 1))
     targets = words[start : start + TENSAIR_BATCH]
     context = words[start + 1 : start + 1 + TENSAIR_BATCH]
-    noise = torch.from_numpy(
-        random.choice(samples.negatives.ravel(), (TENSAIR_BATCH, 4))
-    ).long()
-    u = model.words(targets)
-    v = model.contexts(torch.cat([context[:, None], noise], 1))
-    scores = torch.bmm(v, u.unsqueeze(2)).squeeze(2)
-    right = torch.zeros(TENSAIR_BATCH, dtype=torch.long)
-    torch.nn.functional.cross_entropy(scores, right).backward()
-    rows.append(_weigh("2,048 targets, 1 + 4 contexts each", model))
+    for says, chosen in drawn.items():
+        model.zero_grad()
+        noise = torch.from_numpy(chosen).long()
+        u = model.words(targets)
+        v = model.contexts(torch.cat([context[:, None], noise], 1))
+        scores = torch.bmm(v, u.unsqueeze(2)).squeeze(2)
+        right = torch.zeros(TENSAIR_BATCH, dtype=torch.long)
+        torch.nn.functional.cross_entropy(scores, right).backward()
+        rows.append(_weigh(f"2,048 targets, 1 + 4 contexts each, {says}", model))
     return rows
 
 

@@ -97,7 +97,7 @@ class samples(Stream):
         upstream: Stream,
         vocabulary: Vocabulary,
         sampler: Sampler,
-        blocks: int = 32,
+        blocks: int = 48,
         timeout: float = 1.0,
         rate: Callable[[], float] = lambda: 1.0,
         **kwargs: Any,
@@ -233,12 +233,12 @@ def build(
     window: int = 5,
     negatives: int = 5,
     subsample: float = 1e-3,
-    learning_rate: float = 0.035,
-    blocks: int = 32,
+    learning_rate: float = 0.03,
+    blocks: int = 48,
     rate: Callable[[], float] = lambda: 1.0,
     replicas: int | None = None,
     compression: str = "none",
-    staleness: str = "500ms",
+    staleness: str = "1s",
     seed: int = 0,
 ) -> Pipeline:
     """Wire source, samples, trainer and words.
@@ -256,7 +256,7 @@ def build(
     subsample
         Share of the text above which a word is left out at random.
     learning_rate
-        Of plain SGD, for each pair. 0.035 is stable with one replica and with two,
+        Of plain SGD, for each pair. 0.03 is stable with one replica and with two,
         also if it never falls; with more replicas begin lower.
     blocks
         Of 32 words in a step. More in a step take less time a word and need a lower
@@ -321,7 +321,7 @@ class WordsRun(Run):
     width: int = 100
     context: int = 5
     negatives: int = 5
-    learning_rate: float = 0.035
+    learning_rate: float = 0.03
     min_count: int = 5
     size: int = 50_000
     hashed: int = 5_000

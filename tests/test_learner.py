@@ -336,3 +336,59 @@ def test_sparse_tables_learn_as_in_a_plain_loop(optimizer, share):
         stepper.step()
         assert len(changes.rows) == 1
     assert torch.allclose(ours.model[0].weight, plain[0].weight, atol=1e-6)
+
+
+def words_and_layer() -> nn.Module:
+    return nn.Sequential(nn.EmbeddingBag(20, 4, sparse=True), nn.Linear(4, 2))
+
+
+ADAMS = {
+    "sparse": functools.partial(torch.optim.SparseAdam, lr=0.1),
+    "dense": functools.partial(torch.optim.Adam, lr=0.1),
+}
+
+
+def test_tables_and_layers_can_have_an_optimizer_each():
+    ours = learner(words_and_layer, optimizer=ADAMS)
+    torch.manual_seed(0)
+    plain = words_and_layer()
+    steppers = [
+        ADAMS["sparse"](list(plain[0].parameters())),
+        ADAMS["dense"](list(plain[1].parameters())),
+    ]
+    x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
+    for _ in range(5):
+        ours.learn(x, y, 8)
+        plain.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        for stepper in steppers:
+            stepper.step()
+    for mine, theirs in zip(ours.model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_the_state_of_both_optimizers_is_taken_over():
+    one, two = (learner(words_and_layer, optimizer=ADAMS) for _ in range(2))
+    x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
+    one.learn(x, y, 8)
+    two.load(one.state_dict(), [each.state_dict() for each in one.optimizers])
+    for each in (one, two):
+        each.learn(x, y, 8)
+    first, second = one.model.parameters(), two.model.parameters()
+    for mine, theirs in zip(first, second, strict=True):
+        assert torch.allclose(mine, theirs)
+
+
+def test_an_optimizer_that_is_missing_is_told():
+    with pytest.raises(OptimizerError, match=r"has sparse parameters.*'sparse': torch"):
+        learner(words_and_layer, optimizer={"dense": SGD})
+    learner(mlp, optimizer={"dense": SGD})  # has no table
+
+
+def test_sparse_adam_alone_trains_a_model_of_tables():
+    ours = learner(
+        lambda: nn.EmbeddingBag(20, 2, sparse=True), optimizer=ADAMS["sparse"]
+    )
+    x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
+    losses = [ours.learn(x, y, 8)[0].loss for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)

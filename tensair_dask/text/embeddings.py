@@ -34,7 +34,7 @@ class WordVectors(nn.Module):
 
     The gradient is of the *sum* over pairs, as in the original program, so that the
     learning rate means the same whatever the size of a step. A step must not put too
-    much on one frequent word: with 32 blocks a rate of 0.035 is stable.
+    much on one frequent word: with 48 blocks a rate of 0.03 is stable.
 
     Parameters
     ----------

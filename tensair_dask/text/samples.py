@@ -92,7 +92,7 @@ class Sampler:
         vocabulary: Vocabulary,
         window: int = 5,
         negatives: int = 4,
-        blocks: int = 32,
+        blocks: int = 48,
         subsample: float = 1e-3,
         seed: int = 0,
     ) -> None:

@@ -6,22 +6,34 @@ import numpy as np
 
 __all__ = ["FingerprintTable"]
 
+# An entry is one number: the upper bits of the fingerprint, and the row below them. So
+# a look-up touches memory once, which beside busy processes is all that it costs.
+ROW_BITS = 24
+ROW = np.uint64((1 << ROW_BITS) - 1)
+SMALLEST = 10  # bits
+
 
 class FingerprintTable:
-    """Maps fingerprints to rows: open addressing in two arrays.
+    """Maps fingerprints to rows, by open addressing; it grows as it is filled.
+
+    A fingerprint that is not in the table is taken for one that is with a chance of
+    less than 1 in 10 million.
 
     Parameters
     ----------
-    size
-        How many keys it can hold.
+    rows
+        The largest row, below 2**24.
     """
 
-    def __init__(self, size: int) -> None:
-        bits = max(4, (2 * size - 1).bit_length())  # at most half full
+    def __init__(self, rows: int) -> None:
+        assert rows <= int(ROW)
+        self._count = 0
+        self._allocate(SMALLEST)
+
+    def _allocate(self, bits: int) -> None:
         self._shift = np.uint64(64 - bits)
         self._last = np.uint64((1 << bits) - 1)
-        self._keys = np.zeros(1 << bits, np.uint64)
-        self._rows = np.zeros(1 << bits, np.int32)
+        self._entries = np.zeros(1 << bits, np.uint64)
 
     def find(self, fingerprints: np.ndarray) -> np.ndarray:
         """Give the row of each fingerprint, 0 for those that are not in the table.
@@ -29,26 +41,42 @@ class FingerprintTable:
         Parameters
         ----------
         fingerprints
-            uint64, none of them 0.
+            uint64.
+
+        Returns
+        -------
+        rows
+            int32.
         """
         places = fingerprints >> self._shift
-        keys = self._keys[places]
-        rows = self._rows[places]  # 0 at an empty place
+        entries = self._entries[places]
+        right = (entries ^ fingerprints) <= ROW  # the tags are the same
+        rows = (entries & ROW).astype(np.int32)
+        rows *= right
         # Most are where they should be; the others go on, ever fewer.
-        astray = np.flatnonzero((keys != fingerprints) & (keys != 0))
+        astray = np.flatnonzero(right < (entries != 0))
         places = places[astray]
         while len(astray):
             places = (places + np.uint64(1)) & self._last
-            wanted, keys = fingerprints[astray], self._keys[places]
-            rows[astray] = np.where(keys == wanted, self._rows[places], 0)
-            on = (keys != wanted) & (keys != 0)
+            entries = self._entries[places]
+            right = (entries ^ fingerprints[astray]) <= ROW
+            rows[astray] = np.where(right, entries & ROW, 0)
+            on = ~right & (entries != 0)
             astray, places = astray[on], places[on]
         return rows
 
     def put(self, fingerprint: int, row: int) -> None:
-        """Add one key that is not in the table; there must be room."""
-        place = fingerprint >> int(self._shift)
-        while self._keys[place]:
+        """Add a fingerprint that is not in the table."""
+        self._count += 1
+        if 2 * self._count > len(self._entries):  # at most half full
+            entries = self._entries[self._entries != 0].tolist()
+            self._allocate(len(self._entries).bit_length())
+            for entry in entries:
+                self._place(entry)
+        self._place(fingerprint & ~int(ROW) | row)
+
+    def _place(self, entry: int) -> None:
+        place = entry >> int(self._shift)
+        while self._entries[place]:
             place = (place + 1) & int(self._last)
-        self._keys[place] = fingerprint
-        self._rows[place] = row
+        self._entries[place] = entry

@@ -158,8 +158,26 @@ class Embeddings(nn.Module):
         return self.layer(torch.cat([self.words(ids).mean(1), self.bags(ids % 30)], 1))
 
 
-@pytest.mark.parametrize("share", ["gradient", "update"])
-def test_sparse_tables_beside_dense_layers_agree_after_a_drain(share):
+TWO_ADAMS = {
+    "sparse": functools.partial(torch.optim.SparseAdam, lr=0.01),
+    "dense": functools.partial(torch.optim.Adam, lr=0.01),
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"share": "gradient"},
+        {"share": "update"},
+        {"share": "update", "optimizer": TWO_ADAMS},
+        {
+            "share": "update",
+            "optimizer": functools.partial(torch.optim.Adagrad, lr=0.05),
+        },
+    ],
+    ids=["gradients", "updates", "two optimizers", "Adagrad"],
+)
+def test_sparse_tables_beside_dense_layers_agree_after_a_drain(arguments):
     @cluster(nthreads=workers(3))
     async def run(c, s, *_):
         generator = torch.Generator().manual_seed(0)
@@ -170,7 +188,7 @@ def test_sparse_tables_beside_dense_layers_agree_after_a_drain(share):
             )
             for _ in range(100)
         ]
-        async with ta.Trainer(c, **classes(model=Embeddings, share=share)) as trainer:
+        async with ta.Trainer(c, **classes(model=Embeddings, **arguments)) as trainer:
             before = await trainer.state_dict()
             await train_all(trainer, data)
             states = await trainer.state_dicts()
@@ -202,3 +220,21 @@ async def test_a_single_replica_exchanges_nothing(c, s, a):
         await train_all(trainer, linear_data(20))
         (stats,) = (await trainer.exchange_stats()).values()
     assert stats["sent"] == stats["received"] == 0
+
+
+@cluster(nthreads=workers(2))
+async def test_the_staleness_that_the_client_asks_for_holds_on_the_workers(c, s, a, b):
+    async with ta.Trainer(c, **linear(staleness="10s")) as trainer:
+        for x, y in linear_data(20):
+            await trainer.train(x, y)
+        stats = await trainer.exchange_stats()
+        # Publishing costs next to nothing, so the share of time decides, not the bound.
+        assert all(one["interval"] < 5 for one in stats.values())
+    with dask.config.set({"tensair.exchange.share-of-time": 1e-9}):
+        async with ta.Trainer(c, **linear(staleness="10s")) as trainer:
+            await trainer.train(*linear_data(1)[0])
+            await trainer.drain()
+            await trainer.train(*linear_data(1)[0])
+            await trainer.drain()
+            stats = await trainer.exchange_stats()
+            assert any(one["interval"] > 5 for one in stats.values())
