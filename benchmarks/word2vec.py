@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from measure import Spread, environment, run_contender
 from report import table
-from word_contenders import CONTENDERS, JUDGED
+from word_contenders import CONTENDERS, JUDGED, MIN_COUNT, SUBSAMPLE, WIDTH, WINDOW
 
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
@@ -71,6 +71,7 @@ def messages(text: str) -> list[list[str]]:
         negatives=torch.from_numpy(step.negatives),
     ).backward()
     rows = [_weigh("2,048 words as blocks, shared negatives", model)]
+    rows += [_step_of_ours(text)]
 
     # As TensAIR makes them: each target with one context and four noise words of its
     # own; drawn as the tutorial of TensorFlow, from which its model is, draws them, or
@@ -99,6 +100,22 @@ def messages(text: str) -> list[list[str]]:
         torch.nn.functional.cross_entropy(scores, right).backward()
         rows.append(_weigh(f"2,048 targets, 1 + 4 contexts each, {says}", model))
     return rows
+
+
+def _step_of_ours(text: str) -> list[str]:
+    """Weigh a step as the contenders here make it, to see what conflation saves."""
+    vocabulary = Vocabulary(hashed=0, min_count=MIN_COUNT)
+    vocabulary.read(text)
+    sampler = Sampler(vocabulary, WINDOW, subsample=SUBSAMPLE)
+    step = next(iter(sampler.add(vocabulary.read(text)).steps(48)))
+    model = SkipGram(vocabulary.rows, WIDTH)
+    model(
+        words=torch.from_numpy(step.words),
+        reach=torch.from_numpy(step.reach),
+        negatives=torch.from_numpy(step.negatives),
+    ).backward()
+    weighed = _weigh("(a step of the table above: 48 blocks, 100 wide)", model)
+    return [cell if at in (0, 1, 2, 5) else "" for at, cell in enumerate(weighed)]
 
 
 def _weigh(says: str, model: SkipGram) -> list[str]:
