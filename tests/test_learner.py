@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -371,7 +372,8 @@ def test_the_state_of_both_optimizers_is_taken_over():
     one, two = (learner(words_and_layer, optimizer=ADAMS) for _ in range(2))
     x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
     one.learn(x, y, 8)
-    two.load(one.state_dict(), [each.state_dict() for each in one.optimizers])
+    states = [each.state_dict() for each in one.optimizers]
+    two.load(one.state_dict(), copy.deepcopy(states))  # as it arrives from a peer
     for each in (one, two):
         each.learn(x, y, 8)
     first, second = one.model.parameters(), two.model.parameters()
