@@ -307,3 +307,13 @@ def test_the_pipeline_reads_any_source_of_strings():
             assert trainer.replicas[0].steps > 0
 
     run()
+
+
+def test_the_text_that_comes_with_gensim_is_plain():
+    pytest.importorskip("gensim")
+    text = word2vec.wikipedia()
+    assert 400_000 < word2vec.count_words(text) < 600_000
+    assert "<page>" not in text
+    vocabulary = Vocabulary()
+    vocabulary.read(text)
+    assert all(word in vocabulary for word in ("water", "music", "language"))
