@@ -41,7 +41,7 @@ from tensair_dask import running, terminal
 from tensair_dask.running import Run
 from tensair_dask.tally import Tally
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
-from tensair_dask.text.reading import read_lines, size_of
+from tensair_dask.text.reading import check_readable, read_lines, size_of
 from tensair_dask.text.samples import Sampler, Samples
 from tensair_dask.text.similarity import Judged, bundled, load_judged
 from tensair_dask.text.vocabulary import Vocabulary
@@ -647,6 +647,8 @@ async def main(run: WordsRun) -> None:
     if run.text is None:
         run.say("Unpacking the piece of Wikipedia that comes with gensim")
         await asyncio.to_thread(wikipedia)
+    else:
+        await asyncio.to_thread(check_readable, run.text)
     lines = run.lines(vocabulary)
     async with run.client() as client:
         pipeline = build(

@@ -14,7 +14,7 @@ import fsspec
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["read_lines", "size_of"]
+__all__ = ["check_readable", "read_lines", "size_of"]
 
 CHUNK = 1 << 16  # characters
 STANDARD_INPUT = "-"
@@ -44,21 +44,36 @@ async def read_lines(source: str) -> AsyncIterator[str]:
             number, encoding="utf-8", errors="replace", closefd=False
         )
     else:
-        try:
-            opened = fsspec.open(
-                source, "rt", compression="infer", encoding="utf-8", errors="replace"
-            )
-            opened = await asyncio.to_thread(opened.open)
-        except (OSError, ValueError, ImportError) as error:
-            raise ConfigurationError(
-                f"The text {source!r} cannot be opened: {error}. Give a file, or - for "
-                "standard input."
-            ) from error
+        opened = await asyncio.to_thread(_open, source)
     try:
         while text := await asyncio.to_thread(_read_some, opened):
             yield text
     finally:
         opened.close()
+
+
+def check_readable(source: str) -> None:
+    """Open a text and close it again.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be opened.
+    """
+    if source != STANDARD_INPUT:
+        _open(source).close()
+
+
+def _open(source: str) -> IO[str]:
+    try:
+        return fsspec.open(
+            source, "rt", compression="infer", encoding="utf-8", errors="replace"
+        ).open()
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"The text {source!r} cannot be opened: {error}. Give a file, or - for "
+            "standard input."
+        ) from error
 
 
 def _read_some(file: IO[str]) -> str:
