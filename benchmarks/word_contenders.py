@@ -78,7 +78,6 @@ def tutorial(text: Path, passes: int) -> dict[str, Any]:
     vocabulary = Vocabulary(hashed=0, min_count=MIN_COUNT)
     read = vocabulary.read(text.read_text())
     made = Sampler(vocabulary, WINDOW, subsample=SUBSAMPLE).add(read)
-    blocks = np.arange(len(made))
     _, left, right = reach_of(WINDOW)
     centres, contexts = [], []
     for shift in range(-WINDOW, WINDOW + 1):
@@ -97,7 +96,6 @@ def tutorial(text: Path, passes: int) -> dict[str, Any]:
     noise = torch.from_numpy(
         np.random.default_rng(1).choice(made.negatives.ravel(), (*batches, NEGATIVES))
     ).long()
-    del blocks
 
     class SkipGram(nn.Module):
         def __init__(self) -> None:

@@ -5,7 +5,7 @@ Run it with a text of your own, or without one for a piece of Wikipedia::
     python examples/word_vectors.py novel.txt
 
 The text is emitted line by line, as it would come from a socket or a topic; whatever
-gives strings can stand in its place: ``Stream.from_kafka``, ``Stream.from_tcp``,
+gives text can stand in its place: ``Stream.from_kafka``, ``Stream.from_tcp``,
 ``Stream.from_textfile``.
 """
 

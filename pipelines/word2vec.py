@@ -74,7 +74,8 @@ class samples(Stream):
     Parameters
     ----------
     upstream
-        Gives strings: a line each, or many lines.
+        Gives strings, or bytes of UTF-8 as sockets and topics do: a line each, or
+        many lines.
     vocabulary
         Grows with what passes.
     sampler
@@ -118,10 +119,12 @@ class samples(Stream):
 
     def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
         """Take text; the result is awaited where no replica has room."""
+        if isinstance(x, bytes):
+            x = x.decode(errors="replace")
         if not isinstance(x, str):
             raise ta.errors.BatchError(
                 f"The stream gave a {type(x).__name__} where text should be: strings "
-                "of one or many lines are needed. Put .map(parse) before."
+                "or bytes of one or many lines are needed. Put .map(parse) before."
             )
         metadata = metadata or []
         self._retain_refs(metadata)
@@ -193,7 +196,7 @@ class Pipeline:
     Attributes
     ----------
     source
-        Takes strings.
+        Takes text; see `samples`.
     samples
         Makes mini-batches of them.
     reports
@@ -266,7 +269,17 @@ def build(
     replicas, compression, staleness, seed
         Of the `Trainer`. Rare words are touched seldom, so vectors may be exchanged
         less often than dense gradients.
+
+    Raises
+    ------
+    ConfigurationError
+        If an argument is not allowed.
     """
+    if model not in MODELS:
+        raise ta.errors.ConfigurationError(
+            f"model={model!r} was given; one of {', '.join(map(repr, MODELS))} is "
+            "allowed."
+        )
     if vocabulary is None:
         vocabulary = Vocabulary()
     trainer = ta.Trainer(

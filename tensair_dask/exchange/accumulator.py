@@ -57,7 +57,12 @@ class Accumulator:
     ----------
     oldest
         When the first step was added, on the monotonic clock; None if there is none.
+    leaves_out
+        Whether there can be more to send than what the steps since the last message
+        have added, so that a drain must ask for everything.
     """
+
+    leaves_out = False
 
     def __init__(self, run_id: str, origin: str, arena: Arena) -> None:
         self._run_id = run_id

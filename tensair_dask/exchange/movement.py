@@ -21,6 +21,7 @@ class Movement(Accumulator):
     between base and parameters, and goes with a later one.
     """
 
+    leaves_out = True  # rounding; and rows that moved without a gradient
     _following = False
 
     def prepare(self) -> None:

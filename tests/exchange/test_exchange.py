@@ -10,6 +10,7 @@ import pytest
 import torch
 from distributed.utils_test import gen_cluster
 from helpers import (
+    RATE,
     class_data,
     classes,
     expected_weight,
@@ -238,3 +239,47 @@ async def test_the_staleness_that_the_client_asks_for_holds_on_the_workers(c, s,
             await trainer.drain()
             stats = await trainer.exchange_stats()
             assert any(one["interval"] > 5 for one in stats.values())
+
+
+def bags() -> nn.Module:
+    """Sums of rows: the gradient of a row is the sum of the targets that it met."""
+    model = nn.EmbeddingBag(40, 3, mode="sum", sparse=True)
+    nn.init.ones_(model.weight)
+    return model
+
+
+@pytest.mark.parametrize("share", ["gradient", "update"])
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_the_invariant_holds_for_sparse_tables(share, compression):
+    @cluster(nthreads=workers(3), config={"tensair.exchange.staleness": "1ms"})
+    async def run(c, s, *_):
+        generator = torch.Generator().manual_seed(0)
+        data = [
+            (
+                torch.randint(0, 40, (8, 4), generator=generator),
+                torch.randn(8, 3, generator=generator),
+            )
+            for _ in range(150)
+        ]
+        total = torch.zeros(40, 3, dtype=torch.float64)
+        for ids, y in data:
+            total.index_add_(0, ids.flatten(), y.double().repeat_interleave(4, 0))
+        arguments = linear(model=bags, share=share, compression=compression)
+        async with ta.Trainer(c, **arguments) as trainer:
+            await train_all(trainer, data)
+            states = await trainer.state_dicts()
+        for state in states.values():
+            expected = 1.0 - RATE * total
+            assert torch.allclose(state["weight"].double(), expected, **TOLERANCE)
+
+    run()
+
+
+@cluster(nthreads=workers(2))
+async def test_a_drain_with_nothing_to_say_sends_nothing(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(20))
+        before = await trainer.exchange_stats()
+        await trainer.drain()
+        after = await trainer.exchange_stats()
+    assert [x["sent"] for x in before.values()] == [x["sent"] for x in after.values()]

@@ -144,6 +144,23 @@ async def test_what_is_no_text_is_refused_and_the_stream_goes_on(c, s, a):
 
 
 @cluster(1)
+async def test_bytes_are_text_as_sockets_and_topics_give_them(c, s, a):
+    vocabulary = Vocabulary(size=200, min_count=1)
+    pipeline = word2vec.build(c, vocabulary, **small())
+    async with pipeline.trainer:
+        for line in ("crème brûlée\n".encode(), b"with \xff sugar"):
+            await pipeline.source.emit(line)
+        await pipeline.drain()
+    assert vocabulary.words == ["crème", "brûlée", "with", "sugar"]
+
+
+@cluster(1)
+async def test_a_model_that_there_is_not_is_refused(c, s, a):
+    with pytest.raises(ta.errors.ConfigurationError, match="'skip-gram', 'cbow'"):
+        word2vec.build(c, model="glove")
+
+
+@cluster(1)
 async def test_a_word_without_a_vector_of_its_own_is_told(c, s, a):
     pipeline = word2vec.build(c, Vocabulary(size=200), **small())
     async with pipeline.trainer:
