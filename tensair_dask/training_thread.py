@@ -102,6 +102,7 @@ class TrainingThread:
         self._jobs: deque[_Job] = deque()
         self._wakeup = threading.Condition()
         self._stopping = False
+        self._ended = False
         self._staleness = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -131,7 +132,7 @@ class TrainingThread:
     def _queue(self, queue: deque[Any], item: Any, future: Any) -> Any:
         queue.append(item)
         self.wake()
-        if not self._thread.is_alive():  # it ended before or while this was queued
+        if self._ended:  # before or while this was queued
             self._abandon()
         return future
 
@@ -166,6 +167,9 @@ class TrainingThread:
                 self._exchange.abandon()
         finally:
             self._stopping = True
+            # In this order: who queues something looks at the flag afterwards, so that
+            # one of the two finds it.
+            self._ended = True
             self._abandon()
 
     def _turn(self) -> None:
@@ -276,10 +280,11 @@ class TrainingThread:
 
     def _abandon(self) -> None:
         error = ReplicaLostError("The replica is closed; the work was not done.")
-        while self._calls:
-            self._resolve(self._calls.popleft()[1], error=error)
-        while self._jobs:
-            self._resolve(self._jobs.popleft().future, error=error)
+        with self._wakeup:  # the thread and the event loop may both be here
+            while self._calls:
+                self._resolve(self._calls.popleft()[1], error=error)
+            while self._jobs:
+                self._resolve(self._jobs.popleft().future, error=error)
 
     def _resolve(
         self, future: asyncio.Future[Any], result: Any = None, error: Any = None

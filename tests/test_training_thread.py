@@ -178,3 +178,26 @@ async def test_the_thread_has_torch_threads_of_its_own():
     async with running(torch_threads=3) as thread:
         assert await thread.call(torch.get_num_threads) == 3
     assert torch.get_num_threads() == before
+
+
+@gen_test()
+async def test_what_is_queued_while_the_thread_ends_is_answered():
+    late: list[asyncio.Future[Any]] = []
+
+    class Ending(TrainingThread):
+        def _abandon(self) -> None:
+            super()._abandon()
+            if not late:  # the thread is alive still, and looks at no queue any more
+                asked = asyncio.run_coroutine_threadsafe(ask(self), self._loop)
+                late.append(asked)
+                asked.exception(10)
+
+    async def ask(thread: TrainingThread) -> None:
+        await thread.call(lambda: None)
+
+    thread = Ending("tensair-test", asyncio.get_running_loop(), None, lambda: True)
+    thread.stop()
+    await until(lambda: late)
+    with pytest.raises(ReplicaLostError):
+        await asyncio.wrap_future(late[0])
+    await thread.stopped()
