@@ -41,6 +41,8 @@ class ReplicaHandle:
     ----------
     client
         Of the trainer.
+    name
+        Of the replica in its run.
     place
         Where the replica runs.
     future
@@ -51,8 +53,9 @@ class ReplicaHandle:
     """
 
     def __init__(
-        self, client: Client, place: Place, future: Future, direct: bool
+        self, client: Client, name: str, place: Place, future: Future, direct: bool
     ) -> None:
+        self.name = name
         self.place = place
         self.key = future.key
         self._client = client
@@ -116,6 +119,7 @@ async def start_replicas(
     replicas: int | None,
     device: str,
     settings: Settings | None = None,
+    name: str = "",
 ) -> list[ReplicaHandle]:
     """Build replicas that know each other and hold the same parameters.
 
@@ -131,7 +135,15 @@ async def start_replicas(
     try:
         return await asyncio.wait_for(
             _start(
-                client, run_id, recipe, replicas, device, settings, seconds, started
+                client,
+                run_id,
+                recipe,
+                replicas,
+                device,
+                settings,
+                name,
+                seconds,
+                started,
             ),
             seconds,
         )
@@ -161,6 +173,7 @@ async def _start(
     replicas: int | None,
     device: str,
     settings: Settings | None,
+    name: str,
     seconds: float,
     started: list[Future],
 ) -> list[ReplicaHandle]:
@@ -170,7 +183,7 @@ async def _start(
     payload = dumps(recipe, missing, "The model, loss, optimizer or metrics")
     direct = await _can_connect(client, places)
     for number, place in enumerate(places):
-        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, settings)
+        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, settings, name)
         started.append(
             client.submit(
                 Replica,
@@ -184,8 +197,8 @@ async def _start(
         )
     await asyncio.gather(*started)
     handles = [
-        ReplicaHandle(client, place, future, direct)
-        for place, future in zip(places, started, strict=True)
+        ReplicaHandle(client, f"replica-{number}", place, future, direct)
+        for number, (place, future) in enumerate(zip(places, started, strict=True))
     ]
     await _build(handles, seconds)
     return handles

@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensair_dask.batches import Block, MiniBatch
@@ -74,12 +74,15 @@ class Pending:
     deliver
         Called once with the report; may return an awaitable, which then holds the
         mini-batch's place until it is done (back-pressure from downstream).
+    taken
+        When it was given, on the monotonic clock.
     """
 
     index: int
     batch: MiniBatch
     item: Any
     deliver: Callable[[Report], Awaitable[Any] | None]
+    taken: float = field(default_factory=time.monotonic)
 
 
 class Lane:
@@ -184,6 +187,8 @@ class Dispatcher:
         Bounds on what lies at one replica.
     observe
         Called with each mini-batch and its report, before it is delivered.
+    lost
+        Called with each replica that is given up while the trainer is open.
     """
 
     def __init__(
@@ -191,10 +196,12 @@ class Dispatcher:
         run_id: str,
         limits: Limits,
         observe: Callable[[Pending, Report], None] = lambda pending, report: None,
+        lost: Callable[[Lane], None] = lambda lane: None,
     ) -> None:
         self._run_id = run_id
         self._limits = limits
         self._observe = observe
+        self._lost = lost
         self.lanes: list[Lane] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._homeless: deque[Pending] = deque()
@@ -212,6 +219,19 @@ class Dispatcher:
     def backlog(self) -> int:
         """Mini-batches taken in and not reported, and those that wait for room."""
         return self._unreported + len(self._waiting)
+
+    def lag(self) -> float:
+        """Seconds that the oldest mini-batch has waited for its report; 0 if none."""
+        oldest = time.monotonic()
+        now = oldest
+        for lane in self.lanes:
+            for sent in lane.sent.values():
+                oldest = min(oldest, *(pending.taken for pending in sent))
+            if lane.gathered:
+                oldest = min(oldest, lane.gathered[0].taken)
+        if self._homeless:
+            oldest = min(oldest, self._homeless[0].taken)
+        return now - oldest
 
     def offer(self, pending: Pending) -> bool:
         """Take in a mini-batch if a replica has room at once."""
@@ -404,6 +424,7 @@ class Dispatcher:
             error,
             len(stranded),
         )
+        self._lost(lane)
         self.redispatched += len(stranded)
         self._homeless.extend(stranded)
         # At the loop's next turn: all replicas of a lost machine are then known.

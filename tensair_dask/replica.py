@@ -24,6 +24,7 @@ from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
+from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
 
 __all__ = ["Peer", "Replica", "ReplicaPlan"]
@@ -45,6 +46,8 @@ class ReplicaPlan:
         The pickled `Recipe`.
     settings
         Of the exchange; None for what the worker has configured.
+    trainer
+        What people call the trainer.
     """
 
     run_id: str
@@ -52,6 +55,7 @@ class ReplicaPlan:
     place: Place
     recipe: bytes
     settings: Settings | None = None
+    trainer: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Replica:
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
         self._thread.attach(learner, exchange)
+        telemetry = WorkerTelemetry.of(self._worker)
+        telemetry.add(plan.run_id, plan.name, self.counts)
 
     async def join(self) -> None:
         """Subscribe to the peers' gradients and make the own ones known."""
@@ -179,7 +185,9 @@ class Replica:
             group = block.groups[0]
             x, _, samples = next(to_tensors(group, learner.device))
             try:
-                return pack(learner.predict(x))
+                answer = pack(learner.predict(x))
+                self._thread.counters.predictions += samples
+                return answer
             except Exception as error:
                 raise _explained(learner, error, group, samples) from error
 
@@ -222,11 +230,32 @@ class Replica:
         """How the replica stands."""
         return self._thread.status()
 
-    async def close(self) -> None:
-        """End the thread, deliver what it published, and leave the exchange."""
+    async def close(self) -> dict[str, Any]:
+        """End the thread, deliver what it published, and leave the exchange.
+
+        Returns
+        -------
+        counts
+            The last ones, as heartbeats carry them; empty if it was never built.
+        """
         await self._thread.stopped()
+        counts = self.counts() if self._exchange is not None else {}
         if self._exchange is not None:
             await self._exchange.leave()
+        telemetry = WorkerTelemetry.of(self._worker)
+        telemetry.remove(self._plan.run_id, self._plan.name)
+        return counts
+
+    def counts(self) -> dict[str, Any]:
+        """Everything that the replica counts, as heartbeats carry it."""
+        exchange = self.exchange
+        return {
+            **self._thread.counters.snapshot(),
+            **exchange.statistics(),
+            "version": exchange.clock.version,
+            "device": self._plan.place.device,
+            "trainer": self._plan.trainer,
+        }
 
     @property
     def learner(self) -> Learner:

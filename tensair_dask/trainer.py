@@ -6,7 +6,14 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,6 +22,8 @@ from distributed import Client
 from tensair_dask import config
 from tensair_dask.batches import ABSENT, Block, MiniBatch
 from tensair_dask.cluster import ReplicaHandle, start_replicas
+from tensair_dask.dashboard.plugin import NAME as DASHBOARD
+from tensair_dask.dashboard.plugin import TrainingDashboard
 from tensair_dask.dead_letters import DeadLetter, DeadLetters
 from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
 from tensair_dask.errors import (
@@ -31,6 +40,8 @@ from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.reports import COLUMNS, History, Report
+from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
+from tensair_dask.telemetry.reporter import Reporter
 
 __all__ = ["ReplicaInfo", "Trainer"]
 
@@ -124,6 +135,9 @@ class Trainer:
         Mini-batches that may lie unreported at one replica; None for
         ``tensair.dispatch.max-in-flight``. Fewer mean less delay and earlier
         back-pressure.
+    name
+        What people call it, on the dashboard for example; None for the name of what
+        builds the model.
 
     Raises
     ------
@@ -158,10 +172,12 @@ class Trainer:
         seed: int = 0,
         keep_predictions: bool = False,
         max_in_flight: int | None = None,
+        name: str | None = None,
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         self.client = client
         self.run_id = uuid.uuid4().hex
+        self.name = name or _name_of(model)
         self.dead_letters = DeadLetters(int(config.get("dead-letters")))
         self._recipe = Recipe(
             model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
@@ -170,8 +186,9 @@ class Trainer:
         self._device = device
         self._settings = Settings.configured(share, compression, staleness)
         self._history = History(int(config.get("history")))
+        self._events = Events()
         self._dispatcher = Dispatcher(
-            self.run_id, _limits(max_in_flight), self._observe
+            self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
         self._handles: list[ReplicaHandle] = []
         self._awaited: set[asyncio.Future[Report]] = set()
@@ -179,6 +196,18 @@ class Trainer:
         self._state = "new"
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._reporter = Reporter(
+            client,
+            (DASHBOARD, TrainingDashboard()),
+            {
+                "run_id": self.run_id,
+                "name": self.name,
+                "client": client.id,
+                "metrics": list(metrics or {}),
+                "target": replicas,
+            },
+            self._told,
+        )
         if not client.asynchronous:
             client.sync(self._start)
 
@@ -193,6 +222,8 @@ class Trainer:
         return self
 
     async def _start_replicas(self) -> None:
+        if config.get("dashboard.enabled"):
+            await self._reporter.open()
         try:
             self._handles = await start_replicas(
                 self.client,
@@ -201,14 +232,29 @@ class Trainer:
                 self._replicas,
                 self._device,
                 self._settings,
+                self.name,
             )
         except BaseException:
             self._state = "closed"
+            await self._reporter.close({})
             raise
         for handle in self._handles:
             self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
         self._watching = asyncio.ensure_future(self._watch())
         self._state = "open"
+
+    def _told(self) -> dict[str, Any]:
+        """What the scheduler is told once a second."""
+        told = {
+            "state": "starting" if self._state == "new" else "open",
+            "emitted": self._index,
+            "backlog": self.backlog,
+            "lag": self.lag,
+            "dead_letters": self.dead_letters.total,
+        }
+        if self._handles:
+            told["target"] = len(self._handles)
+        return told
 
     async def _watch(self) -> None:
         """Give up replicas that Dask has declared lost, whatever their comms say."""
@@ -496,6 +542,47 @@ class Trainer:
         """Mini-batches that were given and have not been reported."""
         return self._dispatcher.backlog
 
+    @property
+    def lag(self) -> float:
+        """Seconds that the oldest of these has waited."""
+        return self._dispatcher.lag()
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """What happened while it trained: ``time``, ``kind`` and ``text`` of each."""
+        return self._events.frame()
+
+    def mark(self, text: str, kind: str = "note") -> Any:
+        """Mark this moment, in `events` and across the curves of the dashboard.
+
+        Parameters
+        ----------
+        text
+            What happened, for people.
+        kind
+            ``"note"``, ``"drift"`` or ``"mode"``; each has a colour of its own.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such kind.
+        """
+        if kind not in KINDS:
+            raise ConfigurationError(
+                f"kind={kind!r} was given; allowed are {', '.join(map(repr, KINDS))}."
+            )
+        event = Event(kind, str(text))
+        self._events.append(event)
+        return self._sync(self._log, event)
+
+    async def _log(self, event: Event) -> None:
+        """Write an event into Dask's event log, where the dashboard reads it."""
+        await self._ready()
+        await self.client.log_event(TOPIC, {"run_id": self.run_id, **event.plain()})
+
+    def _lost(self, lane: Lane) -> None:
+        self._events.append(Event("lost", f"the replica on {lane.address}"))
+
     # ---- the end --------------------------------------------------------------------
 
     def drain(self, timeout: float | str | None = None) -> Any:
@@ -551,6 +638,7 @@ class Trainer:
                 logger.warning("A replica did not close within %g s", limit)
                 task.cancel()
             await asyncio.gather(*closing, return_exceptions=True)
+        await self._reporter.close(_last_counts(alive, closing))
         for handle in self._handles:
             handle.release()
 
@@ -757,6 +845,22 @@ _EXAMPLES = {
     "loss": "For example loss=torch.nn.functional.cross_entropy.",
     "optimizer": "For example optimizer=functools.partial(torch.optim.SGD, lr=0.05).",
 }
+
+
+def _name_of(model: Any) -> str:
+    name = getattr(getattr(model, "func", model), "__name__", "")
+    return name if name and name != "<lambda>" else "model"
+
+
+def _last_counts(
+    handles: list[ReplicaHandle], closing: Sequence[asyncio.Future[Any]]
+) -> dict[str, Any]:
+    """What the replicas answered when they were closed, by name; some may be lost."""
+    return {
+        handle.name: work.result()
+        for handle, work in zip(handles, closing, strict=True)
+        if work.done() and not work.cancelled() and work.exception() is None
+    }
 
 
 def _has_tensors(x: Any) -> bool:

@@ -23,6 +23,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.learner import Learner, non_finite, to_tensors
+from tensair_dask.telemetry.counters import Counters
 
 __all__ = ["Outcome", "Status", "TrainingThread"]
 
@@ -82,6 +83,11 @@ class TrainingThread:
         Threads that torch may use for one operation; None leaves its setting.
     is_alive
         Asked about once a second; the thread ends when it says False.
+
+    Attributes
+    ----------
+    counters
+        What it has learned and refused.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class TrainingThread:
         self._stopping = False
         self._ended = False
         self._staleness = 0
+        self.counters = Counters()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -112,6 +119,7 @@ class TrainingThread:
     def attach(self, learner: Learner, exchange: Exchange) -> None:
         """Give the thread its learner and exchange, before the first block."""
         self._learner, self._exchange = learner, exchange
+        self.counters = Counters(learner.metric_names)
 
     def learn(self, block: Block) -> asyncio.Future[Outcome]:
         """Queue a block; the future resolves with its outcome."""
@@ -244,6 +252,7 @@ class TrainingThread:
             self._refuse(outcome, error, group, samples)
         else:
             self._exchange.learned(samples, step.seconds, changes)
+            self.counters.learned(samples, step.loss, step.metrics, step.seconds)
             self._learner.learned_kind = group.kind
             outcome.losses.append(step.loss)
             outcome.metrics.append(step.metrics)
@@ -265,6 +274,7 @@ class TrainingThread:
             error = ForwardError(f"The step raised {type(error).__name__}: {error}")
         refusal = self._learner.refusal(error, group, samples)
         outcome.errors[len(outcome.losses)] = refusal
+        self.counters.refused += 1
         outcome.losses.append(float("nan"))
         outcome.metrics.append([])
         outcome.seconds.append(0.0)

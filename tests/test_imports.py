@@ -17,7 +17,8 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "errors", "config"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
-    ["batches", "exchange", "transfer", "text"],
+    ["batches", "exchange", "telemetry", "transfer", "text"],
+    ["dashboard"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],
     ["cluster", "trainer"],
@@ -74,7 +75,13 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
 
 
 @pytest.mark.parametrize(
-    "module", ["tensair_dask", "tensair_dask.pubsub", "tensair_dask.pubsub.scheduler"]
+    "module",
+    [
+        "tensair_dask",
+        "tensair_dask.pubsub",
+        "tensair_dask.pubsub.scheduler",
+        "tensair_dask.dashboard.preload",
+    ],
 )
 def test_what_the_scheduler_loads_does_not_load_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"

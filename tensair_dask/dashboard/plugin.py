@@ -1,0 +1,135 @@
+"""The scheduler plugin: telemetry, pages and routes, on a cluster that runs already."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from tornado.ioloop import PeriodicCallback
+
+from tensair_dask import config
+from tensair_dask.dashboard.attach import Attachment
+from tensair_dask.telemetry.events import TOPIC
+from tensair_dask.telemetry.scheduler import Telemetry
+
+__all__ = ["NAME", "TrainingDashboard"]
+
+logger = logging.getLogger(__name__)
+
+NAME = "tensair-dashboard"
+
+
+class TrainingDashboard(SchedulerPlugin):
+    """Watches the trainers of a cluster, and shows them.
+
+    Registered by every `Trainer` when it starts; the first one counts. Nothing here
+    may raise into Dask: training goes on whether it is watched or not.
+    """
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.telemetry: Telemetry | None = None
+        self._scheduler: Any = None
+        self._sampling: PeriodicCallback | None = None
+        self._attachment: Attachment | None = None
+
+    def start(self, scheduler: Any) -> None:
+        """Install the handlers, attach the pages, begin to sample.
+
+        Not a coroutine: two clients that register this plugin at the same time would
+        otherwise both get it started.
+        """
+        self._scheduler = scheduler
+        self.telemetry = Telemetry(
+            scheduler,
+            int(config.get("dashboard.trainers")),
+            int(config.get("dashboard.rows")),
+        )
+        scheduler.handlers.update(
+            tensair_telemetry_open=self.open,
+            tensair_telemetry_tell=self.tell,
+            tensair_telemetry_close=self.close_trainer,
+            tensair_telemetry_read=self.read,
+        )
+        self._attachment = Attachment(scheduler, self.telemetry)
+        milliseconds = 1000 * config.get_seconds("dashboard.interval")
+        self._sampling = PeriodicCallback(self.sample, milliseconds)
+        self._sampling.start()
+
+    async def close(self) -> None:
+        """End with the scheduler."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop sampling and take the pages away."""
+        if self._sampling is not None:
+            self._sampling.stop()
+        if self._attachment is not None:
+            self._attachment.detach()
+        for name in ("open", "tell", "close", "read"):
+            handler = f"tensair_telemetry_{name}"
+            if getattr(self._scheduler.handlers.get(handler), "__self__", None) is self:
+                del self._scheduler.handlers[handler]
+
+    def sample(self) -> None:
+        """Read the heartbeats; called twice a second."""
+        if self._scheduler.plugins.get(NAME) is not self:
+            # Dask forgets a plugin that is unregistered without telling it.
+            self.stop()
+            return
+        assert self.telemetry is not None
+        try:
+            self.telemetry.sample()
+        except Exception:
+            logger.exception("The telemetry of the trainers could not be read")
+
+    # ---- handlers, called by clients ------------------------------------------------
+
+    async def open(
+        self,
+        run_id: str,
+        name: str,
+        client: str,
+        metrics: list[str],
+        target: int | None,
+    ) -> dict[str, Any]:
+        """Begin to watch a trainer; where its pages are, or why there are none."""
+        assert self.telemetry is not None
+        assert self._attachment is not None
+        self.telemetry.open(run_id, name, client, metrics, target)
+        return {"page": self._attachment.page, "reason": self._attachment.reason}
+
+    async def tell(self, run_id: str, told: dict[str, Any]) -> bool:
+        """Take in what a client says of its trainer; see `Telemetry.tell`."""
+        assert self.telemetry is not None
+        return self.telemetry.tell(run_id, told)
+
+    async def close_trainer(self, run_id: str, replicas: dict[str, Any]) -> None:
+        """Take note that a trainer was closed; see `Telemetry.close`."""
+        assert self.telemetry is not None
+        self.telemetry.close(run_id, replicas)
+
+    async def read(self, series: bool = False) -> dict[str, Any]:
+        """Tell everything; see `Telemetry.read`."""
+        assert self.telemetry is not None
+        return self.telemetry.read(series)
+
+    # ---- hooks, called by the scheduler ---------------------------------------------
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        """Its replicas are lost."""
+        assert self.telemetry is not None
+        self.telemetry.remove_worker(worker)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Its trainers are over."""
+        assert self.telemetry is not None
+        self.telemetry.remove_client(client)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Draw what was logged as an event of a training across the curves."""
+        if topic == TOPIC and self.telemetry is not None:
+            self.telemetry.event(msg)

@@ -1,0 +1,94 @@
+"""Events of a training: what people want to see as a mark across the curves."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["KINDS", "TOPIC", "Event", "Events"]
+
+# Of Dask's event log: `client.get_events(TOPIC)`, `client.subscribe_topic(TOPIC, f)`.
+TOPIC = "tensair"
+
+# What there is, and what pages call it.
+KINDS = {
+    "drift": "drift",
+    "mode": "change of mode",
+    "joined": "replica joined",
+    "lost": "replica lost",
+    "note": "note",
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at a moment.
+
+    Attributes
+    ----------
+    kind
+        One of `KINDS`.
+    text
+        For people.
+    time
+        Seconds since the epoch.
+    """
+
+    kind: str
+    text: str
+    time: float = field(default_factory=time.time)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON and msgpack have it."""
+        return {"time": self.time, "kind": self.kind, "text": self.text}
+
+
+class Events:
+    """The newest events, in order.
+
+    Parameters
+    ----------
+    maxlen
+        How many are kept.
+
+    Attributes
+    ----------
+    added
+        How many there have been.
+    """
+
+    def __init__(self, maxlen: int = 1000) -> None:
+        self._newest: deque[Event] = deque(maxlen=maxlen)
+        self.added = 0
+
+    def append(self, event: Event) -> None:
+        """Keep an event; the oldest one goes where there is no room."""
+        self._newest.append(event)
+        self.added += 1
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(list(self._newest))
+
+    def __len__(self) -> int:
+        return len(self._newest)
+
+    def since(self, number: int) -> list[Event]:
+        """Events from that number on, as far as they are kept."""
+        missing = self.added - len(self._newest)
+        return list(self)[max(0, number - missing) :]
+
+    def frame(self) -> pd.DataFrame:
+        """One row an event; ``time`` is in UTC."""
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            [event.plain() for event in self], columns=["time", "kind", "text"]
+        )
+        frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
+        return frame

@@ -1,0 +1,132 @@
+"""The client's half: tells the scheduler, once a second, what only the client knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from distributed.protocol.pickle import dumps
+
+__all__ = ["Reporter"]
+
+logger = logging.getLogger(__name__)
+
+# Seconds: between two messages, and how long an answer may take.
+INTERVAL = 1.0
+PATIENCE = 5.0
+
+_NO_PAGES = (
+    "Training is not shown on Dask's dashboard: %s. Training itself is not affected."
+)
+
+
+class Reporter:
+    """Makes a trainer known to the scheduler and keeps it informed.
+
+    Training never waits for it, and goes on if it fails: that is told once.
+
+    Parameters
+    ----------
+    client
+        Of the trainer.
+    plugin
+        The scheduler plugin to register, and its name.
+    about
+        What `Telemetry.open` takes: run id, name, client, metrics, target.
+    state
+        Called for what `Telemetry.tell` takes.
+
+    Attributes
+    ----------
+    page
+        Path of the pages on Dask's dashboard; None if there are none.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        plugin: tuple[str, Any],
+        about: dict[str, Any],
+        state: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.page: str | None = None
+        self._client = client
+        self._plugin = plugin
+        self._about = about
+        self._state = state
+        self._telling: asyncio.Task[None] | None = None
+        self._told_off = False
+
+    async def open(self) -> None:
+        """Register the plugin and the trainer; say why if there are no pages."""
+        with self._tolerated():
+            await self._open()
+        self._telling = asyncio.ensure_future(self._tell())
+
+    async def _open(self) -> None:
+        name, plugin = self._plugin
+        scheduler = self._client.scheduler
+        await _soon(
+            scheduler.register_scheduler_plugin(
+                plugin=dumps(plugin), name=name, idempotent=True
+            )
+        )
+        answer = await _soon(scheduler.tensair_telemetry_open(**self._about))
+        self.page = answer["page"]
+        if self.page is None:
+            logger.warning(_NO_PAGES, answer["reason"])
+
+    async def _tell(self) -> None:
+        while not self._told_off:
+            with self._tolerated():
+                await self.tell()
+            await asyncio.sleep(INTERVAL)
+
+    async def tell(self) -> None:
+        """Tell how the trainer stands."""
+        known = await _soon(
+            self._client.scheduler.tensair_telemetry_tell(
+                run_id=self._about["run_id"], told=self._state()
+            )
+        )
+        if known is False:  # another trainer's record has taken the place
+            await self._open()
+        elif known is None:  # the plugin was unregistered, or the scheduler replaced
+            raise LookupError("the scheduler has no tensair-dashboard plugin any more")
+
+    async def close(self, replicas: dict[str, Any]) -> None:
+        """Tell that the trainer is closed, with the last counts of its replicas."""
+        if self._telling is None:
+            return
+        self._telling.cancel()
+        self._telling = None
+        if self._client.status in ("closed", "closing"):
+            return
+        with self._tolerated():
+            await self.tell()
+            await _soon(
+                self._client.scheduler.tensair_telemetry_close(
+                    run_id=self._about["run_id"], replicas=replicas
+                )
+            )
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Any:
+        try:
+            yield
+        except (OSError, asyncio.TimeoutError) as error:
+            logger.debug("The scheduler was not told how training stands: %r", error)
+        except Exception as error:
+            self._off(f"{type(error).__name__}: {error}")
+
+    def _off(self, reason: str) -> None:
+        if not self._told_off:
+            self._told_off = True
+            logger.warning(_NO_PAGES, reason)
+
+
+async def _soon(answer: Any) -> Any:
+    return await asyncio.wait_for(answer, PATIENCE)

@@ -1,0 +1,198 @@
+"""The scheduler's half: reads the heartbeats, keeps a record of each trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+from tensair_dask.telemetry.events import KINDS, Event
+from tensair_dask.telemetry.trainers import TrainerRecord
+from tensair_dask.telemetry.worker import METRIC
+
+__all__ = ["Telemetry", "finite"]
+
+logger = logging.getLogger(__name__)
+
+# Of a name or of an event's text that a client gives.
+_CHARACTERS = 1000
+
+
+class Telemetry:
+    """Records of the trainers of a cluster.
+
+    Parameters
+    ----------
+    scheduler
+        Whose workers' heartbeats are read.
+    trainers
+        How many records are kept; the oldest of those that are over goes first.
+    length
+        Rows of each tier of the series.
+
+    Notes
+    -----
+    Costs nothing per mini-batch: what comes in is one heartbeat a worker, and one
+    message a second from the client of each trainer.
+    """
+
+    def __init__(self, scheduler: Any, trainers: int = 16, length: int = 600) -> None:
+        self.scheduler = scheduler
+        self.trainers: dict[str, TrainerRecord] = {}
+        self._most = trainers
+        self._length = length
+
+    # ---- from clients ---------------------------------------------------------------
+
+    def open(
+        self,
+        run_id: str,
+        name: str,
+        client: str,
+        metrics: list[str],
+        target: int | None,
+    ) -> None:
+        """Begin the record of a trainer.
+
+        Parameters
+        ----------
+        run_id, name, client, metrics
+            As `TrainerRecord` has them.
+        target
+            How many replicas it wants; None for one on each worker.
+        """
+        if run_id in self.trainers:
+            return
+        self._make_room()
+        self.trainers[run_id] = TrainerRecord(
+            run_id,
+            self._told_apart(name[:_CHARACTERS]),
+            client,
+            metrics,
+            target or len(self.scheduler.workers),
+            self._length,
+        )
+
+    def _told_apart(self, name: str) -> str:
+        """Return the name, numbered if another trainer on the page has it."""
+        taken = {record.name for record in self.trainers.values()}
+        number, found = 2, name
+        while found in taken:
+            found, number = f"{name} ({number})", number + 1
+        return found
+
+    def _make_room(self) -> None:
+        over = [run for run, record in self.trainers.items() if record.is_over]
+        for run_id in over[: max(0, len(self.trainers) + 1 - self._most)]:
+            del self.trainers[run_id]
+
+    def tell(self, run_id: str, told: dict[str, Any]) -> bool:
+        """Take in what a client says of its trainer; False if that is not known."""
+        record = self.trainers.get(run_id)
+        if record is not None:
+            record.tell(told)
+        return record is not None
+
+    def close(self, run_id: str, replicas: dict[str, Any]) -> None:
+        """Take note that a trainer was closed.
+
+        Parameters
+        ----------
+        run_id
+            Run of the trainer.
+        replicas
+            The last snapshot of each replica, by name: no heartbeat brings it.
+        """
+        record = self.trainers.get(run_id)
+        if record is None or record.is_over:
+            return
+        for replica in record.alive:
+            if replica.name in replicas:
+                record.observe(replica.name, replica.address, replicas[replica.name])
+        record.sample(len(self.scheduler.workers))
+        record.end("closed")
+
+    def event(self, message: Any) -> None:
+        """Take in an entry of Dask's event log; anything may have written it."""
+        try:
+            record = self.trainers.get(message["run_id"])
+            if record is not None and message["kind"] in KINDS:
+                text = str(message["text"])[:_CHARACTERS]
+                moment = float(message.get("time", time.time()))
+                record.events.append(Event(message["kind"], text, moment))
+        except (TypeError, KeyError, ValueError):
+            logger.debug("Not an event of a training: %r", message)
+
+    # ---- from the cluster -----------------------------------------------------------
+
+    def remove_worker(self, address: str) -> None:
+        """Take note that a worker is gone, and its replicas with it."""
+        for record in self.trainers.values():
+            for replica in record.alive:
+                if replica.address == address:
+                    record.lose(replica)
+
+    def remove_client(self, client: str) -> None:
+        """Take note that a client is gone, and its trainers with it."""
+        for record in self.trainers.values():
+            if record.client == client:
+                record.end("lost")
+
+    def sample(self) -> None:
+        """Read the newest heartbeats and add a row to each series."""
+        self.sample_replicas()
+        workers = len(self.scheduler.workers)
+        for record in self.trainers.values():
+            if not record.is_over:
+                record.sample(workers)
+
+    def sample_replicas(self) -> None:
+        """Read the newest heartbeats."""
+        told = {
+            address: worker.metrics.get(METRIC) or {}
+            for address, worker in self.scheduler.workers.items()
+        }
+        for record in self.trainers.values():
+            if record.is_over:
+                continue
+            for replica in record.alive:
+                run = told.get(replica.address, {}).get(record.run_id, {})
+                if replica.name not in run:  # its worker has dropped it
+                    record.lose(replica)
+            for address, runs in told.items():
+                for name, snapshot in runs.get(record.run_id, {}).items():
+                    record.observe(name, address, snapshot)
+
+    # ---- to whoever asks ------------------------------------------------------------
+
+    def read(self, series: bool = False) -> dict[str, Any]:
+        """Everything that is known, fit for JSON: what is not a number is None.
+
+        Parameters
+        ----------
+        series
+            With the whole series of each trainer, by column.
+        """
+        workers = len(self.scheduler.workers)
+        trainers = []
+        for record in self.trainers.values():
+            summary = record.summary(workers)
+            if series:
+                summary["series"] = {
+                    name: column.tolist()
+                    for name, column in record.archive.whole().items()
+                }
+            trainers.append(finite(summary))
+        return {"time": time.time(), "workers": workers, "trainers": trainers}
+
+
+def finite(tree: Any) -> Any:
+    """Put None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [finite(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
