@@ -52,24 +52,26 @@ class Tier:
 
     Attributes
     ----------
+    length
+        As given.
     added
         Rows added so far: the number of the next one.
     """
 
     def __init__(self, columns: int, length: int) -> None:
         self._ring = np.full((length, columns), np.nan)
+        self.length = length
         self.added = 0
 
     def add(self, row: Sequence[float] | np.ndarray) -> None:
         """Add a row; the oldest one goes where there is no room."""
-        self._ring[self.added % len(self._ring)] = row
+        self._ring[self.added % self.length] = row
         self.added += 1
 
     def since(self, number: int = 0) -> np.ndarray:
         """Rows from that number on, as far as they are kept: shape (rows, columns)."""
-        length = len(self._ring)
-        first = max(number, self.added - length, 0)
-        return self._ring[np.arange(first, max(first, self.added)) % length]
+        first = max(number, self.added - self.length, 0)
+        return self._ring[np.arange(first, max(first, self.added)) % self.length]
 
 
 class Archive:

@@ -12,7 +12,7 @@ from tensair_dask.telemetry.archive import Archive, latest, least, mean, most
 from tensair_dask.telemetry.events import Event, Events
 from tensair_dask.telemetry.replicas import COUNTS, ReplicaRecord
 
-__all__ = ["METRICS", "SLOTS", "TrainerRecord"]
+__all__ = ["COLUMNS", "METRICS", "SLOTS", "TrainerRecord"]
 
 # Of so many replicas, and of so many metrics, series are kept one by one: pages draw
 # a line for each. Of all others there are the cluster's, and the extremes.
@@ -115,7 +115,7 @@ class TrainerRecord:
         """Take in what a heartbeat brought of one replica; of the lost, nothing."""
         replica = self.replicas.get(name)
         if replica is None:
-            replica = ReplicaRecord(name, address, self._free_slot())
+            replica = ReplicaRecord(name, address, self._slot_for(name))
             self.replicas[name] = replica
             if len(self.replicas) > self.told["target"]:  # not one of the first
                 self.events.append(Event("joined", f"{name} on {address}"))
@@ -151,10 +151,13 @@ class TrainerRecord:
         for replica in self.replicas.values():
             self.lose(replica)
 
-    def _free_slot(self) -> int | None:
-        # A line is handed on when its replica is lost: the one that comes goes on.
-        taken = {each.slot for each in self.alive}
-        return next((slot for slot in range(SLOTS) if slot not in taken), None)
+    def _slot_for(self, name: str) -> int | None:
+        """Give the first replicas a line each; later ones get those of the lost."""
+        free = set(range(SLOTS)) - {each.slot for each in self.alive}
+        number = int(name.rpartition("-")[2])
+        if number in free:
+            return number
+        return min(free) if free and number >= self.told["target"] else None
 
     # ---- what is made of it ---------------------------------------------------------
 
@@ -164,7 +167,9 @@ class TrainerRecord:
         return [each for each in self.replicas.values() if not each.lost]
 
     def sample(self, workers: int) -> None:
-        """Add a row to the series."""
+        """Add a row to the series, from the first replica on."""
+        if not self.replicas:
+            return
         self.archive.add(self.row(workers))
 
     def row(self, workers: int) -> dict[str, float]:
