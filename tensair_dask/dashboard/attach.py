@@ -50,6 +50,7 @@ class Attachment:
         except Exception as error:
             # Dask's dashboard is not a public interface; training must not need it.
             logger.exception("The pages could not be added to the dashboard")
+            self.detach()
             self.reason = f"{type(error).__name__}: {error}"
 
     def _attach(self, telemetry: Telemetry) -> None:
