@@ -249,8 +249,10 @@ def build(
         model=FlightModel,
         loss=nn.functional.binary_cross_entropy_with_logits,
         optimizer=build_optimizer,
+        metrics={"accuracy": ta.metrics.binary_accuracy},
         replicas=replicas,
         keep_predictions=True,
+        name="flights",
     )
     scores = Prequential(window)
 

@@ -296,6 +296,7 @@ def build(
         compression=compression,
         staleness=staleness,
         seed=seed,
+        name="word2vec",
     )
     sampler = Sampler(vocabulary, window, blocks=blocks, subsample=subsample, seed=seed)
     source = Stream(asynchronous=client.asynchronous, loop=client.loop)
