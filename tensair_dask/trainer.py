@@ -573,13 +573,12 @@ class Trainer:
             raise ConfigurationError(
                 f"kind={kind!r} was given; allowed are {', '.join(map(repr, KINDS))}."
             )
-        event = Event(kind, str(text))
-        self._events.append(event)
-        return self._sync(self._log, event)
+        return self._sync(self._log, Event(kind, plain(text, 1000)))
 
     async def _log(self, event: Event) -> None:
         """Write an event into Dask's event log, where the dashboard reads it."""
         await self._ready()
+        self._events.append(event)
         await self.client.log_event(TOPIC, {"run_id": self.run_id, **event.plain()})
 
     def _lost(self, lane: Lane) -> None:
