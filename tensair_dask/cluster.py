@@ -119,7 +119,7 @@ async def start_replicas(
     replicas: int | None,
     device: str,
     settings: Settings | None = None,
-    name: str = "",
+    name: str | None = None,
 ) -> list[ReplicaHandle]:
     """Build replicas that know each other and hold the same parameters.
 
@@ -173,7 +173,7 @@ async def _start(
     replicas: int | None,
     device: str,
     settings: Settings | None,
-    name: str,
+    name: str | None,
     seconds: float,
     started: list[Future],
 ) -> list[ReplicaHandle]:

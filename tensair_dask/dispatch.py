@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,16 +222,12 @@ class Dispatcher:
 
     def lag(self) -> float:
         """Seconds that the oldest mini-batch has waited for its report; 0 if none."""
-        oldest = time.monotonic()
-        now = oldest
+        now = time.monotonic()
+        waiting: list[Iterable[Pending]] = [self._homeless]
         for lane in self.lanes:
-            for sent in lane.sent.values():
-                oldest = min(oldest, *(pending.taken for pending in sent))
-            if lane.gathered:
-                oldest = min(oldest, lane.gathered[0].taken)
-        if self._homeless:
-            oldest = min(oldest, self._homeless[0].taken)
-        return now - oldest
+            waiting += (lane.gathered, *lane.sent.values())
+        taken = (pending.taken for queue in waiting for pending in queue)
+        return now - min(taken, default=now)
 
     def offer(self, pending: Pending) -> bool:
         """Take in a mini-batch if a replica has room at once."""

@@ -24,6 +24,7 @@ from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
+from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
 
@@ -47,7 +48,7 @@ class ReplicaPlan:
     settings
         Of the exchange; None for what the worker has configured.
     trainer
-        What people call the trainer.
+        What people call the trainer; None if heartbeats shall not tell of it.
     """
 
     run_id: str
@@ -55,7 +56,7 @@ class ReplicaPlan:
     place: Place
     recipe: bytes
     settings: Settings | None = None
-    trainer: str = ""
+    trainer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Replica:
         self._evaluations: dict[str, Evaluation] = {}
         self._learner: Learner | None = None
         self._exchange: Exchange | None = None
+        self._closing = False
         worker = self._worker
         self._thread = TrainingThread(
             f"tensair-{plan.name}",
@@ -116,8 +118,9 @@ class Replica:
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
         self._thread.attach(learner, exchange)
-        telemetry = WorkerTelemetry.of(self._worker)
-        telemetry.add(plan.run_id, plan.name, self.counts)
+        if plan.trainer is not None:
+            telemetry = WorkerTelemetry.of(self._worker)
+            telemetry.add(plan.run_id, plan.name, self.told)
 
     async def join(self) -> None:
         """Subscribe to the peers' gradients and make the own ones known."""
@@ -238,24 +241,29 @@ class Replica:
         counts
             The last ones, as heartbeats carry them; empty if it was never built.
         """
+        self._closing = True
         await self._thread.stopped()
-        counts = self.counts() if self._exchange is not None else {}
-        if self._exchange is not None:
-            await self._exchange.leave()
-        telemetry = WorkerTelemetry.of(self._worker)
-        telemetry.remove(self._plan.run_id, self._plan.name)
-        return counts
+        if self._exchange is None:
+            return {}
+        await self._exchange.leave()
+        return self.counts()
 
     def counts(self) -> dict[str, Any]:
         """Everything that the replica counts, as heartbeats carry it."""
         exchange = self.exchange
         return {
-            **self._thread.counters.snapshot(),
+            # Of both, `refused` counts something: mini-batches are what is asked for.
             **exchange.statistics(),
+            **self._thread.counters.snapshot(),
             "version": exchange.clock.version,
             "device": self._plan.place.device,
-            "trainer": self._plan.trainer,
+            "trainer": plain(self._plan.trainer),
         }
+
+    def told(self) -> dict[str, Any] | None:
+        """What heartbeats carry: `counts`; None if it cannot go on."""
+        failed = self._thread.has_ended and not self._closing
+        return None if failed else self.counts()
 
     @property
     def learner(self) -> Learner:

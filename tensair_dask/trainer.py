@@ -40,6 +40,7 @@ from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.reports import COLUMNS, History, Report
+from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
 
@@ -177,7 +178,7 @@ class Trainer:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         self.client = client
         self.run_id = uuid.uuid4().hex
-        self.name = name or _name_of(model)
+        self.name = str(name or _name_of(model))
         self.dead_letters = DeadLetters(int(config.get("dead-letters")))
         self._recipe = Recipe(
             model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
@@ -201,9 +202,9 @@ class Trainer:
             (DASHBOARD, TrainingDashboard()),
             {
                 "run_id": self.run_id,
-                "name": self.name,
+                "name": plain(self.name),
                 "client": client.id,
-                "metrics": list(metrics or {}),
+                "metrics": [plain(each) for each in metrics or {}],
                 "target": replicas,
             },
             self._told,
@@ -222,9 +223,10 @@ class Trainer:
         return self
 
     async def _start_replicas(self) -> None:
-        if config.get("dashboard.enabled"):
-            await self._reporter.open()
+        shown = bool(config.get("dashboard.enabled"))
         try:
+            if shown:
+                await self._reporter.open()
             self._handles = await start_replicas(
                 self.client,
                 self.run_id,
@@ -232,7 +234,7 @@ class Trainer:
                 self._replicas,
                 self._device,
                 self._settings,
-                self.name,
+                self.name if shown else None,
             )
         except BaseException:
             self._state = "closed"
@@ -571,13 +573,12 @@ class Trainer:
             raise ConfigurationError(
                 f"kind={kind!r} was given; allowed are {', '.join(map(repr, KINDS))}."
             )
-        event = Event(kind, str(text))
-        self._events.append(event)
-        return self._sync(self._log, event)
+        return self._sync(self._log, Event(kind, plain(text, 1000)))
 
     async def _log(self, event: Event) -> None:
         """Write an event into Dask's event log, where the dashboard reads it."""
         await self._ready()
+        self._events.append(event)
         await self.client.log_event(TOPIC, {"run_id": self.run_id, **event.plain()})
 
     def _lost(self, lane: Lane) -> None:
@@ -855,9 +856,9 @@ def _name_of(model: Any) -> str:
 def _last_counts(
     handles: list[ReplicaHandle], closing: Sequence[asyncio.Future[Any]]
 ) -> dict[str, Any]:
-    """What the replicas answered when they were closed, by name; some may be lost."""
+    """What the replicas answered when they were closed; see `Telemetry.close`."""
     return {
-        handle.name: work.result()
+        handle.name: (handle.place.address, work.result())
         for handle, work in zip(handles, closing, strict=True)
         if work.done() and not work.cancelled() and work.exception() is None
     }

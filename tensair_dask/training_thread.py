@@ -144,6 +144,11 @@ class TrainingThread:
             self._abandon()
         return future
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it takes no more work."""
+        return self._ended
+
     def wake(self) -> None:
         """Make the thread look at its queues; from any thread."""
         with self._wakeup:

@@ -19,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 NAME = "tensair-dashboard"
 
+_FULL = (
+    "as many trainers are open as the scheduler keeps (tensair.dashboard.trainers in "
+    "its configuration)"
+)
+
 
 class TrainingDashboard(SchedulerPlugin):
     """Watches the trainers of a cluster, and shows them.
@@ -35,6 +40,7 @@ class TrainingDashboard(SchedulerPlugin):
         self._scheduler: Any = None
         self._sampling: PeriodicCallback | None = None
         self._attachment: Attachment | None = None
+        self._failed = False
 
     def start(self, scheduler: Any) -> None:
         """Install the handlers, attach the pages, begin to sample.
@@ -84,7 +90,10 @@ class TrainingDashboard(SchedulerPlugin):
         try:
             self.telemetry.sample()
         except Exception:
-            logger.exception("The telemetry of the trainers could not be read")
+            # Once: what is wrong (another version on a worker, say) stays so.
+            level = logging.DEBUG if self._failed else logging.ERROR
+            logger.log(level, "Trainers' heartbeats cannot be read", exc_info=True)
+            self._failed = True
 
     # ---- handlers, called by clients ------------------------------------------------
 
@@ -96,11 +105,20 @@ class TrainingDashboard(SchedulerPlugin):
         metrics: list[str],
         target: int | None,
     ) -> dict[str, Any]:
-        """Begin to watch a trainer; where its pages are, or why there are none."""
+        """Begin to watch a trainer; where its pages are, or why there are none.
+
+        Returns
+        -------
+        answer
+            ``page`` and ``reason`` as of `Attachment`; ``known`` is whether the
+            trainer is watched at all.
+        """
         assert self.telemetry is not None
         assert self._attachment is not None
-        self.telemetry.open(run_id, name, client, metrics, target)
-        return {"page": self._attachment.page, "reason": self._attachment.reason}
+        if not self.telemetry.open(run_id, name, client, metrics, target):
+            return {"page": None, "reason": _FULL, "known": False}
+        page, reason = self._attachment.page, self._attachment.reason
+        return {"page": page, "reason": reason, "known": True}
 
     async def tell(self, run_id: str, told: dict[str, Any]) -> bool:
         """Take in what a client says of its trainer; see `Telemetry.tell`."""

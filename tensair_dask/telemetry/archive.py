@@ -68,6 +68,11 @@ class Tier:
         self._ring[self.added % self.length] = row
         self.added += 1
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether no row has gone yet."""
+        return self.added <= len(self._ring)
+
     def since(self, number: int = 0) -> np.ndarray:
         """Rows from that number on, as far as they are kept: shape (rows, columns)."""
         first = max(number, self.added - self.length, 0)
@@ -85,7 +90,7 @@ class Archive:
     columns
         Names, each with how rows become one: `mean`, `least`, `most` or `latest`.
     length
-        Rows of each tier.
+        Rows of each tier; at least as many as make one row of the next tier.
     tiers
         How many of the finest rows make one row of each tier; the first is 1, and
         each is a multiple of the one before.
@@ -99,11 +104,12 @@ class Archive:
     ) -> None:
         self.columns = list(columns)
         self._consolidations = list(columns.values())
-        self.tiers = [Tier(len(columns), length) for _ in tiers]
         # How many rows of the tier below make one of each tier.
         self._steps = [1] + [
             coarse // fine for fine, coarse in itertools.pairwise(tiers)
         ]
+        length = max(length, *self._steps)
+        self.tiers = [Tier(len(columns), length) for _ in tiers]
 
     def add(self, row: Mapping[str, float]) -> None:
         """Add a row; a column that is not given is NaN."""
@@ -130,7 +136,7 @@ class Archive:
     def covering(self) -> int:
         """Return the finest tier that still holds the first row."""
         for number, tier in enumerate(self.tiers):
-            if len(tier.since()) == tier.added:
+            if tier.holds_all:
                 return number
         return len(self.tiers) - 1
 

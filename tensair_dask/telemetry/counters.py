@@ -3,10 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["Counters"]
+__all__ = ["Counters", "Total", "plain"]
+
+
+def plain(text: object, characters: int = 200) -> str:
+    """Return a text that msgpack takes, in bounded length."""
+    return str(text)[:characters].encode("utf-8", "replace").decode()
+
+
+class Total:
+    """A sum of which differences stay exact, however large one summand was.
+
+    One outlier may have a loss of 1e20; in a plain sum all later ones would be lost
+    in its rounding, for ever. What is rounded off is summed apart (Neumaier, ZAMM 54,
+    1974).
+
+    Attributes
+    ----------
+    value, rest
+        They are to be added, after a difference of each has been taken.
+    """
+
+    __slots__ = ("rest", "value")
+
+    def __init__(self) -> None:
+        self.value = self.rest = 0.0
+
+    def add(self, summand: float) -> bool:
+        """Add a number; False if the sum would not be finite, which would stay."""
+        value = self.value
+        total = value + summand
+        if total - total != 0.0:  # NaN or infinite
+            return False
+        without = total - summand
+        self.rest += (value - without) + (summand - (total - without))
+        self.value = total
+        return True
 
 
 class Counters:
@@ -22,6 +57,9 @@ class Counters:
 
     Attributes
     ----------
+    began
+        When counting began, in seconds since the epoch: two snapshots that differ in
+        it have nothing to do with each other.
     steps, samples
         Mini-batches learned, and rows in them.
     refused
@@ -38,6 +76,7 @@ class Counters:
     """
 
     __slots__ = (
+        "began",
         "busy",
         "loss",
         "metrics",
@@ -49,38 +88,41 @@ class Counters:
         "weights",
     )
 
-    def __init__(self, metrics: Sequence[str] = ()) -> None:
-        self.metrics = list(metrics)
+    def __init__(self, metrics: Iterable[object] = ()) -> None:
+        self.began = time.time()
+        self.metrics = [plain(name) for name in metrics]
         self.steps = self.samples = self.refused = self.predictions = 0
-        self.busy = self.loss = 0.0
-        self.sums = [0.0] * len(self.metrics)
+        self.busy = 0.0
+        self.loss = Total()
+        self.sums = [Total() for _ in self.metrics]
         self.weights = [0] * len(self.metrics)
 
     def learned(
         self, samples: int, loss: float, metrics: Sequence[float], seconds: float
     ) -> None:
         """Count one mini-batch."""
+        self.busy += seconds
+        self.loss.add(loss * samples)
+        for place, value in enumerate(metrics):
+            if self.sums[place].add(value * samples):
+                self.weights[place] += samples
         self.steps += 1
         self.samples += samples
-        self.busy += seconds
-        self.loss += loss * samples
-        for place, value in enumerate(metrics):
-            if value - value == 0.0:  # neither NaN nor infinite: these would stay
-                self.sums[place] += value * samples
-                self.weights[place] += samples
 
     def snapshot(self) -> dict[str, Any]:
         """Give the counts, with the worker's clock, as a heartbeat can carry them."""
         return {
             "at": time.monotonic(),
+            "began": self.began,
             "steps": self.steps,
             "samples": self.samples,
             "refused": self.refused,
             "predictions": self.predictions,
             "busy": self.busy,
-            "loss": self.loss,
+            "loss": self.loss.value,
+            "loss_rest": self.loss.rest,
             "metrics": {
-                name: [total, weight]
+                name: [total.value, total.rest, weight]
                 for name, total, weight in zip(
                     self.metrics, self.sums, self.weights, strict=True
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from typing import Any
 
@@ -23,10 +24,18 @@ COUNTS = (
 )
 
 # Rates are taken over so many seconds, or over so many steps where steps are long;
-# a replica that has not told anything new for longer than that has the rate 0.
+# a replica that has not learned anything for longer than that has the rate 0.
 WINDOW = 2.0
 STEPS = 4
 LONGEST = 60.0
+
+# Snapshots of a long window are kept so many to a window, or it would cost memory.
+PARTS = 16
+
+# Who has told nothing for so many seconds, or so many heartbeats, is silent: it may be
+# stopped or unreachable, and its last rates are no longer true.
+SILENCE = 5.0
+HEARTBEATS = 3
 
 
 class ReplicaRecord:
@@ -45,73 +54,136 @@ class ReplicaRecord:
     Attributes
     ----------
     lost
-        Whether its worker has left, or has dropped it.
+        Whether nothing more comes from it: its worker has left or has dropped it, or
+        its trainer is over.
+    closed
+        Whether it is so because its trainer was closed.
+    silent
+        Whether its heartbeats do not come, although it is not lost.
     """
 
     def __init__(self, name: str, address: str, slot: int | None) -> None:
         self.name = name
         self.address = address
         self.slot = slot
-        self.lost = False
+        self.lost = self.closed = self.silent = False
         self._snapshots: deque[dict[str, Any]] = deque()
+        self._heard = self._seen = time.monotonic()
+        self._gap = 0.0  # seconds between the last two heartbeats
+        self._step = 0.0  # seconds of one step
 
     @property
     def newest(self) -> dict[str, Any]:
         """The newest snapshot; empty if there is none."""
         return self._snapshots[-1] if self._snapshots else {}
 
-    def observe(self, snapshot: dict[str, Any]) -> dict[str, float]:
-        """Take in a snapshot; how much each count has grown since the last one."""
+    # ---- what comes in --------------------------------------------------------------
+
+    def observe(
+        self, snapshot: dict[str, Any], now: float | None = None
+    ) -> dict[str, float]:
+        """Take in a snapshot.
+
+        Parameters
+        ----------
+        snapshot
+            Of the worker's newest heartbeat, which may be the same as before.
+        now
+            On the scheduler's monotonic clock; None for just now. Snapshots have
+            their worker's.
+
+        Returns
+        -------
+        growth
+            How much each count has grown since the last one.
+        """
+        self._seen = now = time.monotonic() if now is None else now
         before = self.newest
-        if before and snapshot["at"] <= before["at"]:
-            return {}
-        self._snapshots.append(snapshot)
-        self._forget(snapshot["at"] - self._window(snapshot))
+        if before and snapshot["began"] != before["began"]:
+            self._snapshots.clear()  # counts from 0 again, and perhaps another clock
+            before = {}
+        if before:
+            if snapshot["at"] <= before["at"]:
+                return {}
+            self._gap = snapshot["at"] - before["at"]
+        self._heard, self.silent = now, False
+        self._keep(snapshot)
         return {name: snapshot[name] - before.get(name, 0) for name in COUNTS}
 
-    def _window(self, snapshot: dict[str, Any]) -> float:
-        steps = snapshot["steps"]
-        long = STEPS * snapshot["busy"] / steps if steps else 0.0
-        return min(LONGEST, max(WINDOW, long))
-
-    def _forget(self, moment: float) -> None:
+    def _keep(self, snapshot: dict[str, Any]) -> None:
+        kept = self._snapshots
+        window = min(LONGEST, max(WINDOW, STEPS * self._step))
+        if len(kept) > 2 and kept[-1]["at"] - kept[-2]["at"] < window / PARTS:
+            kept.pop()
+        kept.append(snapshot)
         # The one before the window stays: it is where the window begins.
-        while len(self._snapshots) > 2 and self._snapshots[1]["at"] <= moment:
+        while len(kept) > 2 and kept[1]["at"] <= snapshot["at"] - window:
+            kept.popleft()
+        if steps := self.grown("steps"):
+            self._step = self.grown("busy") / steps
+
+    def listen(self, now: float) -> bool:
+        """Take note of how long nothing has come; False if its worker has dropped it.
+
+        The heartbeats of a worker that is stopped go on to be seen, as they were.
+        """
+        limit = max(SILENCE, min(LONGEST, HEARTBEATS * self._gap))
+        self.silent = now - self._heard > limit
+        return now - self._seen <= limit
+
+    def lose(self, closed: bool = False) -> None:
+        """Take note that nothing more comes."""
+        self.lost, self.closed = True, closed
+        while len(self._snapshots) > 1:
             self._snapshots.popleft()
+
+    # ---- what is made of it ---------------------------------------------------------
+
+    @property
+    def _tells(self) -> bool:
+        return bool(self._snapshots) and not (self.lost or self.silent)
 
     def grown(self, name: str) -> float:
         """How much a count has grown over the window."""
-        if self.lost or len(self._snapshots) < 2:
+        if not self._tells:
             return 0.0
         return self._snapshots[-1][name] - self._snapshots[0][name]
 
     def rate(self, name: str) -> float:
         """How fast a count grows, per second over the window."""
-        if self.lost or len(self._snapshots) < 2:
+        grown = self.grown(name)
+        if not grown:
             return 0.0
         seconds = self._snapshots[-1]["at"] - self._snapshots[0]["at"]
-        return self.grown(name) / seconds
+        # A step that is longer than the window began before it.
+        return grown / max(seconds, self.grown("busy"))
+
+    def losses(self) -> tuple[float, float]:
+        """Sum of the loss over the samples of the window, and how many these are."""
+        return self.grown("loss") + self.grown("loss_rest"), self.grown("samples")
 
     def loss(self) -> float:
         """Mean loss of the samples of the window; NaN if there were none."""
-        samples = self.grown("samples")
-        return self.grown("loss") / samples if samples else math.nan
+        total, samples = self.losses()
+        return total / samples if samples else math.nan
 
     def metric(self, name: str) -> tuple[float, float]:
         """Sum of a metric over the samples of the window, and how many these are."""
-        if self.lost or len(self._snapshots) < 2:
+        if not self._tells:
             return 0.0, 0.0
-        (now, seen), (before, had) = (
-            snapshot["metrics"].get(name, (0.0, 0))
-            for snapshot in (self._snapshots[-1], self._snapshots[0])
+        first, last = (
+            snapshot["metrics"].get(name, (0.0, 0.0, 0))
+            for snapshot in (self._snapshots[0], self._snapshots[-1])
         )
-        return now - before, seen - had
+        return (last[0] - first[0]) + (last[1] - first[1]), last[2] - first[2]
 
     @property
     def state(self) -> str:
-        """Return ``"lost"``, ``"learning"`` or ``"waiting"``."""
+        """``"closed"``, ``"lost"``, ``"silent"``, ``"learning"`` or ``"waiting"``."""
         if self.lost:
-            return "lost"
+            return "closed" if self.closed else "lost"
+        if self.silent:
+            return "silent"
         return "learning" if self.grown("steps") else "waiting"
 
     def row(self) -> dict[str, Any]:
@@ -125,7 +197,7 @@ class ReplicaRecord:
             "steps": newest.get("steps", 0),
             "samples": newest.get("samples", 0),
             "samples_per_second": self.rate("samples"),
-            "busy": min(1.0, self.rate("busy")),
+            "busy": self.rate("busy"),
             "loss": self.loss(),
             "staleness": newest.get("staleness_mean", 0.0),
             "age": newest.get("age_p95", 0.0),

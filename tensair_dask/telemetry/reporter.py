@@ -58,60 +58,76 @@ class Reporter:
         self._about = about
         self._state = state
         self._telling: asyncio.Task[None] | None = None
+        self._begun = False
+        self._known = False
         self._told_off = False
 
     async def open(self) -> None:
         """Register the plugin and the trainer; say why if there are no pages."""
+        self._begun = True
         with self._tolerated():
-            await self._open()
+            await _soon(self._open())
         self._telling = asyncio.ensure_future(self._tell())
 
     async def _open(self) -> None:
         name, plugin = self._plugin
         scheduler = self._client.scheduler
-        await _soon(
-            scheduler.register_scheduler_plugin(
-                plugin=dumps(plugin), name=name, idempotent=True
-            )
+        await scheduler.register_scheduler_plugin(
+            plugin=dumps(plugin), name=name, idempotent=True
         )
-        answer = await _soon(scheduler.tensair_telemetry_open(**self._about))
+        answer = await scheduler.tensair_telemetry_open(**self._about)
+        if answer is None:
+            raise LookupError(f"the scheduler's plugin {name!r} is not tensair's")
         self.page = answer["page"]
-        if self.page is None:
+        self._known = answer["known"]
+        if not self._known:
+            self._off(answer["reason"])
+        elif self.page is None:
             logger.warning(_NO_PAGES, answer["reason"])
 
     async def _tell(self) -> None:
-        while not self._told_off:
+        while not (self._told_off or self._client_is_closed):
             with self._tolerated():
-                await self.tell()
+                await _soon(self.tell())
             await asyncio.sleep(INTERVAL)
 
     async def tell(self) -> None:
         """Tell how the trainer stands."""
-        known = await _soon(
-            self._client.scheduler.tensair_telemetry_tell(
-                run_id=self._about["run_id"], told=self._state()
-            )
-        )
-        if known is False:  # another trainer's record has taken the place
+        if not self._known:  # the scheduler did not answer when we opened
             await self._open()
-        elif known is None:  # the plugin was unregistered, or the scheduler replaced
-            raise LookupError("the scheduler has no tensair-dashboard plugin any more")
+        known = await self._client.scheduler.tensair_telemetry_tell(
+            run_id=self._about["run_id"], told=self._state()
+        )
+        if known is False:  # the plugin is another one than we opened at
+            self._known = False
+        elif known is None:
+            raise LookupError(f"the scheduler has no plugin {self._plugin[0]!r}")
 
     async def close(self, replicas: dict[str, Any]) -> None:
-        """Tell that the trainer is closed, with the last counts of its replicas."""
-        if self._telling is None:
-            return
-        self._telling.cancel()
-        self._telling = None
-        if self._client.status in ("closed", "closing"):
-            return
-        with self._tolerated():
-            await self.tell()
-            await _soon(
-                self._client.scheduler.tensair_telemetry_close(
-                    run_id=self._about["run_id"], replicas=replicas
-                )
-            )
+        """Tell that the trainer is closed.
+
+        Parameters
+        ----------
+        replicas
+            See `Telemetry.close`.
+        """
+        begun, self._begun = self._begun, False
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        if begun and not (self._told_off or self._client_is_closed):
+            with self._tolerated():
+                await _soon(self._close(replicas))
+
+    async def _close(self, replicas: dict[str, Any]) -> None:
+        await self.tell()
+        await self._client.scheduler.tensair_telemetry_close(
+            run_id=self._about["run_id"], replicas=replicas
+        )
+
+    @property
+    def _client_is_closed(self) -> bool:
+        return self._client.status in ("closed", "closing")
 
     @contextlib.contextmanager
     def _tolerated(self) -> Any:

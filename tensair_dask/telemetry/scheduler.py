@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import KINDS, Event
 from tensair_dask.telemetry.trainers import TrainerRecord
 from tensair_dask.telemetry.worker import METRIC
@@ -15,7 +16,7 @@ __all__ = ["Telemetry", "finite"]
 
 logger = logging.getLogger(__name__)
 
-# Of a name or of an event's text that a client gives.
+# Of an event's text.
 _CHARACTERS = 1000
 
 
@@ -27,7 +28,8 @@ class Telemetry:
     scheduler
         Whose workers' heartbeats are read.
     trainers
-        How many records are kept; the oldest of those that are over goes first.
+        How many records are kept; the oldest of those that are over goes first. If
+        none is over, further trainers are not shown.
     length
         Rows of each tier of the series.
 
@@ -52,8 +54,8 @@ class Telemetry:
         client: str,
         metrics: list[str],
         target: int | None,
-    ) -> None:
-        """Begin the record of a trainer.
+    ) -> bool:
+        """Begin the record of a trainer; False if there is no room for it.
 
         Parameters
         ----------
@@ -63,16 +65,18 @@ class Telemetry:
             How many replicas it wants; None for one on each worker.
         """
         if run_id in self.trainers:
-            return
-        self._make_room()
+            return True
+        if not self._make_room():
+            return False
         self.trainers[run_id] = TrainerRecord(
             run_id,
-            self._told_apart(name[:_CHARACTERS]),
+            self._told_apart(plain(name)),
             client,
-            metrics,
+            [plain(metric) for metric in metrics],
             target or len(self.scheduler.workers),
             self._length,
         )
+        return True
 
     def _told_apart(self, name: str) -> str:
         """Return the name, numbered if another trainer on the page has it."""
@@ -82,10 +86,11 @@ class Telemetry:
             found, number = f"{name} ({number})", number + 1
         return found
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
         over = [run for run, record in self.trainers.items() if record.is_over]
         for run_id in over[: max(0, len(self.trainers) + 1 - self._most)]:
             del self.trainers[run_id]
+        return len(self.trainers) < self._most
 
     def tell(self, run_id: str, told: dict[str, Any]) -> bool:
         """Take in what a client says of its trainer; False if that is not known."""
@@ -102,14 +107,14 @@ class Telemetry:
         run_id
             Run of the trainer.
         replicas
-            The last snapshot of each replica, by name: no heartbeat brings it.
+            The last snapshot of each replica, and the address of its worker, by name:
+            no heartbeat brings it.
         """
         record = self.trainers.get(run_id)
         if record is None or record.is_over:
             return
-        for replica in record.alive:
-            if replica.name in replicas:
-                record.observe(replica.name, replica.address, replicas[replica.name])
+        for name, (address, snapshot) in replicas.items():
+            record.observe(name, address, snapshot)
         record.sample(len(self.scheduler.workers))
         record.end("closed")
 
@@ -118,10 +123,11 @@ class Telemetry:
         try:
             record = self.trainers.get(message["run_id"])
             if record is not None and message["kind"] in KINDS:
-                text = str(message["text"])[:_CHARACTERS]
+                text = plain(message["text"], _CHARACTERS)
                 moment = float(message.get("time", time.time()))
-                record.events.append(Event(message["kind"], text, moment))
-        except (TypeError, KeyError, ValueError):
+                if math.isfinite(moment):
+                    record.events.append(Event(message["kind"], text, moment))
+        except (TypeError, KeyError, ValueError, OverflowError, AttributeError):
             logger.debug("Not an event of a training: %r", message)
 
     # ---- from the cluster -----------------------------------------------------------
@@ -149,20 +155,17 @@ class Telemetry:
 
     def sample_replicas(self) -> None:
         """Read the newest heartbeats."""
-        told = {
-            address: worker.metrics.get(METRIC) or {}
-            for address, worker in self.scheduler.workers.items()
-        }
+        now = time.monotonic()
+        for address, worker in self.scheduler.workers.items():
+            for run_id, replicas in (worker.metrics.get(METRIC) or {}).items():
+                record = self.trainers.get(run_id)
+                if record is None or record.is_over:
+                    continue
+                for name, snapshot in replicas.items():
+                    record.observe(name, address, snapshot, now)
         for record in self.trainers.values():
-            if record.is_over:
-                continue
-            for replica in record.alive:
-                run = told.get(replica.address, {}).get(record.run_id, {})
-                if replica.name not in run:  # its worker has dropped it
-                    record.lose(replica)
-            for address, runs in told.items():
-                for name, snapshot in runs.get(record.run_id, {}).items():
-                    record.observe(name, address, snapshot)
+            if not record.is_over:
+                record.listen(now)
 
     # ---- to whoever asks ------------------------------------------------------------
 

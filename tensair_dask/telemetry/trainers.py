@@ -22,6 +22,9 @@ METRICS = 4
 # Replicas kept that were lost.
 _LOST = 100
 
+# Seconds after which a trainer without replicas, whose client tells nothing, is over.
+_FORGOTTEN = 60.0
+
 # Columns of the series, and how several rows become one.
 COLUMNS = {
     "time": latest,
@@ -103,6 +106,7 @@ class TrainerRecord:
         self.told: dict[str, Any] = {"target": target}
         self.archive = Archive(COLUMNS, length)
         self.events = Events()
+        self._heard = time.monotonic()
 
     @property
     def is_over(self) -> bool:
@@ -111,33 +115,54 @@ class TrainerRecord:
 
     # ---- what comes in --------------------------------------------------------------
 
-    def observe(self, name: str, address: str, snapshot: dict[str, Any]) -> None:
-        """Take in what a heartbeat brought of one replica; of the lost, nothing."""
+    def observe(
+        self,
+        name: str,
+        address: str,
+        snapshot: dict[str, Any],
+        now: float | None = None,
+    ) -> None:
+        """Take in what is known of one replica; see `ReplicaRecord.observe`."""
         replica = self.replicas.get(name)
         if replica is None:
             replica = ReplicaRecord(name, address, self._slot_for(name))
             self.replicas[name] = replica
             if len(self.replicas) > self.told["target"]:  # not one of the first
                 self.events.append(Event("joined", f"{name} on {address}"))
-        if replica.lost:
-            return
-        for count, growth in replica.observe(snapshot).items():
-            self.totals[count] += growth
+        elif replica.address != address:
+            if not (replica.lost or replica.silent):
+                return  # there cannot be two
+            replica.address = address
+        growth = replica.observe(snapshot, now)
+        if replica.lost and growth:  # it was not
+            replica.slot = self._free_slot()
+            replica.lost = False
+            self.events.append(Event("joined", f"{name} on {address}, again"))
+        for count, grown in growth.items():
+            self.totals[count] += grown
+
+    def listen(self, now: float) -> None:
+        """Take note of what has not come; see `ReplicaRecord.listen`."""
+        for replica in self.alive:
+            if not replica.listen(now):
+                self.lose(replica)
+        if not self.alive and now - self._heard > _FORGOTTEN:
+            self.end("lost")
 
     def lose(self, replica: ReplicaRecord) -> None:
         """Take note that a replica is gone."""
         if replica.lost:
             return
-        replica.lost = True
-        if not self.is_over:
-            text = f"{replica.name} on {replica.address}"
-            self.events.append(Event("lost", text))
+        replica.lose()
+        text = f"{replica.name} on {replica.address}"
+        self.events.append(Event("lost", text))
         gone = [each for each in self.replicas.values() if each.lost]
         for each in gone[: max(0, len(gone) - _LOST)]:
             del self.replicas[each.name]
 
     def tell(self, told: dict[str, Any]) -> None:
         """Take in what the client says."""
+        self._heard = time.monotonic()
         self.told.update(told)
         if not self.is_over:
             self.state = told.get("state", self.state)
@@ -148,8 +173,8 @@ class TrainerRecord:
             return
         self.state = state
         self.ended = time.time()
-        for replica in self.replicas.values():
-            self.lose(replica)
+        for replica in self.alive:
+            replica.lose(closed=state == "closed")
 
     def _slot_for(self, name: str) -> int | None:
         """Give the first replicas a line each; later ones get those of the lost."""
@@ -188,10 +213,10 @@ class TrainerRecord:
             "predictions": _total(alive, "predictions"),
             "sent": _total(alive, "sent_bytes"),
             "received": _total(alive, "received_bytes"),
-            "loss": _mean_loss(alive),
+            "loss": _mean([each.losses() for each in alive]),
         }
         row |= {
-            f"metric_{number}": _mean_metric(alive, name)
+            f"metric_{number}": _mean([each.metric(name) for each in alive])
             for number, name in enumerate(self.metrics[:METRICS])
         }
         row |= _spread("speed", [each.rate("samples") for each in alive])
@@ -211,7 +236,7 @@ class TrainerRecord:
 
     def summary(self, workers: int) -> dict[str, Any]:
         """Everything that a script or a table wants to know, without the series."""
-        row = self.row(workers)
+        row, alive = self.row(workers), self.alive
         return {
             "run_id": self.run_id,
             "name": self.name,
@@ -237,7 +262,8 @@ class TrainerRecord:
                 "received_bytes_per_second": row["received"],
                 "loss": row["loss"],
                 "metrics": {
-                    name: _mean_metric(self.alive, name) for name in self.metrics
+                    name: _mean([each.metric(name) for each in alive])
+                    for name in self.metrics
                 },
                 "staleness_mean": row.get("staleness", math.nan),
                 "staleness_p95": row.get("staleness_p95", math.nan),
@@ -253,17 +279,9 @@ def _total(replicas: Iterable[ReplicaRecord], count: str) -> float:
     return sum(each.rate(count) for each in replicas)
 
 
-def _mean_loss(replicas: Iterable[ReplicaRecord]) -> float:
-    samples = sum(each.grown("samples") for each in replicas)
-    return (
-        sum(each.grown("loss") for each in replicas) / samples if samples else math.nan
-    )
-
-
-def _mean_metric(replicas: Iterable[ReplicaRecord], name: str) -> float:
-    pairs = [each.metric(name) for each in replicas]
-    samples = sum(weight for _, weight in pairs)
-    return sum(total for total, _ in pairs) / samples if samples else math.nan
+def _mean(pairs: Sequence[tuple[float, float]]) -> float:
+    totals, samples = zip(*pairs, strict=True) if pairs else ((), ())
+    return sum(totals) / sum(samples) if sum(samples) else math.nan
 
 
 def _extremes(name: str, values: Iterable[float]) -> dict[str, float]:

@@ -20,39 +20,48 @@ class WorkerTelemetry:
     A worker without replicas tells nothing: the metric is there only as long as one
     is. Belongs to the worker's event loop.
 
-    Parameters
-    ----------
-    worker
-        A Dask worker.
+    Notes
+    -----
+    Dask closes a worker whose heartbeat fails. So the worker's dict of metrics is
+    never changed but replaced: a heartbeat may be going through it. And what is told
+    must be what msgpack takes; see `plain`.
     """
 
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
-        self._replicas: dict[tuple[str, str], weakref.WeakMethod[Any]] = {}
+    def __init__(self) -> None:
+        self._replicas: dict[
+            tuple[str, str], weakref.WeakMethod[Callable[[], Counts | None]]
+        ] = {}
 
     @classmethod
     def of(cls, worker: Any) -> WorkerTelemetry:
-        """Return that of a worker, made on first use."""
+        """Return that of a Dask worker, made on first use."""
         found = worker.metrics.get(METRIC)
         if not isinstance(found, cls):
-            found = worker.metrics[METRIC] = cls(worker)
+            found = cls()
+            worker.metrics = {**worker.metrics, METRIC: found}
         return found
 
-    def add(self, run_id: str, replica: str, counts: Callable[[], Counts]) -> None:
-        """Ask this method from now on, as long as its object lives."""
+    def add(
+        self, run_id: str, replica: str, counts: Callable[[], Counts | None]
+    ) -> None:
+        """Ask this method from now on, as long as its object lives.
+
+        It may answer None: it lives, but does not train any more.
+        """
         self._replicas[run_id, replica] = weakref.WeakMethod(counts)
 
-    def remove(self, run_id: str, replica: str) -> None:
-        """Forget a replica; it need not be known."""
-        self._replicas.pop((run_id, replica), None)
-        if not self._replicas and self._worker.metrics.get(METRIC) is self:
-            del self._worker.metrics[METRIC]
-
-    def __call__(self, worker: Any = None) -> dict[str, dict[str, Counts]]:
+    def __call__(self, worker: Any) -> dict[str, dict[str, Counts]]:
         """Counts by run and replica: plain numbers and strings, for msgpack."""
         told: dict[str, dict[str, Counts]] = {}
         for (run_id, replica), reference in list(self._replicas.items()):
-            counts = reference()
-            if counts is not None:  # else Dask has dropped the actor
-                told.setdefault(run_id, {})[replica] = counts()
+            method = reference()
+            if method is None:  # Dask has dropped the actor
+                del self._replicas[run_id, replica]
+                continue
+            counts = method()
+            if counts is not None:
+                told.setdefault(run_id, {})[replica] = counts
+        if not self._replicas and worker.metrics.get(METRIC) is self:
+            others = {k: v for k, v in worker.metrics.items() if k != METRIC}
+            worker.metrics = others
         return told

@@ -1,0 +1,67 @@
+"""Events of a training."""
+
+from __future__ import annotations
+
+import json
+
+import msgpack
+import pytest
+
+from tensair_dask.telemetry.events import Event, Events
+
+
+def test_an_event_is_plain():
+    event = Event("drift", "the loss rises", 12.5)
+    plain = event.plain()
+    assert plain == {"time": 12.5, "kind": "drift", "text": "the loss rises"}
+    assert msgpack.loads(msgpack.dumps(plain)) == json.loads(json.dumps(plain)) == plain
+
+
+def test_the_newest_are_kept():
+    events = Events(maxlen=3)
+    for number in range(10):
+        events.append(Event("note", str(number), float(number)))
+    assert [event.text for event in events] == ["7", "8", "9"]
+    assert len(events) == 3
+    assert events.added == 10
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_polling_gives_every_event_once(batch):
+    events = Events(maxlen=3)
+    known, seen = 0, []
+    for number in range(30):
+        events.append(Event("note", str(number)))
+        if not (number + 1) % batch:
+            seen += [event.text for event in events.since(known)]
+            known = events.added
+            assert events.since(known) == []
+    assert seen == [str(number) for number in range(30)]
+
+
+def test_who_polls_too_seldom_gets_what_is_left():
+    events = Events(maxlen=3)
+    for number in range(10):
+        events.append(Event("note", str(number)))
+    assert [event.text for event in events.since(2)] == ["7", "8", "9"]
+    assert [event.text for event in events.since(9)] == ["9"]
+    assert events.since(100) == []
+
+
+def test_they_may_grow_while_they_are_read():
+    events = Events(maxlen=3)
+    for number in range(3):
+        events.append(Event("note", str(number)))
+    for event in events:
+        events.append(Event("note", event.text + "!"))
+    assert [event.text for event in events] == ["0!", "1!", "2!"]
+
+
+def test_a_frame_has_one_row_an_event():
+    events = Events()
+    assert events.frame().empty
+    assert list(events.frame()) == ["time", "kind", "text"]
+    events.append(Event("mode", "always", 0.0))
+    frame = events.frame()
+    assert frame["time"].iloc[0].isoformat() == "1970-01-01T00:00:00+00:00"
+    assert frame[["kind", "text"]].to_numpy().tolist() == [["mode", "always"]]

@@ -1,0 +1,240 @@
+"""The client's half, with a real scheduler and no trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import logging
+import time
+from typing import Any
+
+import pytest
+from distributed import Client, SchedulerPlugin
+from distributed.utils_test import gen_cluster
+
+from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.telemetry import reporter as module
+from tensair_dask.telemetry.reporter import Reporter
+
+none = functools.partial(gen_cluster, client=True, nthreads=[], timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+
+
+def reporter(c: Client, plugin: Any = None, **overrides: Any) -> Reporter:
+    about = {
+        "run_id": "run",
+        "name": "model",
+        "client": c.id,
+        "metrics": ["a"],
+        "target": 1,
+    }
+    state = {"state": "open", "emitted": 3}
+    return Reporter(
+        c,
+        (NAME, plugin or TrainingDashboard()),
+        {**about, **overrides},
+        lambda: dict(state),
+    )
+
+
+def trainers(s: Any) -> dict[str, Any]:
+    return s.plugins[NAME].telemetry.trainers
+
+
+async def until(predicate) -> None:
+    while not predicate():
+        await asyncio.sleep(0.005)
+
+
+def only_warning(caplog) -> str:
+    """What was said, which must have been once: that training is not watched."""
+    (warning,) = [
+        entry.getMessage()
+        for entry in caplog.records
+        if entry.levelno >= logging.WARNING and entry.name == module.__name__
+    ]
+    assert "Training itself is not affected" in warning
+    return warning
+
+
+@none()
+async def test_a_trainer_is_known_from_its_start_to_its_end(c, s):
+    teller = reporter(c)
+    await teller.open()
+    assert trainers(s)["run"].name == "model"
+    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    assert trainers(s)["run"].state == "open"
+    await teller.close({})
+    assert trainers(s)["run"].state == "closed"
+    await teller.close({})
+
+
+@none()
+async def test_nobody_is_told_of_a_trainer_that_never_opened(c, s):
+    await reporter(c).close({})
+    assert NAME not in s.plugins
+
+
+class Unknown(SchedulerPlugin):
+    """Belongs to a package that the scheduler does not have."""
+
+    def __reduce__(self):
+        return importlib.import_module, ("no_such_package",)
+
+
+@none()
+async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
+    teller = reporter(c, Unknown())
+    await teller.open()
+    await until(teller._telling.done)
+    await teller.close({})
+    assert "no_such_package" in only_warning(caplog)
+
+
+@none()
+async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
+    s.blocked_handlers.append("register_scheduler_plugin")
+    teller = reporter(c)
+    await teller.open()
+    await teller.close({})
+    only_warning(caplog)
+
+
+class Other(SchedulerPlugin):
+    name = NAME
+
+
+@none()
+async def test_a_scheduler_with_another_plugin_of_that_name_is_told_of_once(
+    c, s, caplog
+):
+    await c.register_plugin(Other())
+    teller = reporter(c)
+    await teller.open()
+    await teller.close({})
+    assert NAME in only_warning(caplog)
+
+
+@none()
+async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
+    teller = reporter(c)
+    await teller.open()
+    caplog.clear()
+    await c.unregister_scheduler_plugin(NAME)
+    await until(teller._telling.done)
+    await teller.close({})
+    assert NAME in only_warning(caplog)
+
+
+@none()
+async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, caplog):
+    teller = reporter(c)
+    await teller.open()
+    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    caplog.clear()
+    s.remove_plugin(NAME)
+    await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
+    await until(lambda: "run" in trainers(s))
+    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await teller.close({})
+    assert trainers(s)["run"].state == "closed"
+    assert not teller._told_off
+
+
+@none(config={"tensair.dashboard.trainers": 1})
+async def test_a_scheduler_that_has_no_room_is_told_of_once(c, s, caplog):
+    first, second = reporter(c), reporter(c, run_id="another")
+    await first.open()
+    caplog.clear()
+    await second.open()
+    await until(second._telling.done)
+    await second.close({})
+    assert "dashboard.trainers" in only_warning(caplog)
+    assert list(trainers(s)) == ["run"]
+    await first.close({})
+
+
+@none()
+async def test_a_scheduler_that_hangs_delays_the_start_and_the_end_a_little(
+    c, s, impatient
+):
+    await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
+    released = asyncio.Event()
+
+    async def hang(**kwargs: Any) -> None:
+        await released.wait()
+
+    handlers = {name: s.handlers[name] for name in s.handlers if "telemetry" in name}
+    for name in handlers:
+        s.handlers[name] = hang
+    teller = reporter(c)
+    begin = time.monotonic()
+    await teller.open()
+    await teller.close({})
+    assert time.monotonic() - begin < 2
+    assert trainers(s) == {}
+    # One that goes on is made known as soon as the scheduler answers.
+    teller = reporter(c)
+    await teller.open()
+    assert trainers(s) == {}
+    s.handlers.update(handlers)
+    released.set()
+    await until(lambda: "run" in trainers(s))
+    await teller.close({})
+    assert trainers(s)["run"].state == "closed"
+
+
+@none()
+async def test_it_ends_with_its_client(c, s):
+    async with Client(s.address, asynchronous=True) as other:
+        teller = reporter(other)
+        await teller.open()
+        await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await until(lambda: trainers(s)["run"].state == "lost")
+    await until(teller._telling.done)
+    await teller.close({})
+
+
+@none()
+async def test_a_state_that_cannot_be_told_is_told_of_once(c, s, caplog):
+    teller = reporter(c)
+    teller._state = lambda: 1 / 0
+    await teller.open()
+    caplog.clear()
+    await until(teller._telling.done)
+    await teller.close({})
+    assert "ZeroDivisionError" in only_warning(caplog)
+
+
+@none()
+async def test_an_opening_that_was_cancelled_can_be_closed(c, s):
+    await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
+    opened, go_on = asyncio.Event(), asyncio.Event()
+    handler = s.handlers["tensair_telemetry_open"]
+
+    async def slow(**kwargs: Any) -> Any:
+        answer = await handler(**kwargs)
+        opened.set()
+        await go_on.wait()
+        return answer
+
+    s.handlers["tensair_telemetry_open"] = slow
+    teller = reporter(c)
+    opening = asyncio.ensure_future(teller.open())
+    await opened.wait()
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    go_on.set()
+    await teller.close({})
+    assert trainers(s)["run"].state == "closed"
