@@ -33,6 +33,9 @@ __all__ = ["ReplicaHandle", "start_replicas"]
 
 logger = logging.getLogger(__name__)
 
+# Where batch systems tell a job its id.
+JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+
 
 class ReplicaHandle:
     """One replica, as the client calls it.
@@ -282,6 +285,7 @@ async def look_around(modules: list[str], dask_worker: Any) -> Any:
             dask_worker.state.nthreads,
             torch.cuda.device_count(),
             os.environ.get("CUDA_VISIBLE_DEVICES"),
+            next((os.environ[name] for name in JOB_IDS if name in os.environ), None),
         )
         return facts, missing_modules(modules)
 

@@ -24,13 +24,15 @@ class Interrupts:
     ----------
     received
         The first signal; None as long as there was none.
+    cancelled
+        Whether the task was cancelled: what it raises then is the fault of that.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._task: asyncio.Task[object] | None = None
         self._stop: Callable[[], object] | None = None
-        self._cancelled = False
+        self.cancelled = False
         self._count = 0
 
     @contextlib.contextmanager
@@ -68,8 +70,8 @@ class Interrupts:
         elif self._count > 2:
             # Dask's workers leave when the process that started them is gone.
             os._exit(self.exit_code)
-        elif not self._cancelled and self._task is not None:
-            self._cancelled = True
+        elif not self.cancelled and self._task is not None:
+            self.cancelled = True
             self._task.cancel()
 
     @property

@@ -27,6 +27,9 @@ class WorkerFacts:
         CUDA devices that the worker's process sees.
     visible
         Its CUDA_VISIBLE_DEVICES; None if that is not set.
+    job
+        Id of its batch job, if it has one. Two jobs on one host may see the same
+        numbers of devices and mean different ones.
     """
 
     address: str
@@ -34,6 +37,7 @@ class WorkerFacts:
     nthreads: int
     gpus: int = 0
     visible: str | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,23 +117,17 @@ def _spread(workers: Sequence[WorkerFacts]) -> list[WorkerFacts]:
 
 
 def _devices(assigned: Sequence[WorkerFacts]) -> list[str]:
-    # Where each worker of a host sees devices of its own (dask-cuda rotates the
-    # list), its first one is meant; where all see the same, they take turns.
-    lists: dict[str, set[str | None]] = defaultdict(set)
-    addresses: dict[str, set[str]] = defaultdict(set)
-    for worker in assigned:
-        lists[worker.host].add(worker.visible)
-        addresses[worker.host].add(worker.address)
-    turns: Counter[str] = Counter()
+    # Workers that see the same devices take turns at them. Where each has a list of
+    # its own (dask-cuda rotates it), its first one is meant.
+    turns: Counter[tuple[str | None, ...]] = Counter()
     devices = []
     for worker in assigned:
         if not worker.gpus:
             devices.append("cpu")
             continue
-        own = len(addresses[worker.host]) > 1 and len(lists[worker.host]) == len(
-            addresses[worker.host]
-        )
-        key = worker.address if own else worker.host
-        devices.append(f"cuda:{turns[key] % worker.gpus}")
-        turns[key] += 1
+        shared: tuple[str | None, ...] = (worker.host,)
+        if worker.visible is not None:
+            shared = (worker.host, worker.visible, worker.job)
+        devices.append(f"cuda:{turns[shared] % worker.gpus}")
+        turns[shared] += 1
     return devices

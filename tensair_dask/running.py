@@ -224,18 +224,7 @@ class Run:
         """
         positive = click.IntRange(min=1)
         return [
-            click.option(
-                "--scheduler",
-                metavar="ADDRESS",
-                help="Join the cluster of this scheduler, for example "
-                "tcp://127.0.0.1:8786, instead of starting one.",
-            ),
-            click.option(
-                "--workers",
-                type=positive,
-                help="Workers to start, or to use of those of the scheduler.  "
-                "[default: 2, or all of the scheduler's]",
-            ),
+            *cls.cluster_options(),
             click.option(
                 "--rate",
                 type=_Rate(),
@@ -254,6 +243,27 @@ class Run:
                 "standard error.",
             ),
             click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
+        ]
+
+    @classmethod
+    def cluster_options(cls) -> list[Any]:
+        """Make the click options that say where the workers come from.
+
+        A run that overrides `client` to get them elsewhere overrides this, too.
+        """
+        return [
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="Join the cluster of this scheduler, for example "
+                "tcp://127.0.0.1:8786, instead of starting one.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                help="Workers to start, or to use of those of the scheduler.  "
+                "[default: 2, or all of the scheduler's]",
+            ),
         ]
 
 
@@ -324,8 +334,9 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
             await main(run)
 
     if not run.debug:
-        # Dask and asyncio tell at length of what Ctrl-C has cut short.
-        for name in ("asyncio", "distributed"):
+        # They tell at length of what Ctrl-C has cut short, and of what comes back as
+        # an error.
+        for name in ("asyncio", "distributed", "tornado.application"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     try:
@@ -337,6 +348,10 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     except Exception as error:
         if run.debug:
             raise
+        if run.interrupts.cancelled:
+            # Dask raises errors of its own where its closing is asked for too early.
+            run.say("Interrupted.")
+            return run.interrupts.exit_code
         line = " ".join(str(error).split())
         if not isinstance(error, TensairError):
             line = f"{type(error).__name__}: {line} (--debug shows where)"

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
-import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
+from terminals import in_terminal, read_until
 
 from tensair_dask.cli import tensair
 
@@ -154,35 +152,3 @@ def test_ctrl_c_shows_what_was_learned_and_leaves_no_process(tmp_path):
     assert "curves.png" in rest
     _, alive = psutil.wait_procs(children, timeout=10)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
-
-
-@contextlib.contextmanager
-def in_terminal(line: list[str]) -> Iterator[tuple[psutil.Popen, int]]:
-    """Run a command with a terminal as its output; its process group is its own."""
-    screen, terminal = pty.openpty()
-    process = psutil.Popen(
-        line, stdout=terminal, stderr=terminal, start_new_session=True
-    )
-    os.close(terminal)
-    try:
-        yield process, screen
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-        process.wait()
-        os.close(screen)
-
-
-def read_until(screen: int, pattern: str | None) -> str:
-    """Read what is shown until it matches, or to the end."""
-    shown = ""
-    while pattern is None or not re.search(pattern, shown):
-        try:
-            more = os.read(screen, 65_536)
-        except OSError:  # how Linux tells that the other side is closed
-            more = b""
-        if not more:
-            assert pattern is None, f"ended without showing {pattern!r}:\n{shown}"
-            break
-        shown += more.decode(errors="replace")
-    return shown

@@ -8,8 +8,7 @@ from tensair_dask.placement import WorkerFacts, place_replicas
 
 def workers(*specs: tuple) -> list[WorkerFacts]:
     return [
-        WorkerFacts(f"tcp://{number}", host, threads, gpus, visible)
-        for number, (host, threads, gpus, visible) in enumerate(specs)
+        WorkerFacts(f"tcp://{number}", *facts) for number, facts in enumerate(specs)
     ]
 
 
@@ -46,6 +45,31 @@ def test_workers_that_see_a_device_of_their_own_use_that():
         workers(("one", 1, 2, "0,1"), ("one", 1, 2, "1,0")), None, "auto"
     )
     assert [place.device for place in places] == ["cuda:0", "cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("0,1", "2,3"), ("0,1", "0,1")],
+    ids=["numbers of the host", "numbers of the job"],
+)
+def test_batch_jobs_of_a_host_do_not_share_their_gpus(first, second):
+    one, other = ("one", 1, 2, first, "job 1"), ("one", 1, 2, second, "job 2")
+    places = place_replicas(workers(one, other, one, other), None, "auto")
+    assert [place.device for place in places] == [
+        "cuda:0",
+        "cuda:0",
+        "cuda:1",
+        "cuda:1",
+    ]
+
+
+def test_batch_jobs_that_see_all_gpus_of_a_host_take_turns():
+    places = place_replicas(
+        workers(("one", 1, 2, None, "job 1"), ("one", 1, 2, None, "job 2")),
+        None,
+        "auto",
+    )
+    assert [place.device for place in places] == ["cuda:0", "cuda:1"]
 
 
 def test_hosts_do_not_share_their_gpus():

@@ -1,0 +1,228 @@
+"""Train on the jobs of a SLURM: copy this file, and give it the names of your site.
+
+Run it on a machine from which you submit jobs, in a folder that the compute nodes
+see, with an environment that they see::
+
+    pip install "tensair-dask[hpc,demo]"
+    python train_on_slurm.py --queue compute --account bio --interface ib0 --jobs 4
+
+What you leave out is taken from your site's ``jobqueue.yaml``, if it has one. Ctrl-C
+ends the stream, learns what has been emitted, shows the scores and cancels the jobs.
+
+`SlurmRun` is the part that knows SLURM. For a model of your own put it in the place of
+``ScoredRun`` in a pipeline such as ``tensair_dask/pipelines/flights.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import dask
+from dask.distributed import Client
+from dask.utils import parse_bytes
+from dask_jobqueue import SLURMCluster
+
+from tensair_dask import running
+from tensair_dask.errors import ClusterError
+from tensair_dask.pipelines import flights
+from tensair_dask.scored import ScoredRun
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class SlurmRun(ScoredRun):
+    """A run whose workers are jobs of a SLURM; the scheduler lives in this process.
+
+    Attributes
+    ----------
+    queue, account, interface
+        As the site calls them; None for what its ``jobqueue.yaml`` says.
+    walltime
+        Of a job, in minutes. The stream ends before it is over.
+    jobs
+        How many to submit.
+    gpus
+        GPUs of a job, each with a worker of its own; 0 for one worker on the CPU.
+    cores, memory
+        Of a worker; torch computes with so many threads.
+    tls
+        Whether to let in only who has the certificate that is made for this run.
+    logs
+        Folder for the logs of the jobs and for the certificate.
+    """
+
+    queue: str | None = None
+    account: str | None = None
+    interface: str | None = None
+    walltime: int = 60
+    jobs: int = 2
+    gpus: int = 0
+    cores: int = 1
+    memory: str = "4 GB"
+    tls: bool = True
+    logs: Path = Path("slurm-logs")
+
+    deadline = float("inf")  # on the clock of time.monotonic
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """Submit the jobs, and wait until all have started."""
+        if shutil.which("sbatch") is None:
+            raise ClusterError(
+                "There is no sbatch here. Run this where you submit jobs, for example "
+                "on a login node."
+            )
+        async with (
+            self.cluster() as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            port = cluster.scheduler.http_server.port
+            self.say(f"Dashboard: http://127.0.0.1:{port}/status; to see it elsewhere:")
+            self.say(f"  ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
+            cluster.scale(jobs=self.jobs)
+            try:
+                # Ctrl-C must not part a job from its number: then none could cancel it.
+                await asyncio.shield(cluster)
+            except RuntimeError as error:
+                told = str(error).partition("stderr:")[2].strip()
+                raise ClusterError(f"SLURM refused a job: {told or error}") from error
+            self.say(f"Submitted {self.jobs} jobs (squeue --me); logs: {self.logs}")
+            await client.wait_for_workers(1)
+            # A little before the walltime of the first job, so that there is time to
+            # learn what has been emitted, and to save.
+            self.deadline = time.monotonic() + 0.9 * 60 * self.walltime
+            await client.wait_for_workers(self.jobs * self.workers_per_job)
+            self.say("All jobs have started")
+            yield client
+
+    def cluster(self) -> SLURMCluster:
+        """Make the cluster, without jobs as yet."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        directives = dask.config.get("jobqueue.slurm.job-extra-directives")
+        if self.gpus:
+            directives = [*directives, f"--gres=gpu:{self.gpus}"]
+        return SLURMCluster(
+            queue=self.queue,
+            account=self.account,
+            interface=self.interface,
+            walltime=str(self.walltime),
+            processes=self.workers_per_job,
+            cores=self.cores * self.workers_per_job,
+            memory=f"{parse_bytes(self.memory) * self.workers_per_job} B",
+            job_extra_directives=directives,
+            log_directory=str(self.logs.resolve()),
+            # Others on this machine have dashboards, too: any port that is free. And
+            # only from this machine, because it asks for no certificate.
+            scheduler_options={"dashboard_address": "127.0.0.1:0"},
+            security=self.tls or None,
+            shared_temp_directory=str(self.logs.resolve()),
+            asynchronous=True,
+        )
+
+    @property
+    def workers_per_job(self) -> int:
+        """One for each GPU, or one."""
+        return max(1, self.gpus)
+
+    def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass on items as long as the jobs have time left."""
+        for item in items:
+            if time.monotonic() > self.deadline:
+                self.say("The walltime is almost over: the stream ends here")
+                return
+            yield item
+
+    @classmethod
+    def cluster_options(cls) -> list[Any]:
+        """Make the click options of the fields."""
+        positive = click.IntRange(min=1)
+        return [
+            click.option("--queue", "--partition", help="Partition of the jobs."),
+            click.option("--account", help="Account that pays for the jobs."),
+            click.option(
+                "--interface",
+                help="Network interface of scheduler and workers, for example ib0.",
+            ),
+            click.option(
+                "--walltime",
+                type=positive,
+                default=cls.walltime,
+                show_default=True,
+                metavar="MINUTES",
+                help="How long a job may run.",
+            ),
+            click.option(
+                "--jobs",
+                type=positive,
+                default=cls.jobs,
+                show_default=True,
+                help="How many jobs to submit.",
+            ),
+            click.option(
+                "--gpus",
+                type=click.IntRange(min=0),
+                default=cls.gpus,
+                show_default=True,
+                help="GPUs of a job, each with a worker of its own.",
+            ),
+            click.option(
+                "--cores",
+                type=positive,
+                default=cls.cores,
+                show_default=True,
+                help="Cores of a worker.",
+            ),
+            click.option(
+                "--memory",
+                default=cls.memory,
+                show_default=True,
+                help="Memory of a worker.",
+            ),
+            click.option(
+                "--tls/--no-tls",
+                default=cls.tls,
+                show_default=True,
+                help="Encrypt, and let in only who has this run's certificate.",
+            ),
+            click.option(
+                "--logs",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=cls.logs,
+                show_default=True,
+                help="Folder for the logs of the jobs.",
+            ),
+        ]
+
+
+@running.command(SlurmRun, records="flights")
+async def main(run: SlurmRun) -> None:
+    """Learn which flights arrive late, on the jobs of a SLURM."""
+    data = flights.load(run.limit)
+    async with run.client() as client:
+        source, reports, trainer, scores = flights.build(client, window=run.window)
+        async with trainer:
+            with run.watch_scores(trainer, reports, scores, times=data.time):
+                batches = data.batches(run.batch_size)
+                await run.feed_batches(source, run.in_time(batches))
+                await trainer.drain()
+            await run.save(trainer, scores)
+    run.finish(
+        scores,
+        times=data.time,
+        title=f"Arrives {flights.LATE} minutes late or more",
+        axis="scheduled departure",
+    )
+
+
+if __name__ == "__main__":
+    main()
