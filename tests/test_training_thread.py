@@ -222,7 +222,8 @@ async def test_what_is_queued_while_the_thread_ends_is_answered():
     class Ending(TrainingThread):
         def _abandon(self) -> None:
             super()._abandon()
-            if not late:  # the thread is alive still, and looks at no queue any more
+            if threading.current_thread() is self._thread:
+                # Alive still, and it looks at no queue any more.
                 asked = asyncio.run_coroutine_threadsafe(ask(self), self._loop)
                 late.append(asked)
                 asked.exception(10)
