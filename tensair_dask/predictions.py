@@ -63,9 +63,10 @@ def as_batch(record: Any) -> Any:
     try:
         return stack([record])
     except ShapeError as error:
+        cause = str(error.__cause__).rstrip(".")
         raise ShapeError(
-            f"The record cannot be made an array: {error.__cause__}. Give a number, "
-            "an array, a list of numbers of one shape, or a tuple or dict of them."
+            f"The record cannot be made an array: {cause}. Give a number, an array, "
+            "a list of numbers of one shape, or a tuple or dict of them."
         ) from error
 
 

@@ -511,6 +511,8 @@ def test_a_synchronous_script(client):
         trainer.drain()
         assert len(reports) == 50
         assert trainer.predict(X).shape == (4, 3)
+        assert trainer.predict_one(X[0]).shape == (3,)
+        assert trainer.predict_one(X[0], details=True).version == 50
         assert trainer.train(X, Y).error is None
         assert set(trainer.state_dict()) == set(trainer.state_dicts().popitem()[1])
         assert trainer.evaluate([(X, Y)])["samples"] == 4
