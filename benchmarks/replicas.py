@@ -23,7 +23,18 @@ from workloads import LEARNING_RATE, SEED, WORKLOADS, Pool, Workload, load_pool
 import tensair_dask as ta
 import tensair_dask.streams  # registers Stream.train
 
-__all__ = ["one", "one_accuracy", "training", "two", "two_accuracy"]
+__all__ = [
+    "Tally",
+    "check_everything_learned",
+    "cpu_seconds",
+    "feed",
+    "one",
+    "one_accuracy",
+    "training",
+    "two",
+    "two_accuracy",
+    "worker_processes",
+]
 
 
 class Tally:
@@ -87,7 +98,8 @@ async def feed(source: Stream, pool: Pool, minibatches: int | None = None) -> No
             emitted += 1
 
 
-def _cpu_seconds(processes: list[psutil.Process]) -> float:
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Sum up what processes have used of the CPU, in seconds."""
     times = [process.cpu_times() for process in processes]
     return sum(t.user + t.system for t in times)
 
@@ -119,7 +131,7 @@ def _exchanged(
     return answer
 
 
-def _check_everything_learned(trainer: ta.Trainer, tally: Tally) -> None:
+def check_everything_learned(trainer: ta.Trainer, tally: Tally) -> None:
     """Refuse figures of a run that lost a mini-batch or a gradient."""
     if tally.error is not None:
         raise RuntimeError("A mini-batch was refused.") from tally.error
@@ -157,14 +169,14 @@ async def _throughput(
         messages = await trainer.exchange_stats()
         before = tally.values()
         cpu, driver, start = (
-            _cpu_seconds(workers),
+            cpu_seconds(workers),
             time.process_time(),
             time.perf_counter(),
         )
         await asyncio.wait([feeding], timeout=seconds)
         elapsed = time.perf_counter() - start
         driver = time.process_time() - driver
-        cpu = _cpu_seconds(workers) - cpu
+        cpu = cpu_seconds(workers) - cpu
         after = tally.values()
         exchange = _exchanged(messages, await trainer.exchange_stats(), elapsed)
 
@@ -173,7 +185,7 @@ async def _throughput(
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         await trainer.drain()
-        _check_everything_learned(trainer, tally)
+        check_everything_learned(trainer, tally)
 
     count, loss, staleness = (b - a for a, b in zip(before, after, strict=True))
     return {

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Public names and where they live. Imported on first use: Dask's scheduler loads
 # this package for its half of pubsub and must not pay for torch.
 _PUBLIC = {
+    "Prediction": "tensair_dask.predictions",
     "Pub": "tensair_dask.pubsub",
     "Report": "tensair_dask.reports",
     "Sub": "tensair_dask.pubsub",
@@ -19,7 +20,17 @@ _PUBLIC = {
 }
 _ROOMS = ("metrics", "pubsub", "streams")
 
-__all__ = ["Pub", "Report", "Sub", "Trainer", "config", "errors", "metrics", "pubsub"]
+__all__ = [
+    "Prediction",
+    "Pub",
+    "Report",
+    "Sub",
+    "Trainer",
+    "config",
+    "errors",
+    "metrics",
+    "pubsub",
+]
 
 config.load_defaults()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
+from tensair_dask.predictions import Prediction
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
@@ -137,8 +139,7 @@ class Replica:
 
         def take_over() -> None:
             self.learner.load(snapshot["model"], snapshot["optimizers"])
-            for origin, count in snapshot["clock"].items():
-                self.exchange.clock.advance(origin, count)
+            self.exchange.adopted(snapshot["clock"])
 
         await self._thread.call(take_over)
 
@@ -173,8 +174,8 @@ class Replica:
         self._check_run(block)
         return await self._thread.learn(block)
 
-    async def predict(self, block: Block) -> Any:
-        """Predict for the single mini-batch of a block; packed tensors.
+    async def predict(self, block: Block) -> Prediction:
+        """Predict for the single mini-batch of a block; the value is packed.
 
         Raises
         ------
@@ -182,17 +183,19 @@ class Replica:
             If the model cannot take it.
         """
         self._check_run(block)
-        learner = self.learner
+        learner, exchange = self.learner, self.exchange
 
-        def run() -> Any:
+        def run() -> Prediction:
             group = block.groups[0]
             x, _, samples = next(to_tensors(group, learner.device))
+            version = exchange.clock.version
+            age = time.monotonic() - exchange.changed
             try:
-                answer = pack(learner.predict(x))
-                self._thread.counters.predictions += samples
-                return answer
+                value = pack(learner.predict(x))
             except Exception as error:
                 raise _explained(learner, error, group, samples) from error
+            self._thread.counters.predictions += samples
+            return Prediction(value, version, age, self._plan.place.address)
 
         return await self._thread.call(run)
 

@@ -6,6 +6,7 @@ Importing this module adds the methods to `streamz.Stream`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -154,11 +155,21 @@ class predict(_TrainerNode):
         An open `Trainer`.
     collate
         ``collate(item) -> x``, in place of telling the two forms apart.
+    details
+        Whether to emit `Prediction` objects: besides the value, which version of the
+        model it is from, how old that was, and which replica answered.
 
     Notes
     -----
     Emits what ``trainer.predict`` returns, in the order of the items. An item that the
-    model cannot take raises its typed error at the awaited ``emit``.
+    model cannot take raises its typed error at the awaited ``emit``; those before and
+    behind it are emitted in their order.
+
+    Back-pressure: the awaited ``emit`` returns when the prediction has passed through
+    the stream. Items that are emitted side by side are predicted side by side:
+    ``tensair.predictions.max-in-flight`` for each replica, the others wait. A source
+    that awaits each ``emit`` has one item under way: put ``partition`` before to
+    predict many records at once.
     """
 
     def __init__(
@@ -166,21 +177,27 @@ class predict(_TrainerNode):
         upstream: Stream,
         trainer: Trainer,
         collate: Callable[[Any], Any] | None = None,
+        details: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(upstream, trainer, **kwargs)
         self._collate = collate or _as_inputs
-        self._last: asyncio.Future[None] | None = None
+        self._details = details
+        # One for each item under way, in their order; resolved when it has passed.
+        self._passing: deque[asyncio.Future[None]] = deque()
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         return self._predict(x, metadata)
 
     async def _predict(self, item: Any, metadata: list[Any]) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        before, self._last = self._last, done
+        before, room = self._queue_up()
+        passed = self._passing[-1]
         try:
             try:
-                prediction = await self.trainer._predict(self._collate(item))
+                if room is not None:
+                    await asyncio.wait([room])
+                x = self._collate(item)
+                prediction = await self.trainer._predict(x, self._details)
                 if before is not None:  # replicas answer in any order
                     await asyncio.wait([before])
             except BaseException:
@@ -190,7 +207,42 @@ class predict(_TrainerNode):
             if rest is not None:
                 await rest
         finally:
-            done.set_result(None)
+            _resolve_after(before, passed)
+
+    def _queue_up(
+        self,
+    ) -> tuple[asyncio.Future[None] | None, asyncio.Future[None] | None]:
+        """Take a place behind all items under way.
+
+        Returns
+        -------
+        before, room
+            What resolves when the item before has passed, and when there is room for
+            this one; None where there is nothing to wait for.
+        """
+        passing = self._passing
+        while passing and passing[0].done():
+            passing.popleft()
+        before = passing[-1] if passing else None
+        most = self.trainer.max_predictions
+        room = passing[-most] if len(passing) >= most else None
+        passing.append(asyncio.get_running_loop().create_future())
+        return before, room
+
+
+def _resolve_after(
+    before: asyncio.Future[None] | None, passed: asyncio.Future[None]
+) -> None:
+    """Let the next item pass, but not before those in front of one that failed."""
+
+    def resolve(_: object) -> None:
+        if not passed.done():
+            passed.set_result(None)
+
+    if before is None:
+        resolve(None)
+    else:
+        before.add_done_callback(resolve)
 
 
 def _as_inputs(item: Any) -> Any:

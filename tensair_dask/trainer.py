@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import (
     Awaitable,
     Callable,
@@ -14,6 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -39,6 +41,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
@@ -193,6 +196,10 @@ class Trainer:
         )
         self._handles: list[ReplicaHandle] = []
         self._awaited: set[asyncio.Future[Report]] = set()
+        # Questions that a replica has not answered, by its actor key; and how many
+        # predictions there may be among them, of one replica until all have started.
+        self._under_way: Counter[str] = Counter()
+        self.max_predictions = _max_predictions()
         self._index = 0
         self._state = "new"
         self._starting: asyncio.Task[None] | None = None
@@ -242,6 +249,8 @@ class Trainer:
             raise
         for handle in self._handles:
             self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
+        self.max_predictions *= len(self._handles)
+        self._predicting = asyncio.Semaphore(self.max_predictions)
         self._watching = asyncio.ensure_future(self._watch())
         self._state = "open"
 
@@ -328,7 +337,10 @@ class Trainer:
             await rest
         self._awaited.add(done)
         try:
-            report = await self._bounded(done, "A report")
+            seconds = config.get_seconds("timeouts.request")
+            report = await asyncio.wait_for(done, seconds)
+        except asyncio.TimeoutError:
+            raise _late("A report", seconds, "request") from None
         finally:
             self._awaited.discard(done)
         if report.error is not None and not isinstance(report.error, BatchError):
@@ -405,13 +417,19 @@ class Trainer:
 
     # ---- asking ---------------------------------------------------------------------
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: Any, details: bool = False) -> Any:
         """Predict with the model as it is now, while training goes on.
+
+        The replica answers between two mini-batches: it first applies what has come
+        from its peers, and the answer waits for one step at most.
 
         Parameters
         ----------
         x
             As in `train`.
+        details
+            Whether to return a `Prediction`: besides the value, which version of the
+            model it is from, how old that was, and which replica answered.
 
         Returns
         -------
@@ -423,14 +441,56 @@ class Trainer:
         ------
         BatchError
             If the model cannot take ``x``.
-        """
-        return self._sync(self._predict, x)
 
-    async def _predict(self, x: Any) -> Any:
+        Notes
+        -----
+        Many may be asked for at once; ``tensair.predictions.max-in-flight`` of them
+        are under way for each replica, the others wait. For many records at a time,
+        one call with a mini-batch of them costs least.
+        """
+        return self._sync(self._predict, x, details)
+
+    def predict_one(self, record: Any, details: bool = False) -> Any:
+        """Predict for one record, given and answered without the batch axis.
+
+        Parameters
+        ----------
+        record
+            As a stream gives it to ``Stream.partition``: a number, an array or a
+            tensor, a list of numbers, or a tuple (positional arguments of the model)
+            or dict (keyword arguments) of them. Python floats become float32.
+        details
+            As in `predict`.
+
+        Returns
+        -------
+        prediction
+            As in `predict`; every array or tensor of it without its first axis.
+
+        Raises
+        ------
+        BatchError
+            If the model cannot take the record, or its output has no batch axis.
+        """
+        return self._sync(self._predict_one, record, details)
+
+    async def _predict(self, x: Any, details: bool = False) -> Any:
+        prediction = await self._prediction(x)
+        return prediction if details else prediction.value
+
+    async def _predict_one(self, record: Any, details: bool = False) -> Any:
+        prediction = await self._prediction(as_batch(record))
+        value = without_batch_axis(prediction.value)
+        return replace(prediction, value=value) if details else value
+
+    async def _prediction(self, x: Any) -> Prediction:
         await self._ready()
         block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
-        prediction = unpack(await self._ask_any("predict", block))
-        return prediction if _has_tensors(x) else to_arrays(prediction)
+        async with self._predicting:
+            await self._ready()  # it may have been closed meanwhile
+            answer: Prediction = await self._ask_any("predict", block)
+        value = unpack(answer.value)
+        return replace(answer, value=value if _has_tensors(x) else to_arrays(value))
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
@@ -695,13 +755,18 @@ class Trainer:
         return self._dispatcher.lanes[self._handles.index(handle)]
 
     def _least_loaded(self) -> ReplicaHandle:
-        alive = self._alive()
+        # Questions first: a replica answers them before what it has to learn.
+        alive = [
+            (self._under_way[handle.key], lane.load, handle)
+            for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True)
+            if lane.alive
+        ]
         if not alive:
             raise NoReplicasError(
                 f"None of the {len(self._handles)} replicas is alive. Start workers "
                 "and a new trainer."
             )
-        return min(alive, key=lambda handle: self._lane(handle).load)
+        return min(alive, key=lambda each: each[:2])[2]
 
     async def _ask_any(self, function: str, *args: Any) -> Any:
         """Ask the least-loaded replica; the next one if that is lost."""
@@ -738,19 +803,28 @@ class Trainer:
         timeout: float | None = None,
     ) -> Any:
         lane = self._lane(handle)
-        what = f"{function} on {handle.place.address}"
+        seconds = timeout or config.get_seconds("timeouts.request")
         call = asyncio.ensure_future(handle.call(function, *args))
+        self._under_way[handle.key] += 1
         try:
             # A call to a worker that is gone may take long to find that out.
-            first = asyncio.wait((call, lane.lost), return_when=asyncio.FIRST_COMPLETED)
-            await self._bounded(first, what, timeout)
-            if call.done():
+            done, _ = await asyncio.wait(
+                (call, lane.lost),
+                timeout=seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if call in done:
                 return call.result()
+            if not done:
+                setting = "request" if timeout is None else "drain"
+                what = f"{function} on {handle.place.address}"
+                raise _late(what, seconds, setting)
         except TensairTimeoutError:
             raise
         except (OSError, ReplicaLostError) as error:
             self._dispatcher.lose(lane, error)
         finally:
+            self._under_way[handle.key] -= 1
             call.cancel()
         if self._state == "closed":
             raise self._closed()
@@ -758,21 +832,12 @@ class Trainer:
             f"The replica on {handle.place.address} was lost before it had answered."
         )
 
-    async def _bounded(
-        self, work: Awaitable[Any], what: str, timeout: float | None = None
-    ) -> Any:
-        seconds = timeout or config.get_seconds("timeouts.request")
-        try:
-            return await asyncio.wait_for(work, seconds)
-        except asyncio.TimeoutError as error:
-            if isinstance(error, TensairError):
-                raise
-            setting = "request" if timeout is None else "drain"
-            raise TensairTimeoutError(
-                f"{what} did not come within {seconds:g} s. Raise "
-                f"tensair.timeouts.{setting} if the work is that long; look at the "
-                "worker if it is not."
-            ) from None
+
+def _late(what: str, seconds: float, setting: str) -> TensairTimeoutError:
+    return TensairTimeoutError(
+        f"{what} did not come within {seconds:g} s. Raise tensair.timeouts.{setting} "
+        "if the work is that long; look at the worker if it is not."
+    )
 
 
 def _limits(max_in_flight: int | None) -> Limits:
@@ -785,6 +850,17 @@ def _limits(max_in_flight: int | None) -> Limits:
         messages=int(config.get("dispatch.messages-in-flight")),
         room=config.get_seconds("timeouts.room"),
     )
+
+
+def _max_predictions() -> int:
+    """How many predictions may be under way for each replica."""
+    configured = config.get("predictions.max-in-flight")
+    if not isinstance(configured, int) or configured < 1:
+        raise ConfigurationError(
+            f"tensair.predictions.max-in-flight={configured!r} is configured; a whole "
+            "number from 1 is allowed."
+        )
+    return configured
 
 
 def _check_arguments(

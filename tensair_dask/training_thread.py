@@ -133,7 +133,7 @@ class TrainingThread:
         return self._queue(self._jobs, job, job.future)
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call a function on the thread, before the next mini-batch."""
+        """Call a function on the thread; it waits behind at most one mini-batch."""
         future: asyncio.Future[Any] = self._loop.create_future()
         return self._queue(self._calls, (function, future), future)
 
@@ -189,7 +189,9 @@ class TrainingThread:
         exchange = self._exchange
         if exchange is not None and exchange.has_arrivals:
             self._staleness = max(self._staleness, exchange.apply_arrived())
-        if self._calls:
+        # All that have waited, so that each waits behind one mini-batch at most; but
+        # not those that come meanwhile, so that there is a mini-batch in every turn.
+        for _ in range(len(self._calls)):
             self._answer()
         if self._jobs:
             self._learn_one(self._jobs[0])

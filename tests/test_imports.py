@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "errors", "config"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
-    ["batches", "exchange", "telemetry", "transfer", "text"],
+    ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["dashboard"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],

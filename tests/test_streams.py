@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -303,6 +304,174 @@ async def test_predictions_keep_their_order_though_replicas_answer_in_any(c, s, 
         assert lengths == [1, 4]
 
 
+class Echo(nn.Module):
+    """Answers with what it was asked; waits with numbers that the test holds back."""
+
+    held: ClassVar[dict[float, threading.Event]] = {}
+    entered: ClassVar[list[float]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != 1:
+            raise ValueError("one number a record is what I take")
+        number = x[0, 0].item()
+        Echo.entered.append(number)
+        if number in Echo.held:
+            Echo.held[number].wait(10)
+        return x * self.one
+
+
+def number(value: float) -> np.ndarray:
+    return np.full((1, 1), value, "float32")
+
+
+WRONG = np.zeros((1, 2), "float32")
+
+
+@pytest.fixture
+def echo():
+    Echo.entered.clear()
+    yield Echo
+    for gate in Echo.held.values():
+        gate.set()
+    Echo.held.clear()
+
+
+def echoing(trainer, **options) -> tuple[Stream, list[float]]:
+    """A stream of predictions, and the numbers that come out of it."""
+    source = Stream(asynchronous=True)
+    passed: list[float] = []
+    source.predict(trainer, **options).sink(lambda answer: passed.append(answer.item()))
+    return source, passed
+
+
+@pytest.mark.parametrize("bad", [WRONG, "no array at all"])
+def test_an_item_that_fails_lets_none_behind_it_overtake_those_before(echo, bad):
+    @two()
+    async def run(c, s, a, b):
+        echo.held[0.0] = threading.Event()
+        async with ta.Trainer(c, **classes(model=echo)) as trainer:
+            source, passed = echoing(trainer)
+            first = asyncio.ensure_future(source.emit(number(0)))
+            await until(lambda: echo.entered == [0.0])
+            with pytest.raises(errors.BatchError):
+                await source.emit(bad)  # at once: it waits for no other
+            last = asyncio.ensure_future(source.emit(number(1)))
+            await until(lambda: echo.entered == [0.0, 1.0])
+            answered = trainer._under_way
+            await until(lambda: sum(answered.values()) == 1)
+            assert passed == []
+            echo.held[0.0].set()
+            await asyncio.gather(first, last)
+            assert passed == [0.0, 1.0]
+
+    run()
+
+
+def test_many_items_at_once_keep_their_order_with_bad_ones_among_them(echo):
+    @two()
+    async def run(c, s, a, b):
+        async with ta.Trainer(c, **classes(model=echo)) as trainer:
+            source, passed = echoing(trainer)
+            refs = [RefCounter(loop=IOLoop.current()) for _ in range(200)]
+            outcomes = await asyncio.gather(
+                *(
+                    source.emit(
+                        WRONG if position % 7 == 3 else number(position),
+                        metadata=[{"ref": ref}],
+                    )
+                    for position, ref in enumerate(refs)
+                ),
+                return_exceptions=True,
+            )
+            bad = [at for at, outcome in enumerate(outcomes) if outcome != [None]]
+            assert bad == list(range(3, 200, 7))
+            assert {type(outcomes[at]) for at in bad} == {errors.ForwardError}
+            assert passed == [float(at) for at in range(200) if at not in bad]
+            assert echo.entered != sorted(echo.entered)  # two replicas, in any order
+            assert {ref.count for ref in refs} == {0}
+
+    run()
+
+
+def test_an_item_that_is_given_up_holds_none_behind_it_back(echo):
+    @two()
+    async def run(c, s, a, b):
+        echo.held[0.0] = threading.Event()
+        async with ta.Trainer(c, **classes(model=echo)) as trainer:
+            source, passed = echoing(trainer)
+            (node,) = source.downstreams
+            first = asyncio.ensure_future(node.update(number(0)))
+            await until(lambda: echo.entered == [0.0])
+            second = asyncio.ensure_future(source.emit(number(1)))
+            await until(lambda: echo.entered == [0.0, 1.0])
+            first.cancel()
+            await asyncio.wait_for(second, 10)
+            assert passed == [1.0]
+            echo.held[0.0].set()
+
+    run()
+
+
+def test_items_under_way_are_bounded(echo):
+    @two(config={"tensair.predictions.max-in-flight": 2})
+    async def run(c, s, a, b):
+        echo.held[0.0] = threading.Event()
+        async with ta.Trainer(c, **classes(model=echo)) as trainer:
+            source, passed = echoing(trainer)
+            emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(9)]
+            # Four at once; two of them lie at the replica that waits. The other two
+            # were answered, stand behind the first one, and keep their room.
+            await until(lambda: sum(trainer._under_way.values()) == 2)
+            assert sorted(echo.entered) == [0.0, 1.0, 3.0]
+            assert not any(emit.done() for emit in emits)
+            echo.held[0.0].set()
+            await asyncio.gather(*emits)
+            assert passed == [float(at) for at in range(9)]
+
+    run()
+
+
+@two()
+async def test_a_receiver_that_is_slow_holds_the_next_predictions_back(c, s, a, b):
+    async with ta.Trainer(c, **classes(model=Echo)) as trainer:
+        source = Stream(asynchronous=True)
+        gate, reached = asyncio.Event(), []
+
+        class Sink(Stream):
+            def update(self, x, who=None, metadata=None):
+                reached.append(x.item())
+                return [gate.wait()]
+
+        sink = Sink(source.predict(trainer))
+        emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(3)]
+        await until(lambda: reached)
+        await until(lambda: sum(trainer._under_way.values()) == 0)
+        assert reached == [0.0]
+        gate.set()
+        await asyncio.gather(*emits)
+        assert reached == [0.0, 1.0, 2.0]
+        assert sink is not None
+
+
+@two()
+async def test_predictions_stream_with_their_details(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        told = source.predict(trainer, details=True).sink_to_list()
+        await source.emit(X)
+        await trainer.train(X, Y)
+        await trainer.drain()
+        await source.emit(X)
+        assert [prediction.version for prediction in told] == [0, 1]
+        assert all(isinstance(prediction, ta.Prediction) for prediction in told)
+        assert told[1].value.shape == (4, 3)
+        assert told[1].replica in (a.address, b.address)
+
+
 @two()
 async def test_a_prediction_that_cannot_be_made_raises_at_emit(c, s, a, b):
     async with ta.Trainer(c, **classes()) as trainer:
@@ -342,6 +511,8 @@ def test_a_synchronous_script(client):
         trainer.drain()
         assert len(reports) == 50
         assert trainer.predict(X).shape == (4, 3)
+        assert trainer.predict_one(X[0]).shape == (3,)
+        assert trainer.predict_one(X[0], details=True).version == 50
         assert trainer.train(X, Y).error is None
         assert set(trainer.state_dict()) == set(trainer.state_dicts().popitem()[1])
         assert trainer.evaluate([(X, Y)])["samples"] == 4

@@ -370,6 +370,240 @@ async def test_a_prediction_that_cannot_be_made_raises(c, s, a):
             await trainer.predict(X[:0])
 
 
+@one()
+async def test_a_prediction_tells_of_which_version_it_is_and_how_old_that_is(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        first = await trainer.predict(X, details=True)
+        assert isinstance(first, ta.Prediction)
+        assert first.version == 0
+        assert first.replica == a.address
+        assert first.value.shape == (4, CLASSES)
+        assert (await trainer.predict(X, details=True)).age > first.age > 0
+
+        start = time.monotonic()
+        assert (await trainer.train(X, Y)).error is None
+        after = await trainer.predict(X, details=True)
+        assert after.version == 1
+        assert 0 < after.age < time.monotonic() - start
+        assert not np.allclose(first.value, after.value)
+
+        refused = await trainer.train(X[:, :2], Y)  # changes nothing
+        assert refused.error is not None
+        last = await trainer.predict(X, details=True)
+        assert last.version == 1
+        assert last.age > after.age
+
+
+@two()
+async def test_gradients_of_a_peer_make_a_model_young_again(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        block = Block.join(trainer.run_id, [MiniBatch.of(X)])
+        start = time.monotonic()
+        await trainer.train(X, Y)  # on one of the two
+        await trainer.drain()
+        for handle in trainer._handles:
+            answer = await handle.call("predict", block)
+            assert answer.version == 1
+            assert 0 < answer.age < time.monotonic() - start
+            assert answer.replica == handle.place.address
+
+
+@one()
+async def test_one_record_is_given_and_answered_without_the_batch_axis(c, s, a):
+    row = class_data(1)[0][0][0]
+    async with ta.Trainer(c, **classes()) as trainer:
+        (expected,) = await trainer.predict(row[None])
+        array = await trainer.predict_one(row)
+        assert isinstance(array, np.ndarray)
+        assert np.array_equal(array, expected)
+        assert np.array_equal(await trainer.predict_one(row.tolist()), expected)
+        tensor = await trainer.predict_one(torch.from_numpy(row))
+        assert isinstance(tensor, torch.Tensor)
+        assert np.array_equal(tensor, expected)
+        await trainer.train(X, Y)
+        details = await trainer.predict_one(row, details=True)
+        assert details.version == 1
+        assert details.value.shape == (CLASSES,)
+
+
+@one()
+async def test_one_record_of_several_inputs_and_outputs(c, s, a):
+    async with ta.Trainer(c, **classes(model=Pair)) as trainer:
+        answer = await trainer.predict_one({"left": X[0], "right": X[0]})
+        assert np.array_equal(answer, (await trainer.predict((X, X)))[0])
+        assert np.array_equal(answer, await trainer.predict_one((X[0], X[0])))
+    async with ta.Trainer(c, **classes(model=Heads, loss=both)) as trainer:
+        answer = await trainer.predict_one(np.zeros((3, 8, 8), "float32"))
+        assert answer["kind"].shape == (CLASSES,)
+        assert answer["size"].shape == ()
+
+
+class Whole(nn.Module):
+    """Says one thing of all records together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).sum(0)
+
+
+@one()
+async def test_one_record_that_cannot_be_predicted_says_why(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        for record, kind, words in [
+            (X[0, :2], errors.ShapeError, r"x \(1, 2\) float32"),
+            ([0.5, 1.5], errors.ShapeError, r"x \(1, 2\) float32"),
+            (X[0].astype("float64"), errors.DtypeError, r"astype\('float32'\)"),
+            ("text", errors.DtypeError, "numbers and booleans"),
+            (None, errors.DtypeError, "numbers and booleans"),
+            ([[0.5], [1.5, 2.5]], errors.ShapeError, "cannot be made an array"),
+            ((), errors.ShapeError, "holds no array"),
+            (((X[0], X[0]), X[0]), errors.ShapeError, "one level"),
+        ]:
+            with pytest.raises(kind, match=words):
+                await trainer.predict_one(record)
+    async with ta.Trainer(c, **classes(model=Whole)) as trainer:
+        assert (await trainer.predict(X)).shape == (CLASSES,)
+        with pytest.raises(errors.ShapeError, match=r"output has shape \(3,\)"):
+            await trainer.predict_one(X[0])
+
+
+class Stepwise(nn.Module):
+    """Takes a permit of the test for each mini-batch that it learns."""
+
+    permits = threading.Semaphore(0)
+    entered = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            Stepwise.entered.set()
+            Stepwise.permits.acquire(timeout=30)
+        return self.layer(x)
+
+
+@one()
+async def test_every_prediction_waits_behind_one_mini_batch_at_most(c, s, a):
+    Stepwise.permits = threading.Semaphore(0)
+    Stepwise.entered.clear()
+    async with ta.Trainer(c, **classes(model=Stepwise)) as trainer:
+        data = class_data(30)
+        learning = [asyncio.ensure_future(trainer.train(x, y)) for x, y in data]
+        await until(Stepwise.entered.is_set)
+        asking = [
+            asyncio.ensure_future(trainer.predict(X, details=True)) for _ in range(10)
+        ]
+        replica = a.state.actors[trainer._handles[0].key]
+        await until(lambda: len(replica._thread._calls) == 10)
+        Stepwise.permits.release()  # for the mini-batch that is being learned
+        answers = await asyncio.gather(*asking)
+        assert [answer.version for answer in answers] == [1] * 10
+        Stepwise.permits.release(len(data))
+        await asyncio.gather(*learning)
+
+
+class Hesitant(nn.Module):
+    """Waits in evaluation mode until the test lets it go."""
+
+    gate = threading.Event()
+    entered = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            Hesitant.entered.set()
+            Hesitant.gate.wait(30)
+        return self.layer(x)
+
+
+@pytest.fixture
+def hesitant():
+    Hesitant.gate.clear()
+    Hesitant.entered.clear()
+    yield Hesitant
+    Hesitant.gate.set()
+
+
+def test_predictions_under_way_are_bounded_and_spread_over_the_replicas(hesitant):
+    @two(config={"tensair.predictions.max-in-flight": 3})
+    async def run(c, s, a, b):
+        async with ta.Trainer(c, **classes(model=hesitant)) as trainer:
+            asking = [
+                asyncio.ensure_future(trainer.predict(X, details=True))
+                for _ in range(20)
+            ]
+            await until(lambda: sum(trainer._under_way.values()) == 6)
+            assert sorted(trainer._under_way.values()) == [3, 3]
+            hesitant.gate.set()
+            answers = await asyncio.gather(*asking)
+            assert {answer.replica for answer in answers} == {a.address, b.address}
+            assert sum(trainer._under_way.values()) == 0
+
+    run()
+
+
+def test_a_prediction_whose_replica_is_lost_is_made_by_another(hesitant):
+    @two()
+    async def run(c, s, a, b):
+        async with ta.Trainer(c, **classes(model=hesitant)) as trainer:
+            asking = asyncio.ensure_future(trainer.predict(X, details=True))
+            await until(hesitant.entered.is_set)
+            (key,) = (key for key, count in trainer._under_way.items() if count)
+            asked, other = (a, b) if key in a.state.actors else (b, a)
+            await asked.close()
+            hesitant.gate.set()
+            answer = await asyncio.wait_for(asking, 10)
+            assert answer.replica == other.address
+
+    run()
+
+
+def test_predictions_that_wait_for_their_turn_end_when_the_trainer_closes(hesitant):
+    @one(config={"tensair.predictions.max-in-flight": 1})
+    async def run(c, s, a):
+        trainer = await ta.Trainer(c, **classes(model=hesitant))
+        asking = [asyncio.ensure_future(trainer.predict(X)) for _ in range(5)]
+        await until(lambda: sum(trainer._under_way.values()) == 1)
+        closing = asyncio.ensure_future(trainer.close())
+        for each in asking:
+            with pytest.raises(errors.TrainerClosedError):
+                await asyncio.wait_for(each, 5)
+        hesitant.gate.set()
+        await closing
+
+    run()
+
+
+def test_a_prediction_that_takes_too_long_says_so(hesitant):
+    @one(config={"tensair.timeouts.request": "50ms"})
+    async def run(c, s, a):
+        async with ta.Trainer(c, **classes(model=hesitant)) as trainer:
+            with pytest.raises(errors.TensairTimeoutError, match=r"timeouts\.request"):
+                await trainer.predict(X)
+            hesitant.gate.set()
+            assert all(info.alive for info in trainer.replicas)
+
+    run()
+
+
+@pytest.mark.parametrize("value", [0, "many"])
+def test_a_bound_on_predictions_that_is_none_is_refused(value):
+    @one(config={"tensair.predictions.max-in-flight": value})
+    async def run(c, s, a):
+        with pytest.raises(errors.ConfigurationError, match="whole number from 1"):
+            ta.Trainer(c, **classes())
+
+    run()
+
+
 def broken() -> nn.Module:
     raise ValueError("no such file")
 
@@ -482,6 +716,7 @@ async def test_a_closed_trainer_refuses_work(c, s, a):
     for call in (
         lambda: trainer.train(X, Y),
         lambda: trainer.predict(X),
+        lambda: trainer.predict_one(X[0]),
         lambda: trainer.evaluate([(X, Y)]),
         trainer.drain,
         trainer.state_dict,
@@ -514,6 +749,7 @@ async def test_a_trainer_whose_client_was_closed_says_so(c, s, a, b):
     for call in (
         lambda: trainer.train(X, Y),
         lambda: trainer.predict(X),
+        lambda: trainer.predict_one(X[0]),
         lambda: trainer.evaluate([(X, Y)]),
         trainer.drain,
         trainer.state_dict,

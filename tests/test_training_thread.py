@@ -110,6 +110,41 @@ async def test_a_call_is_answered_between_two_mini_batches_of_a_long_block():
 
 
 @gen_test()
+async def test_all_calls_that_wait_are_answered_before_the_next_mini_batch():
+    permits = threading.Semaphore(0)
+    async with running(permits) as thread:
+        learning = thread.learn(block(50))
+        await until(thread._learner.model.entered.is_set)
+        asking = [thread.call(lambda: thread.status().steps) for _ in range(20)]
+        permits.release()  # for the mini-batch that is being learned, and no other
+        assert await asyncio.gather(*asking) == [1] * 20
+        assert not learning.done()
+        permits.release(49)
+        await learning
+
+
+@gen_test()
+async def test_training_goes_on_though_each_answer_brings_a_new_call():
+    permits = threading.Semaphore(0)
+    async with running(permits) as thread:
+        steps: list[int] = []
+        nobody: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def ask() -> None:
+            steps.append(thread.status().steps)
+            if steps[-1] < 50:
+                thread._calls.append((ask, nobody))
+
+        learning = thread.learn(block(50))
+        await until(thread._learner.model.entered.is_set)
+        thread.call(ask)
+        permits.release(50)
+        assert len((await learning).losses) == 50
+        await until(lambda: steps[-1] == 50)
+    assert steps == list(range(1, 51))  # one answer, one mini-batch
+
+
+@gen_test()
 async def test_an_error_of_a_call_goes_to_the_caller_and_the_thread_goes_on():
     async with running() as thread:
         with pytest.raises(ZeroDivisionError):
@@ -187,7 +222,8 @@ async def test_what_is_queued_while_the_thread_ends_is_answered():
     class Ending(TrainingThread):
         def _abandon(self) -> None:
             super()._abandon()
-            if not late:  # the thread is alive still, and looks at no queue any more
+            if threading.current_thread() is self._thread:
+                # Alive still, and it looks at no queue any more.
                 asked = asyncio.run_coroutine_threadsafe(ask(self), self._loop)
                 late.append(asked)
                 asked.exception(10)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class Exchange:
         self.origin = origin
         self.clock = VectorClock()
         self.samples = 0
+        # When the parameters last changed, on the monotonic clock.
+        self.changed = time.monotonic()
         self._run_id = run_id
         self._apply = apply
         self._wake = wake
@@ -183,7 +185,14 @@ class Exchange:
         if self._sharing:
             self._accumulator.add(step, samples, changes, self.clock)
         self.clock.advance(self.origin, step)
+        self.changed = time.monotonic()
         self.samples += samples
+
+    def adopted(self, counts: Mapping[str, int]) -> None:
+        """Record that the model of a peer was taken over, and what it holds."""
+        for origin, count in counts.items():
+            self.clock.advance(origin, count)
+        self.changed = time.monotonic()
 
     def apply_arrived(self) -> int:
         """Apply all that has arrived, as one sum.
@@ -207,7 +216,7 @@ class Exchange:
         total = total.to(self._arena.device)
         self._apply(total)
         self._accumulator.applied(total)
-        now = time.monotonic()
+        now = self.changed = time.monotonic()
         worst = 0
         for message in messages:
             staleness = self.clock.ahead_of(message.clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 
 import dask
 import pytest
@@ -22,6 +23,8 @@ from helpers import (
 from torch import nn
 
 import tensair_dask as ta
+from tensair_dask.exchange.arena import Arena
+from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
 
@@ -283,3 +286,12 @@ async def test_a_drain_with_nothing_to_say_sends_nothing(c, s, a, b):
         await trainer.drain()
         after = await trainer.exchange_stats()
     assert [x["sent"] for x in before.values()] == [x["sent"] for x in after.values()]
+
+
+def test_a_model_that_was_taken_over_has_just_changed():
+    arena = Arena(nn.Linear(2, 2))
+    exchange = Exchange("run", "me", arena, lambda total: None, lambda: None)
+    built = exchange.changed
+    exchange.adopted({"me": 3, "other": 4})
+    assert exchange.clock.version == 7
+    assert built < exchange.changed <= time.monotonic()
