@@ -250,8 +250,9 @@ class Replica:
         """Everything that the replica counts, as heartbeats carry it."""
         exchange = self.exchange
         return {
-            **self._thread.counters.snapshot(),
+            # Of what both count, such as "refused", mini-batches are meant.
             **exchange.statistics(),
+            **self._thread.counters.snapshot(),
             "version": exchange.clock.version,
             "device": self._plan.place.device,
             "trainer": self._plan.trainer,

@@ -107,9 +107,10 @@ class Telemetry:
         record = self.trainers.get(run_id)
         if record is None or record.is_over:
             return
-        for replica in record.alive:
-            if replica.name in replicas:
-                record.observe(replica.name, replica.address, replicas[replica.name])
+        for name, snapshot in replicas.items():
+            # Of a short run it may be the first one, too.
+            known = record.replicas.get(name)
+            record.observe(name, known.address if known else "", snapshot)
         record.sample(len(self.scheduler.workers))
         record.end("closed")
 

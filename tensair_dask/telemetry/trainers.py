@@ -199,6 +199,10 @@ class TrainerRecord:
                 row[f"staleness_{each.slot}"] = each.newest.get("staleness_mean", 0.0)
         return row
 
+    def metric(self, name: str) -> float:
+        """Mean of a metric over the newest samples; NaN if there are none."""
+        return _mean_metric(self.alive, name)
+
     @property
     def dead_letters(self) -> int:
         """Mini-batches that were refused, by the client or by a replica."""
@@ -231,9 +235,7 @@ class TrainerRecord:
                 "sent_bytes_per_second": row["sent"],
                 "received_bytes_per_second": row["received"],
                 "loss": row["loss"],
-                "metrics": {
-                    name: _mean_metric(self.alive, name) for name in self.metrics
-                },
+                "metrics": {name: self.metric(name) for name in self.metrics},
                 "staleness_mean": row.get("staleness", math.nan),
                 "staleness_p95": row.get("staleness_p95", math.nan),
                 "staleness_max": row.get("staleness_most", math.nan),

@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tensair_dask.telemetry.prometheus import export_worker
+
 __all__ = ["METRIC", "WorkerTelemetry"]
 
 # Where heartbeats carry it: `worker.metrics[METRIC]`, `ws.metrics[METRIC]`.
@@ -36,6 +38,7 @@ class WorkerTelemetry:
         found = worker.metrics.get(METRIC)
         if not isinstance(found, cls):
             found = worker.metrics[METRIC] = cls(worker)
+            export_worker(found, worker)
         return found
 
     def add(self, run_id: str, replica: str, counts: Callable[[], Counts]) -> None:
