@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -126,10 +127,14 @@ class TrainingDashboard(SchedulerPlugin):
         assert self.telemetry is not None
         self.telemetry.close(run_id, replicas)
 
-    async def read(self, series: bool = False) -> dict[str, Any]:
-        """Tell everything; see `Telemetry.read`."""
+    async def read(
+        self, series: bool = False, recent: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Tell everything, see `Telemetry.read`, and where the pages are."""
         assert self.telemetry is not None
-        return self.telemetry.read(series)
+        assert self._attachment is not None
+        page = {"page": self._attachment.page}
+        return {**page, **self.telemetry.read(series, recent)}
 
     # ---- hooks, called by the scheduler ---------------------------------------------
 
