@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,56 @@ def run(ctx: click.Context) -> None:
     """Run a pipeline; without a name, list them."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+@tensair.command()
+@click.argument("scheduler", required=False)
+@click.option(
+    "--scheduler-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Where 'dask scheduler --scheduler-file' has written its address.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a line, for pipes."
+)
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), help="Stop after so many times."
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks and logs.")
+def monitor(
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    as_json: bool,
+    count: int | None,
+    interval: float,
+    debug: bool,
+) -> None:
+    """Show how training stands on the cluster of SCHEDULER, live, until Ctrl-C.
+
+    SCHEDULER is an address such as tcp://127.0.0.1:8786, which is the default unless
+    Dask's configuration has a scheduler-address.
+    """
+    if scheduler is not None and scheduler_file is not None:
+        raise click.UsageError("Give SCHEDULER or --scheduler-file, not both.")
+    from tensair_dask.monitor.program import run
+
+    sys.exit(
+        run(
+            scheduler,
+            scheduler_file,
+            as_json=as_json,
+            count=count,
+            interval=interval,
+            debug=debug,
+        )
+    )
 
 
 def main() -> None:

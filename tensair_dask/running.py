@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
-from tensair_dask.errors import SchedulerLostError, TensairError
+from tensair_dask.errors import SchedulerLostError
 from tensair_dask.interrupts import Interrupts, kept_from_children
+from tensair_dask.joining import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.pace import Pace
+from tensair_dask.programs import execute
 from tensair_dask.tally import Tally
 from tensair_dask.terminal import LiveLine, View
 
@@ -35,12 +37,7 @@ __all__ = ["Run", "command"]
 
 AnyRun = TypeVar("AnyRun", bound="Run")
 
-LOOPBACK = "127.0.0.1"
-SCHEDULER_PORT = 8786
 DASHBOARD_PORT = 8787
-CONNECT_TIMEOUT = 5.0  # seconds
-
-FAILED = 1
 
 
 @dataclass
@@ -130,7 +127,7 @@ class Run:
         assert self.scheduler is not None
         client = None
         try:
-            await _reach(self.scheduler)
+            await reach(self.scheduler)
             client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
             # Its own timeout is for connecting, not for the first answer.
             await asyncio.wait_for(_opened(client), 2 * CONNECT_TIMEOUT)
@@ -328,52 +325,17 @@ def command(
 
 def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     """Run a pipeline; the exit code."""
-
-    async def supervised() -> None:
-        with run.interrupts.handled():
-            await main(run)
-
-    if not run.debug:
-        # They tell at length of what Ctrl-C has cut short, and of what comes back as
-        # an error.
-        for name in ("asyncio", "distributed", "tornado.application"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-    try:
-        with kept_from_children():
-            asyncio.run(supervised())
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        run.say("Interrupted.")
-        return run.interrupts.exit_code
-    except Exception as error:
-        if run.debug:
-            raise
-        if run.interrupts.cancelled:
-            # Dask raises errors of its own where its closing is asked for too early.
-            run.say("Interrupted.")
-            return run.interrupts.exit_code
-        line = " ".join(str(error).split())
-        if not isinstance(error, TensairError):
-            line = f"{type(error).__name__}: {line} (--debug shows where)"
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {line}", err=True)
-        return FAILED
-    return 0 if run.interrupts.received is None else run.interrupts.exit_code
+    with kept_from_children():
+        return execute(
+            lambda: main(run),
+            run.interrupts,
+            debug=run.debug,
+            interrupted=lambda: run.say("Interrupted."),
+        )
 
 
 async def _opened(client: Client) -> Client:
     return await client
-
-
-async def _reach(address: str) -> None:
-    """Raise OSError at once where nobody listens; Dask would go on asking there."""
-    from distributed.comm.addressing import parse_address, parse_host_port
-
-    scheme, location = parse_address(address)
-    if scheme in ("tcp", "tls"):
-        host, port = parse_host_port(location, SCHEDULER_PORT)
-        connecting = asyncio.open_connection(host, port)
-        _, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT)
-        writer.close()
 
 
 def _dashboard_port() -> int:

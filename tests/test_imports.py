@@ -23,7 +23,8 @@ LEVELS = [
     ["dispatch", "training_thread", "replica"],
     ["cluster", "trainer"],
     ["streams"],
-    ["plots", "terminal", "interrupts", "running", "scored"],
+    ["joining", "plots", "terminal", "interrupts", "programs", "running", "scored"],
+    ["monitor"],
     ["cli", "__main__"],
     ["pipelines"],
 ]
@@ -33,8 +34,8 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 ONLY_IN = {
     "bokeh": {"plots", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
-    "rich": {"terminal", "cli", "running", "pipelines"},
-    "click": {"cli", "running", "scored", "pipelines"},
+    "rich": {"terminal", "cli", "running", "monitor", "pipelines"},
+    "click": {"cli", "programs", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
 }
 
@@ -81,9 +82,10 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
         "tensair_dask.pubsub",
         "tensair_dask.pubsub.scheduler",
         "tensair_dask.dashboard.preload",
+        "tensair_dask.monitor.program",
     ],
 )
-def test_what_the_scheduler_loads_does_not_load_torch(module):
+def test_what_schedulers_and_monitors_load_does_not_load_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

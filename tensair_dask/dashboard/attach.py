@@ -54,9 +54,10 @@ class Attachment:
             self.reason = f"{type(error).__name__}: {error}"
 
     def _attach(self, telemetry: Telemetry) -> None:
-        http = self._scheduler.http_application
+        http = self._scheduler.http_application  # None: no server was started
+        applications = http.applications if http is not None else ()
         first = next(
-            (each for each in http.applications if hasattr(each, "app_paths")), None
+            (each for each in applications if hasattr(each, "app_paths")), None
         )
         if first is None:
             self.reason = (

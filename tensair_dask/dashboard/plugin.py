@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -10,7 +11,9 @@ from tornado.ioloop import PeriodicCallback
 
 from tensair_dask import config
 from tensair_dask.dashboard.attach import Attachment
+from tensair_dask.dashboard.routes import add_routes, remove_routes
 from tensair_dask.telemetry.events import TOPIC
+from tensair_dask.telemetry.prometheus import export_scheduler, withdraw
 from tensair_dask.telemetry.scheduler import Telemetry
 
 __all__ = ["NAME", "TrainingDashboard"]
@@ -61,9 +64,18 @@ class TrainingDashboard(SchedulerPlugin):
             tensair_telemetry_read=self.read,
         )
         self._attachment = Attachment(scheduler, self.telemetry)
+        self._show_to_programs()
         milliseconds = 1000 * config.get_seconds("dashboard.interval")
         self._sampling = PeriodicCallback(self.sample, milliseconds)
         self._sampling.start()
+
+    def _show_to_programs(self) -> None:
+        assert self.telemetry is not None
+        try:
+            export_scheduler(self.telemetry)
+            add_routes(self._scheduler, self.telemetry)
+        except Exception:
+            logger.exception("Training is not shown on /metrics or as JSON")
 
     async def close(self) -> None:
         """End with the scheduler."""
@@ -75,6 +87,9 @@ class TrainingDashboard(SchedulerPlugin):
             self._sampling.stop()
         if self._attachment is not None:
             self._attachment.detach()
+        if self.telemetry is not None:
+            withdraw(self.telemetry)
+            remove_routes(self._scheduler, self.telemetry)
         for name in ("open", "tell", "close", "read"):
             handler = f"tensair_telemetry_{name}"
             if getattr(self._scheduler.handlers.get(handler), "__self__", None) is self:
@@ -130,10 +145,14 @@ class TrainingDashboard(SchedulerPlugin):
         assert self.telemetry is not None
         self.telemetry.close(run_id, replicas)
 
-    async def read(self, series: bool = False) -> dict[str, Any]:
-        """Tell everything; see `Telemetry.read`."""
+    async def read(
+        self, series: bool = False, recent: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Tell everything, see `Telemetry.read`, and where the pages are."""
         assert self.telemetry is not None
-        return self.telemetry.read(series)
+        assert self._attachment is not None
+        page = {"page": self._attachment.page}
+        return {**page, **self.telemetry.read(series, recent)}
 
     # ---- hooks, called by the scheduler ---------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,16 +61,20 @@ class Events:
     ----------
     added
         How many there have been.
+    counts
+        How many of each kind.
     """
 
     def __init__(self, maxlen: int = 1000) -> None:
         self._newest: deque[Event] = deque(maxlen=maxlen)
         self.added = 0
+        self.counts: Counter[str] = Counter()
 
     def append(self, event: Event) -> None:
         """Keep an event; the oldest one goes where there is no room."""
         self._newest.append(event)
         self.added += 1
+        self.counts[event.kind] += 1
 
     def __iter__(self) -> Iterator[Event]:
         return iter(list(self._newest))

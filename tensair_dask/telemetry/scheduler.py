@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tensair_dask.telemetry.counters import plain
@@ -169,13 +170,16 @@ class Telemetry:
 
     # ---- to whoever asks ------------------------------------------------------------
 
-    def read(self, series: bool = False) -> dict[str, Any]:
+    def read(self, series: bool = False, recent: Sequence[str] = ()) -> dict[str, Any]:
         """Everything that is known, fit for JSON: what is not a number is None.
 
         Parameters
         ----------
         series
             With the whole series of each trainer, by column.
+        recent
+            Columns of the series whose newest rows are wanted, at the finest
+            resolution.
         """
         workers = len(self.scheduler.workers)
         trainers = []
@@ -185,6 +189,11 @@ class Telemetry:
                 summary["series"] = {
                     name: column.tolist()
                     for name, column in record.archive.whole().items()
+                }
+            if recent:
+                newest = record.archive.since()
+                summary["recent"] = {
+                    name: newest[name].tolist() for name in recent if name in newest
                 }
             trainers.append(finite(summary))
         return {"time": time.time(), "workers": workers, "trainers": trainers}

@@ -135,7 +135,7 @@ class TrainerRecord:
             replica.address = address
         growth = replica.observe(snapshot, now)
         if replica.lost and growth:  # it was not
-            replica.slot = self._free_slot()
+            replica.slot = self._slot_for(name)
             replica.lost = False
             self.events.append(Event("joined", f"{name} on {address}, again"))
         for count, grown in growth.items():
@@ -216,7 +216,7 @@ class TrainerRecord:
             "loss": _mean([each.losses() for each in alive]),
         }
         row |= {
-            f"metric_{number}": _mean([each.metric(name) for each in alive])
+            f"metric_{number}": self.metric(name)
             for number, name in enumerate(self.metrics[:METRICS])
         }
         row |= _spread("speed", [each.rate("samples") for each in alive])
@@ -229,6 +229,10 @@ class TrainerRecord:
                 row[f"staleness_{each.slot}"] = each.newest.get("staleness_mean", 0.0)
         return row
 
+    def metric(self, name: str) -> float:
+        """Mean of a metric over the newest samples; NaN if there are none."""
+        return _mean([each.metric(name) for each in self.alive])
+
     @property
     def dead_letters(self) -> int:
         """Mini-batches that were refused, by the client or by a replica."""
@@ -236,7 +240,7 @@ class TrainerRecord:
 
     def summary(self, workers: int) -> dict[str, Any]:
         """Everything that a script or a table wants to know, without the series."""
-        row, alive = self.row(workers), self.alive
+        row = self.row(workers)
         return {
             "run_id": self.run_id,
             "name": self.name,
@@ -261,10 +265,7 @@ class TrainerRecord:
                 "sent_bytes_per_second": row["sent"],
                 "received_bytes_per_second": row["received"],
                 "loss": row["loss"],
-                "metrics": {
-                    name: _mean([each.metric(name) for each in alive])
-                    for name in self.metrics
-                },
+                "metrics": {name: self.metric(name) for name in self.metrics},
                 "staleness_mean": row.get("staleness", math.nan),
                 "staleness_p95": row.get("staleness_p95", math.nan),
                 "staleness_max": row.get("staleness_most", math.nan),

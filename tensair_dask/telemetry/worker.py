@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tensair_dask.telemetry.prometheus import export_worker
+
 __all__ = ["METRIC", "WorkerTelemetry"]
 
 # Where heartbeats carry it: `worker.metrics[METRIC]`, `ws.metrics[METRIC]`.
@@ -39,6 +41,7 @@ class WorkerTelemetry:
         if not isinstance(found, cls):
             found = cls()
             worker.metrics = {**worker.metrics, METRIC: found}
+            export_worker(found, worker)
         return found
 
     def add(
@@ -50,7 +53,7 @@ class WorkerTelemetry:
         """
         self._replicas[run_id, replica] = weakref.WeakMethod(counts)
 
-    def __call__(self, worker: Any) -> dict[str, dict[str, Counts]]:
+    def told(self) -> dict[str, dict[str, Counts]]:
         """Counts by run and replica: plain numbers and strings, for msgpack."""
         told: dict[str, dict[str, Counts]] = {}
         for (run_id, replica), reference in list(self._replicas.items()):
@@ -61,6 +64,11 @@ class WorkerTelemetry:
             counts = method()
             if counts is not None:
                 told.setdefault(run_id, {})[replica] = counts
+        return told
+
+    def __call__(self, worker: Any) -> dict[str, dict[str, Counts]]:
+        """What a heartbeat of the worker tells; this ends with the last replica."""
+        told = self.told()
         if not self._replicas and worker.metrics.get(METRIC) is self:
             others = {k: v for k, v in worker.metrics.items() if k != METRIC}
             worker.metrics = others

@@ -35,11 +35,13 @@ def grow(telemetry: Telemetry, at: float) -> None:
     for number, worker in enumerate(telemetry.scheduler.workers.values()):
         counts = {
             "at": at,
+            "began": 0.0,
+            "loss_rest": 0.0,
             "steps": 10 * at,
             "samples": 640 * at,
             "busy": 0.5 * at,
             "loss": 100.0 * at,
-            "metrics": {name: [300.0 * at, 640 * at] for name in record.metrics},
+            "metrics": {name: [300.0 * at, 0.0, 640 * at] for name in record.metrics},
             **dict.fromkeys(("refused", "predictions", "sent", "received"), 0),
             **dict.fromkeys(("sent_bytes", "received_bytes"), 1000 * at),
             **dict.fromkeys(("staleness_mean", "staleness_p95", "staleness_max"), 3),

@@ -648,6 +648,7 @@ async def test_lag_is_how_long_the_oldest_has_waited(c, s, a):
 async def test_the_scheduler_answers_who_asks(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         await train_all(trainer, class_data(5))
+        await a.heartbeat()
         plugin(s).sample()
         told = await c.scheduler.tensair_telemetry_read(series=True)
         (known,) = told["trainers"]
