@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 from distributed import Client, Scheduler, Worker
-from distributed.utils_test import gen_cluster
+from distributed.utils_test import async_poll_for, gen_cluster
 from helpers import class_data, classes, train_all
 from tornado.httpclient import AsyncHTTPClient
 
@@ -170,7 +170,7 @@ async def test_nothing_is_kept_of_what_is_gone(c, s, a):
         replicas = weakref.ref(WorkerTelemetry.of(a))
         assert len(sources() - before) == 2
     assert [key for key in await scrape(s) if key[0] == "steps_total"]
-    assert replicas() is None
+    await async_poll_for(lambda: replicas() is None, timeout=10)
     await c.unregister_scheduler_plugin(NAME)
 
     async def forgotten():
