@@ -195,14 +195,16 @@ async def test_a_scheduler_that_hangs_delays_the_start_and_the_end_a_little(
 
 
 @none()
-async def test_it_ends_with_its_client(c, s):
+async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
     async with Client(s.address, asynchronous=True) as other:
         teller = reporter(other)
         await teller.open()
         await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+        caplog.clear()
     await until(lambda: trainers(s)["run"].state == "lost")
     await until(teller._telling.done)
     await teller.close({})
+    assert not [entry for entry in caplog.records if entry.name == module.__name__]
 
 
 @none()
