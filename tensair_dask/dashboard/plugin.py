@@ -42,12 +42,14 @@ class TrainingDashboard(SchedulerPlugin):
         self._attachment: Attachment | None = None
         self._failed = False
 
-    def start(self, scheduler: Any) -> None:
-        """Install the handlers, attach the pages, begin to sample.
+    async def start(self, scheduler: Any) -> None:
+        """Install the handlers, attach the pages, begin to sample; only once.
 
-        Not a coroutine: two clients that register this plugin at the same time would
-        otherwise both get it started.
+        Waits for nothing: of two clients that register this plugin at the same time,
+        both would otherwise get theirs started.
         """
+        if self.telemetry is not None:  # a scheduler starts what was preloaded again
+            return
         self._scheduler = scheduler
         self.telemetry = Telemetry(
             scheduler,

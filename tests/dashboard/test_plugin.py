@@ -284,18 +284,16 @@ async def test_trainers_that_start_together_register_one_plugin(c, s, a, b):
     assert [each.totals["steps"] for each in telemetry.trainers.values()] == [10] * 3
 
 
-@one()
+@one(config={"distributed.scheduler.preload": ["tensair_dask.dashboard.preload"]})
 async def test_a_preloaded_plugin_serves_the_trainers(c, s, a):
-    from tensair_dask.dashboard.preload import dask_setup
-
-    await dask_setup(s)
     preloaded = plugin(s)
+    telemetry = preloaded.telemetry
+    assert preloaded._sampling.is_running()
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(5))
     assert plugin(s) is preloaded
+    assert preloaded.telemetry is telemetry  # was started once
     assert record(s, trainer).totals["steps"] == 5
-    await dask_setup(s)
-    assert plugin(s) is preloaded
 
 
 @one(config={"tensair.dashboard.interval": "50ms"})

@@ -107,7 +107,19 @@ async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
     teller = reporter(c)
     await teller.open()
     await teller.close({})
-    only_warning(caplog)
+    assert "register_scheduler_plugin" in only_warning(caplog)
+
+
+@none()
+async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s, caplog):
+    await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
+    s.blocked_handlers.append("register_scheduler_plugin")
+    teller = reporter(c)
+    await teller.open()
+    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await teller.close({})
+    assert not teller._told_off
+    assert trainers(s)["run"].state == "closed"
 
 
 class Other(SchedulerPlugin):
