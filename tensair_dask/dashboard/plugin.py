@@ -51,20 +51,21 @@ class TrainingDashboard(SchedulerPlugin):
         if self.telemetry is not None:  # a scheduler starts what was preloaded again
             return
         self._scheduler = scheduler
+        milliseconds = 1000 * config.get_seconds("dashboard.interval")
+        self._sampling = PeriodicCallback(self.sample, milliseconds)
         self.telemetry = Telemetry(
             scheduler,
             int(config.get("dashboard.trainers")),
             int(config.get("dashboard.rows")),
         )
+        self._attachment = Attachment(scheduler, self.telemetry)
+        # Last: if anything above raises, nobody can call what is not there.
         scheduler.handlers.update(
             tensair_telemetry_open=self.open,
             tensair_telemetry_tell=self.tell,
             tensair_telemetry_close=self.close_trainer,
             tensair_telemetry_read=self.read,
         )
-        self._attachment = Attachment(scheduler, self.telemetry)
-        milliseconds = 1000 * config.get_seconds("dashboard.interval")
-        self._sampling = PeriodicCallback(self.sample, milliseconds)
         self._sampling.start()
 
     async def close(self) -> None:

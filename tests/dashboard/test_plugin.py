@@ -337,6 +337,20 @@ async def test_a_plugin_that_is_replaced_leaves_the_handlers_of_the_new_one(c, s
         assert plugin(s)._sampling.is_running()
 
 
+@one(config={"tensair.dashboard.interval": 0})
+async def test_a_plugin_that_cannot_start_leaves_nothing_behind(c, s, a, caplog):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(5))
+    assert NAME not in s.plugins
+    assert handlers(s) == []
+    (warning,) = [
+        entry.getMessage()
+        for entry in caplog.records
+        if entry.name == reporter.__name__ and entry.levelno >= logging.WARNING
+    ]
+    assert "not affected" in warning
+
+
 @one()
 async def test_what_cannot_be_read_is_told_once_and_stops_nothing(c, s, a, caplog):
     async with ta.Trainer(c, **linear()) as trainer:

@@ -111,7 +111,7 @@ async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
 
 
 @none()
-async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s, caplog):
+async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s):
     await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
     s.blocked_handlers.append("register_scheduler_plugin")
     teller = reporter(c)
