@@ -158,7 +158,9 @@ class Lane:
         most = math.inf
         if self.seconds_per_batch:
             most = math.ceil(limits.message_seconds / self.seconds_per_batch)
-        while self.gathered and len(taken) < most and nbytes < limits.message_nbytes:
+        while self.gathered and (
+            not taken or (len(taken) < most and nbytes < limits.message_nbytes)
+        ):
             pending = self.gathered.popleft()
             nbytes += pending.batch.nbytes
             taken.append(pending)

@@ -135,6 +135,18 @@ async def test_a_message_is_bounded_in_time_and_in_bytes():
 
 
 @gen_test()
+@pytest.mark.parametrize("bound", ["message_seconds", "message_nbytes"])
+async def test_a_message_holds_at_least_one_mini_batch(bound):
+    peer = Peer()
+    bench = Bench(peer, **{bound: 0})
+    bench.dispatcher.lanes[0].seconds_per_batch = 0.001
+    await bench.submit(3)
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peer.blocks] == [1, 1, 1]
+    assert len(bench.reports) == 3
+
+
+@gen_test()
 async def test_a_stopped_replica_stops_the_source_at_the_bound():
     peer = Peer(free=False)
     bench = Bench(peer, batches=4)

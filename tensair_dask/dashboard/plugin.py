@@ -45,28 +45,37 @@ class TrainingDashboard(SchedulerPlugin):
         self._attachment: Attachment | None = None
         self._failed = False
 
-    def start(self, scheduler: Any) -> None:
-        """Install the handlers, attach the pages, begin to sample.
+    async def start(self, scheduler: Any) -> None:
+        """Install the handlers, attach the pages, begin to sample; only once.
 
-        Not a coroutine: two clients that register this plugin at the same time would
-        otherwise both get it started.
+        Waits for nothing: of two clients that register this plugin at the same time,
+        both would otherwise get theirs started.
         """
+        if self.telemetry is not None:  # a scheduler starts what was preloaded again
+            return
         self._scheduler = scheduler
+        milliseconds = 1000 * config.get_seconds("dashboard.interval")
+        self._sampling = PeriodicCallback(self.sample, milliseconds)
         self.telemetry = Telemetry(
             scheduler,
             int(config.get("dashboard.trainers")),
             int(config.get("dashboard.rows")),
         )
+        self._attachment = Attachment(scheduler, self.telemetry)
+        # Last: if anything above raises, nobody can call what is not there.
         scheduler.handlers.update(
             tensair_telemetry_open=self.open,
             tensair_telemetry_tell=self.tell,
             tensair_telemetry_close=self.close_trainer,
             tensair_telemetry_read=self.read,
         )
+<<<<<<< HEAD
         self._attachment = Attachment(scheduler, self.telemetry)
         self._show_to_programs()
         milliseconds = 1000 * config.get_seconds("dashboard.interval")
         self._sampling = PeriodicCallback(self.sample, milliseconds)
+=======
+>>>>>>> w-telemetry
         self._sampling.start()
 
     def _show_to_programs(self) -> None:

@@ -72,12 +72,20 @@ class Reporter:
     async def _open(self) -> None:
         name, plugin = self._plugin
         scheduler = self._client.scheduler
-        await scheduler.register_scheduler_plugin(
-            plugin=dumps(plugin), name=name, idempotent=True
-        )
+        refusal: Exception | None = None
+        try:
+            await scheduler.register_scheduler_plugin(
+                plugin=dumps(plugin), name=name, idempotent=True
+            )
+        except OSError:
+            raise
+        except Exception as error:  # it takes none from clients: preloaded, perhaps
+            refusal = error
         answer = await scheduler.tensair_telemetry_open(**self._about)
         if answer is None:
-            raise LookupError(f"the scheduler's plugin {name!r} is not tensair's")
+            raise refusal or LookupError(
+                f"the scheduler's plugin {name!r} is not tensair's"
+            )
         self.page = answer["page"]
         self._known = answer["known"]
         if not self._known:

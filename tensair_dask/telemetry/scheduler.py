@@ -108,8 +108,8 @@ class Telemetry:
         run_id
             Run of the trainer.
         replicas
-            The last snapshot of each replica, and the address of its worker, by name:
-            no heartbeat brings it.
+            Address of the worker, and the last snapshot, of each replica that gave
+            one, by name: no heartbeat brings it.
         """
         record = self.trainers.get(run_id)
         if record is None or record.is_over:

@@ -284,18 +284,16 @@ async def test_trainers_that_start_together_register_one_plugin(c, s, a, b):
     assert [each.totals["steps"] for each in telemetry.trainers.values()] == [10] * 3
 
 
-@one()
+@one(config={"distributed.scheduler.preload": ["tensair_dask.dashboard.preload"]})
 async def test_a_preloaded_plugin_serves_the_trainers(c, s, a):
-    from tensair_dask.dashboard.preload import dask_setup
-
-    await dask_setup(s)
     preloaded = plugin(s)
+    telemetry = preloaded.telemetry
+    assert preloaded._sampling.is_running()
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(5))
     assert plugin(s) is preloaded
+    assert preloaded.telemetry is telemetry  # was started once
     assert record(s, trainer).totals["steps"] == 5
-    await dask_setup(s)
-    assert plugin(s) is preloaded
 
 
 @one(config={"tensair.dashboard.interval": "50ms"})
@@ -337,6 +335,20 @@ async def test_a_plugin_that_is_replaced_leaves_the_handlers_of_the_new_one(c, s
         await until(lambda: not old._sampling.is_running())
         assert len(handlers(s)) == 4
         assert plugin(s)._sampling.is_running()
+
+
+@one(config={"tensair.dashboard.interval": 0})
+async def test_a_plugin_that_cannot_start_leaves_nothing_behind(c, s, a, caplog):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(5))
+    assert NAME not in s.plugins
+    assert handlers(s) == []
+    (warning,) = [
+        entry.getMessage()
+        for entry in caplog.records
+        if entry.name == reporter.__name__ and entry.levelno >= logging.WARNING
+    ]
+    assert "not affected" in warning
 
 
 @one()

@@ -107,7 +107,19 @@ async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
     teller = reporter(c)
     await teller.open()
     await teller.close({})
-    only_warning(caplog)
+    assert "register_scheduler_plugin" in only_warning(caplog)
+
+
+@none()
+async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s):
+    await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
+    s.blocked_handlers.append("register_scheduler_plugin")
+    teller = reporter(c)
+    await teller.open()
+    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await teller.close({})
+    assert not teller._told_off
+    assert trainers(s)["run"].state == "closed"
 
 
 class Other(SchedulerPlugin):
@@ -195,14 +207,16 @@ async def test_a_scheduler_that_hangs_delays_the_start_and_the_end_a_little(
 
 
 @none()
-async def test_it_ends_with_its_client(c, s):
+async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
     async with Client(s.address, asynchronous=True) as other:
         teller = reporter(other)
         await teller.open()
         await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+        caplog.clear()
     await until(lambda: trainers(s)["run"].state == "lost")
     await until(teller._telling.done)
     await teller.close({})
+    assert not [entry for entry in caplog.records if entry.name == module.__name__]
 
 
 @none()

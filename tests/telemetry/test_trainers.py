@@ -95,6 +95,17 @@ def test_a_replica_that_was_given_up_too_early_comes_back():
     assert run.kinds() == ["lost", "joined"]
 
 
+def test_a_replica_that_comes_back_leaves_its_line_to_who_has_it_now():
+    run = Run(2)
+    run.beat()
+    run.lose("replica-0")
+    run.add()
+    run.beat("replica-1", "replica-2")
+    run.beat()
+    slots = {each.name: each.slot for each in run.record.alive}
+    assert slots == {"replica-0": 2, "replica-1": 1, "replica-2": 0}
+
+
 def test_what_a_lost_replica_had_told_already_does_not_bring_it_back():
     run = Run(1)
     snapshot = run.replicas["replica-0"].beat()
