@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -39,12 +39,18 @@ class TrainingDashboard(SchedulerPlugin):
         self._sampling: PeriodicCallback | None = None
         self._attachment: Attachment | None = None
 
-    def start(self, scheduler: Any) -> None:
+    def start(self, scheduler: Any) -> Awaitable[None]:
         """Install the handlers, attach the pages, begin to sample.
 
         Not a coroutine: two clients that register this plugin at the same time would
-        otherwise both get it started.
+        otherwise both get it started. What it returns is done.
         """
+        # Of a plugin that a preload has registered, Dask calls this once more.
+        if self.telemetry is None:
+            self._start(scheduler)
+        return _done()
+
+    def _start(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self.telemetry = Telemetry(
             scheduler,
@@ -152,3 +158,7 @@ class TrainingDashboard(SchedulerPlugin):
         """Draw what was logged as an event of a training across the curves."""
         if topic == TOPIC and self.telemetry is not None:
             self.telemetry.event(msg)
+
+
+async def _done() -> None:
+    """Nothing is left to do."""
