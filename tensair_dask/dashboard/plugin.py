@@ -62,6 +62,7 @@ class TrainingDashboard(SchedulerPlugin):
             int(config.get("dashboard.rows")),
         )
         self._attachment = Attachment(scheduler, self.telemetry)
+        self._show_to_programs()
         # Last: if anything above raises, nobody can call what is not there.
         scheduler.handlers.update(
             tensair_telemetry_open=self.open,
@@ -69,13 +70,6 @@ class TrainingDashboard(SchedulerPlugin):
             tensair_telemetry_close=self.close_trainer,
             tensair_telemetry_read=self.read,
         )
-<<<<<<< HEAD
-        self._attachment = Attachment(scheduler, self.telemetry)
-        self._show_to_programs()
-        milliseconds = 1000 * config.get_seconds("dashboard.interval")
-        self._sampling = PeriodicCallback(self.sample, milliseconds)
-=======
->>>>>>> w-telemetry
         self._sampling.start()
 
     def _show_to_programs(self) -> None:
@@ -179,3 +173,7 @@ class TrainingDashboard(SchedulerPlugin):
         """Draw what was logged as an event of a training across the curves."""
         if topic == TOPIC and self.telemetry is not None:
             self.telemetry.event(msg)
+
+
+async def _done() -> None:
+    """Nothing is left to do."""

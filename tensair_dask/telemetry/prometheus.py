@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed.http.prometheus import PrometheusCollector
 
+from tensair_dask.telemetry.events import KINDS
+
 if TYPE_CHECKING:
     from tensair_dask.telemetry.scheduler import Telemetry
     from tensair_dask.telemetry.trainers import TrainerRecord
@@ -234,7 +236,8 @@ def _trainers(telemetry: Telemetry) -> Iterator[Sample]:
                 yield Sample("metric", {**labels, "metric": str(name)}, value)
         for family, value in numbers.items():
             yield Sample(family, labels, float(value))
-        for kind, count in record.events.counts.items():
+        for kind in KINDS:  # also those at 0: the first one is to be seen as a growth
+            count = record.events.counts[kind]
             yield Sample("events_total", {**labels, "kind": kind}, count)
 
 
