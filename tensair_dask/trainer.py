@@ -40,6 +40,8 @@ from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.reports import COLUMNS, History, Report
+from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
+from tensair_dask.telemetry.curves import Curves
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
 
@@ -187,10 +189,17 @@ class Trainer:
         self._settings = Settings.configured(share, compression, staleness)
         self._history = History(int(config.get("history")))
         self._events = Events()
+        self._curves = Curves(
+            list(metrics or {}),
+            self._now,
+            config.get_seconds("curves.interval"),
+            int(config.get("curves.rows")),
+        )
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
         self._handles: list[ReplicaHandle] = []
+        self._last_counts: dict[str, Any] = {}
         self._awaited: set[asyncio.Future[Report]] = set()
         self._index = 0
         self._state = "new"
@@ -241,7 +250,13 @@ class Trainer:
         for handle in self._handles:
             self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
         self._watching = asyncio.ensure_future(self._watch())
+        self._curves.begin()
         self._state = "open"
+
+    def _now(self) -> dict[str, float]:
+        """What each row of the curves is told besides the reports."""
+        alive = sum(lane.alive for lane in self._dispatcher.lanes)
+        return {"backlog": self.backlog, "lag": self.lag, "replicas": alive}
 
     def _told(self) -> dict[str, Any]:
         """What the scheduler is told once a second."""
@@ -386,14 +401,15 @@ class Trainer:
             )
         report = Report.refused(index, 0, error)
         report.time = time.time()
-        self._record(item, report)
+        self._record(item, report, time.monotonic())
         return deliver(report)
 
     def _observe(self, pending: Pending, report: Report) -> None:
-        self._record(pending.item, report)
+        self._record(pending.item, report, pending.taken)
 
-    def _record(self, item: Any, report: Report) -> None:
+    def _record(self, item: Any, report: Report, taken: float) -> None:
         self._history.append(report)
+        self._curves.observe(report, taken)
         if report.error is not None:
             self.dead_letters.append(
                 DeadLetter(
@@ -620,6 +636,7 @@ class Trainer:
     async def _close(self) -> None:
         if self._state == "closed":
             return
+        self._curves.end()
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
@@ -638,7 +655,8 @@ class Trainer:
                 logger.warning("A replica did not close within %g s", limit)
                 task.cancel()
             await asyncio.gather(*closing, return_exceptions=True)
-        await self._reporter.close(_last_counts(alive, closing))
+        self._last_counts = _last_counts(alive, closing)
+        await self._reporter.close(self._last_counts)
         for handle in self._handles:
             handle.release()
 
@@ -682,6 +700,7 @@ class Trainer:
     def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         if self._client_is_closed and not self.client.asynchronous:
             if function == self._close:
+                self._curves.end()
                 self._state = "closed"
                 return None
             raise self._client_closed()
@@ -826,10 +845,10 @@ def _check_arguments(
             "metrics must map names to callables (prediction, target) -> scalar, for "
             "example metrics={'accuracy': tensair_dask.metrics.accuracy}."
         )
-    if taken := set(COLUMNS) & set(metrics or ()):
+    if taken := {*COLUMNS, *OF_CURVES} & set(metrics or ()):
         raise ConfigurationError(
             f"metrics={sorted(taken)} was given, which are columns of trainer.history "
-            "already. Give other names."
+            "or trainer.curves already. Give other names."
         )
     if max_in_flight is not None and (
         not isinstance(max_in_flight, int) or max_in_flight < 1
