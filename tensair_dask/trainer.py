@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from distributed import Client
@@ -39,11 +39,16 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.monitor import Monitor
+from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
 from tensair_dask.telemetry.curves import Curves
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
+
+if TYPE_CHECKING:
+    from tensair_dask.charts import Plot
 
 __all__ = ["ReplicaInfo", "Trainer"]
 
@@ -203,6 +208,7 @@ class Trainer:
         self._awaited: set[asyncio.Future[Report]] = set()
         self._index = 0
         self._state = "new"
+        self._monitor: Monitor | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._reporter = Reporter(
@@ -554,6 +560,65 @@ class Trainer:
         return self._history.frame()
 
     @property
+    def curves(self) -> pd.DataFrame:
+        """The whole run as a DataFrame: speed, loss, metrics, staleness, backlog.
+
+        One row a stretch, which ends at ``time`` (UTC) and lasts ``seconds``: a quarter
+        of a second, or longer where steps or the run are (the finest resolution
+        that holds the run is given). Counts between rows are exact.
+        ``samples_per_second``, ``steps_per_second`` (mini-batches) and each metric
+        are means over it, ``loss`` with ``loss_min`` and ``loss_max`` of a
+        mini-batch; ``backlog`` and ``lag`` are its largest; ``dead_letters``,
+        ``replicas`` (alive), ``steps`` and ``samples`` are how many there are at its
+        end. Stretches with nothing to learn are there, with speed 0 and no loss.
+        """
+        return self._look(self._curves.frame)
+
+    @property
+    def status(self) -> str:
+        """``"starting"``, ``"open"`` or ``"closed"``."""
+        return "starting" if self._state == "new" else self._state
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Link to the training on Dask's dashboard, or to the dashboard; or None."""
+        dashboard, training = self._look(lambda: dashboard_link(self))
+        return training or dashboard
+
+    def plot(self, title: str | None = None) -> Plot:
+        """Draw `curves` and `events` as they are now.
+
+        Parameters
+        ----------
+        title
+            Above the panels; None for the name of the trainer.
+
+        Returns
+        -------
+        plot
+            Shows itself in a notebook; ``plot.save("plot.html")`` writes a page that
+            opens without a network.
+        """
+        from tensair_dask.charts import Plot
+
+        metrics = list(self._recipe.metrics)
+        return Plot(self.curves, self.events, metrics, title or self.name)
+
+    def monitor(self) -> Monitor:
+        """Show how training goes, in place, once a second until the trainer closes.
+
+        In a notebook below the cell, in a script at the bottom of the terminal. It
+        does not wait: feed the trainer in the next lines or cells. It ends with
+        ``.stop()``, when the trainer is closed, or when the kernel is interrupted;
+        it never disturbs the training.
+        """
+        if self._monitor is not None:
+            self._monitor.stop()
+        self._monitor = Monitor(self)
+        self._look(self._monitor.start)
+        return self._monitor
+
+    @property
     def backlog(self) -> int:
         """Mini-batches that were given and have not been reported."""
         return self._dispatcher.backlog
@@ -688,6 +753,11 @@ class Trainer:
         finally:
             await self._close()
 
+    def _repr_html_(self) -> str:
+        from tensair_dask import notebook
+
+        return notebook.draw(self._look(lambda: look_at(self)))
+
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
         return (
@@ -705,6 +775,16 @@ class Trainer:
                 return None
             raise self._client_closed()
         return self.client.sync(function, *args)
+
+    def _look(self, function: Callable[[], Any]) -> Any:
+        """Call it on the client's event loop, to which all that is here belongs."""
+        if self.client.asynchronous or self._client_is_closed:
+            return function()
+
+        async def look() -> Any:
+            return function()
+
+        return self.client.sync(look)
 
     def _alive(self) -> list[ReplicaHandle]:
         return [handle for handle in self._handles if self._lane(handle).alive]

@@ -17,10 +17,13 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "errors", "config"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
+    ["files", "templates"],
     ["batches", "exchange", "telemetry", "transfer", "text"],
     ["dashboard"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],
+    ["charts", "overview"],
+    ["notebook", "monitor"],
     ["cluster", "trainer"],
     ["streams"],
     ["plots", "terminal", "interrupts", "running", "scored"],
@@ -31,11 +34,13 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
 # Who may import what, at module level or within functions.
 ONLY_IN = {
-    "bokeh": {"plots", "dashboard"},
+    "bokeh": {"plots", "charts", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
-    "rich": {"terminal", "cli", "running", "pipelines"},
+    "rich": {"terminal", "cli", "running", "pipelines", "monitor"},
     "click": {"cli", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
+    "IPython": {"monitor"},
+    "jinja2": {"templates"},
 }
 
 

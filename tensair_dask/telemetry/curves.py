@@ -73,6 +73,12 @@ class Curves:
     row is as long as the step.
     """
 
+    # Since the newest row.
+    _loss_least: float
+    _loss_most: float
+    _staleness_most: int
+    _lag_most: float
+
     def __init__(
         self,
         metrics: Sequence[str],
@@ -86,10 +92,11 @@ class Curves:
         self._idle_rows = max(1, int(_IDLE * rows))
         self._archive = Archive(_consolidations(len(metrics)), rows, TIERS)
         # Cumulative, in the order in which rows have them.
-        self._steps = self._samples = self._dead_letters = 0
+        self._steps = self._samples = self._dead_letters = self._stale = 0
         self._loss = self._staleness = 0.0
         self._sums = [0.0] * len(metrics)
         self._weights = [0] * len(metrics)
+        self._held: dict[str, float] | None = None
         self._last_state: Mapping[str, float] = {}
         self._ended: float | None = None
         self._forget_extremes()
@@ -129,7 +136,9 @@ class Curves:
         self._steps += 1
         self._samples += samples
         self._loss += loss * samples
-        self._staleness += staleness
+        if staleness:  # 0 says most often that no gradient had come
+            self._stale += 1
+            self._staleness += staleness
         if loss < self._loss_least:
             self._loss_least = loss
         if loss > self._loss_most:
@@ -165,9 +174,29 @@ class Curves:
             self._keep(float(moment), state)
 
     def _keep(self, moment: float, state: Mapping[str, float]) -> None:
-        self._archive.add(self._row(moment, state))
+        """Make a row; it goes into the archive when it is sure to stay as it is."""
+        *done, self._held = self._joined(self._row(moment, state))
+        for row in done:
+            self._archive.add(row)
         self._rowed = moment
         self._forget_extremes()
+
+    def _joined(self, row: dict[str, float]) -> list[dict[str, float]]:
+        """Return the row that is held, and this one; one row of both if this is short.
+
+        A message that came just after the last row was made would otherwise look as
+        if all that is in it had been learned in that moment.
+        """
+        held = self._held
+        if held is None:
+            return [row]
+        short = row["time"] - held["time"] < self._interval / 2
+        if not short or math.isnan(held["loss_min"]):
+            return [held, row]
+        both = [held, row]
+        for name, consolidate in _EXTREMES.items():
+            row = {**row, name: consolidate(np.array([each[name] for each in both]))}
+        return [row]
 
     def _row(self, moment: float, state: Mapping[str, float]) -> dict[str, float]:
         """How it stands: counts since the beginning, extremes since the last row."""
@@ -180,6 +209,7 @@ class Curves:
             "loss_min": self._loss_least if learned else math.nan,
             "loss_max": self._loss_most if learned else math.nan,
             "staleness": self._staleness,
+            "stale": self._stale,
             "staleness_max": self._staleness_most if learned else math.nan,
             "dead_letters": self._dead_letters,
             **state,
@@ -232,7 +262,11 @@ class Curves:
                 "loss_min": known["loss_min"],
                 "loss_max": known["loss_max"],
                 **scores,
-                "staleness": _ratio(grown["staleness"], steps),
+                "staleness": np.where(
+                    (grown["stale"] == 0) & (steps > 0),
+                    0.0,
+                    _ratio(grown["staleness"], grown["stale"]),
+                ),
                 "staleness_max": known["staleness_max"],
                 "backlog": known["backlog"].astype(int),
                 "lag": known["lag"],
@@ -253,7 +287,7 @@ class Curves:
         complete = len(tier.since()) == tier.added
         newest = self._newest_rows()
         for name in rows:
-            more = [row.get(name, math.nan) for row in newest]
+            more = [row[name] for row in newest]
             rows[name] = np.concatenate([rows[name], more])
         kept = np.zeros(len(rows["time"]) - len(newest))
         rows["open"] = np.concatenate([kept, [row["open"] for row in newest]])
@@ -261,12 +295,12 @@ class Curves:
 
     def _newest_rows(self) -> list[dict[str, float]]:
         state = self._state() if self._ended is None else self._last_state
-        rows = []
+        rows = [] if self._held is None else [self._held]
         if self._newest > self._rowed:
-            rows.append({**self._row(self._newest, state), "open": 0})
+            rows = self._joined(self._row(self._newest, state))
+        rows = [{**row, "open": 0} for row in rows]
         now = self._ended or time.time()
-        none = not rows and not self._archive.tiers[0].added
-        if none or now - self._newest > self._interval:
+        if not rows or now - self._newest > self._interval:
             row = self._row(max(now, self._newest), state)
             row |= dict.fromkeys(("loss_min", "loss_max", "staleness_max"), math.nan)
             row["open"] = int(state["backlog"] > 0)
@@ -282,21 +316,24 @@ def _ratio(count: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.divide(count, of, out=np.full(len(of), np.nan), where=of > 0)
 
 
+# Of the stretch that a row is of; all else is as it stands at its end.
+_EXTREMES = {
+    "loss_min": least,
+    "loss_max": most,
+    "staleness_max": most,
+    "backlog": most,
+    "lag": most,
+}
+_COUNTS = ("steps", "samples", "loss", "staleness", "stale", "dead_letters")
+
+
 def _consolidations(metrics: int) -> dict[str, Callable[[np.ndarray], float]]:
     """Columns of the rows, and how several rows become one."""
     return {
         "time": latest,
-        "steps": latest,
-        "samples": latest,
-        "loss": latest,
-        "loss_min": least,
-        "loss_max": most,
-        "staleness": latest,
-        "staleness_max": most,
-        "backlog": most,
-        "lag": most,
-        "dead_letters": latest,
         "replicas": latest,
+        **_EXTREMES,
+        **dict.fromkeys(_COUNTS, latest),
         **{f"sum_{place}": latest for place in range(metrics)},
         **{f"weight_{place}": latest for place in range(metrics)},
     }

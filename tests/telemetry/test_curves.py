@@ -102,12 +102,48 @@ def test_extremes_are_those_of_a_row_not_of_the_run(clock):
     run = Run(clock)
     run.report(0.1, loss=9.0, staleness=7)
     run.report(0.3, loss=1.0, staleness=1)
-    run.report(0.4, loss=2.0, staleness=3)
+    run.report(0.5, loss=2.0, staleness=3)
     frame = run.frame()
     assert frame["loss_max"].tolist() == [9.0, 2.0]
     assert frame["loss_min"].tolist() == [1.0, 2.0]
     assert frame["staleness_max"].tolist() == [7, 3]
     assert frame["staleness"].tolist() == [4, 3]
+
+
+def test_staleness_is_that_of_the_steps_before_which_gradients_came(clock):
+    run = Run(clock)
+    run.report(0.1, staleness=0)
+    run.report(0.3, staleness=0)
+    run.report(0.31, staleness=6)
+    run.report(0.56, staleness=2)
+    assert run.frame()["staleness"].tolist() == [0, 4]
+
+
+def test_a_message_that_comes_just_after_a_row_does_not_look_like_a_burst(clock):
+    run = Run(clock)
+    for number in range(1, 26):
+        run.report(0.01 * number, loss=2.0)
+    run.report(0.251, loss=5.0, staleness=3)
+    last = run.frame()
+    assert last["samples_per_second"].tolist() == pytest.approx([1036], rel=0.01)
+    assert last["loss_max"].tolist() == [5.0]
+    # The same where nothing comes after it.
+    run.report(3.0)
+    frame = run.frame()
+    assert frame["samples_per_second"].iloc[0] == pytest.approx(1036, rel=0.01)
+    assert frame["loss_max"].iloc[0] == 5.0
+    assert frame["staleness_max"].iloc[0] == 3
+    assert frame["samples_per_second"].iloc[1] == 0
+    assert learned(frame) == pytest.approx(270)
+
+
+def test_a_short_burst_after_a_rest_is_a_row_of_its_own(clock):
+    run = Run(clock)
+    run.report(0.1)
+    run.report(10.0, waited=0.02)
+    row = run.frame().iloc[-1]
+    assert row["seconds"] == pytest.approx(0.02)
+    assert row["samples_per_second"] == pytest.approx(500)
 
 
 def test_refused_mini_batches_are_dead_letters_and_nothing_else(clock):
