@@ -250,6 +250,7 @@ class _Drawing:
         made.toolbar.autohide = True
         made.xaxis.visible = last
         made.xaxis.axis_label = "time (UTC)" if last else None
+        made.xaxis.ticker.desired_num_ticks = 4  # on a phone, too
         made.yaxis.ticker.desired_num_ticks = 4
         made.yaxis.formatter = NumeralTickFormatter(format="0,0.[0000]")
         made.yaxis.minor_tick_line_color = None

@@ -26,7 +26,7 @@ LEVELS = [
     ["notebook", "monitor"],
     ["cluster", "trainer"],
     ["streams"],
-    ["plots", "terminal", "interrupts", "running", "scored"],
+    ["plots", "terminal", "interrupts", "run_page", "running", "scored"],
     ["cli", "__main__"],
     ["pipelines"],
 ]
