@@ -373,6 +373,8 @@ def embed(figures: Sequence[Any]) -> tuple[str, list[str], str]:
     from bokeh.embed import components
     from bokeh.resources import Resources
 
+    if not figures:
+        return "", [], ""
     library = Resources(mode="inline", components=["bokeh"])
     script, divs = components(tuple(figures))
     return library.render(), list(divs), script

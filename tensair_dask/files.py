@@ -36,10 +36,11 @@ def check_writable(path: Path, option: str) -> None:
         probe = _beside(path)
         probe.touch(exist_ok=False)
         probe.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
-            f"{option} {path} cannot be written: {error.strerror or error}. Give the "
-            "path of a file in a folder that you may write to."
+            f"{option} {path} cannot be written: {reason}. Give the path of a file in "
+            "a folder that you may write to."
         ) from error
 
 

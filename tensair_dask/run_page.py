@@ -134,22 +134,23 @@ def written(run: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # It is the error of the run that people must see.
-        with contextlib.suppress(Exception):
+        try:
             _write(run, Ending.of(run, error), began)
+        except TensairError as other:
+            run.say(str(other))  # it is the error of the run that ends the program
         raise
-    try:
-        _write(run, Ending.of(run, None), began)
-    except Exception as error:
-        raise TensairError(
-            f"The report could not be written to {run.report}: {_short(error)}. The "
-            "run itself has ended well."
-        ) from error
+    _write(run, Ending.of(run, None), began)
 
 
 def _write(run: Any, ending: Ending, began: float) -> None:
-    page = Page(run, ending, began, time.time())
-    write_atomically(Path(run.report), page.html())
+    try:
+        page = Page(run, ending, began, time.time())
+        write_atomically(Path(run.report), page.html())
+    except Exception as error:
+        raise TensairError(
+            f"The report could not be written to {run.report}: {type(error).__name__}: "
+            f"{_short(error)}"
+        ) from error
     run.say(f"{'report':>6}  {run.report}")
 
 
