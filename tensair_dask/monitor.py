@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import logging
 import sys
 import time
@@ -61,26 +62,34 @@ class Monitor:
     ) -> None:
         self._trainer = trainer
         self._screen = (find or screen)(self.stop)
-        self._stopped = self._screen is None
+        self._stopped = False
         self._drawing: asyncio.Task[None] | None = None
         self.drawn = 0
 
     @property
     def running(self) -> bool:
         """Whether it goes on drawing."""
-        return not self._stopped
+        return self._screen is not None
 
     def start(self) -> None:
         """Begin to draw, on the client's event loop."""
         if self._screen is None:
             logger.warning(_NOWHERE)
             return
-        self._drawing = asyncio.ensure_future(self._draw_on())
+        # Not in the context of the cell that called: whatever cell runs then, what is
+        # drawn is to be saved with the notebook.
+        context = contextvars.Context()
+        self._drawing = context.run(asyncio.ensure_future, self._draw_on())
         atexit.register(self._leave)
 
     def stop(self) -> None:
         """Stop drawing; what was drawn last stays. Idempotent, from any thread."""
         self._stopped = True
+
+    async def ended(self) -> None:
+        """Wait for the last drawing, for a second at most."""
+        if self._drawing is not None:
+            await asyncio.wait({self._drawing}, timeout=INTERVAL)
 
     async def _draw_on(self) -> None:
         try:
@@ -199,7 +208,7 @@ def _table(overview: Overview) -> RenderableType:
 
     from tensair_dask.notebook import number
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in ("replica", "worker", "state"):
         table.add_column(name)
     for name in ("mini-batches", "samples", "staleness"):

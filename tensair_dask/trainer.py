@@ -724,6 +724,8 @@ class Trainer:
         await self._reporter.close(self._last_counts)
         for handle in self._handles:
             handle.release()
+        if self._monitor is not None:
+            await self._monitor.ended()
 
     @property
     def _client_is_closed(self) -> bool:
