@@ -11,7 +11,7 @@ import pandas as pd
 from tensair_dask.errors import TensairError
 from tensair_dask.prequential import MAJORITY, MODEL, PREVIOUS
 
-__all__ = ["draw", "html", "png"]
+__all__ = ["draw", "html", "panels", "png"]
 
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 COLOURS = {MODEL: "#0072B2", MAJORITY: "#E69F00", PREVIOUS: "#009E73"}
@@ -124,16 +124,43 @@ def html(
 ) -> None:
     """Draw the same with bokeh, with everything the page needs inside the file."""
     from bokeh.embed import file_html
+    from bokeh.resources import INLINE
+
+    heading = f"{title}, {subtitle}" if subtitle else title
+    page = panels(curves, moments, heading, axis)
+    path.write_text(file_html(page, INLINE, title), encoding="utf-8")
+
+
+def panels(
+    curves: pd.DataFrame, moments: np.ndarray, title: str = "", axis: str = "time"
+) -> Any:
+    """Draw one panel for each score with bokeh, below each other.
+
+    Parameters
+    ----------
+    curves
+        As `Prequential.curves` gives them.
+    moments
+        When the newest record of each row was made, datetime64.
+    title
+        Above the first panel.
+    axis
+        Title of the time axis.
+
+    Returns
+    -------
+    layout
+        Of bokeh.
+    """
     from bokeh.layouts import gridplot
     from bokeh.models import ColumnDataSource, HoverTool, Legend, LegendItem
     from bokeh.plotting import figure
-    from bokeh.resources import INLINE
 
     names = list(dict.fromkeys(curves.columns.get_level_values(0)))
     data = {"time": moments, "records": curves.index.to_numpy()}
     data |= {f"{name}, {whose}": curves[name, whose] for name, whose in curves.columns}
     source = ColumnDataSource(data)
-    panels: list[Any] = []
+    drawn: list[Any] = []
     lines: dict[str, list[Any]] = {}
     for name in names:
         panel = figure(
@@ -141,7 +168,7 @@ def html(
             x_axis_type="datetime",
             y_axis_label=name,
             tools="pan,xwheel_zoom,box_zoom,reset,save",
-            **({"x_range": panels[0].x_range} if panels else {}),
+            **({"x_range": drawn[0].x_range} if drawn else {}),
         )
         for whose in curves[name].columns:
             line = panel.line(
@@ -168,20 +195,22 @@ def html(
                 formatters={"@time": "datetime"},
             )
         )
-        panels.append(panel)
+        drawn.append(panel)
     # One legend above all panels, so that it covers no data; a click on a name hides
     # the line in the first panel, and the links hide it in the others.
     items = [LegendItem(label=whose, renderers=[ls[0]]) for whose, ls in lines.items()]
     legend = Legend(
         items=items, orientation="horizontal", spacing=16, click_policy="hide"
     )
-    panels[0].add_layout(legend, "above")
+    drawn[0].add_layout(legend, "above")
     for first, *others in lines.values():
         for other in others:
             first.js_link("visible", other, "visible")
-    panels[0].title.text = f"{title}, {subtitle}" if subtitle else title
-    panels[-1].xaxis.axis_label = axis
-    page = gridplot(
-        [[panel] for panel in panels], sizing_mode="stretch_width", merge_tools=True
+    drawn[0].title.text = title
+    drawn[-1].xaxis.axis_label = axis
+    return gridplot(
+        [[panel] for panel in drawn],
+        sizing_mode="stretch_width",
+        merge_tools=True,
+        toolbar_options={"logo": None},
     )
-    path.write_text(file_html(page, INLINE, title), encoding="utf-8")

@@ -17,6 +17,7 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -27,6 +28,7 @@ from tensair_dask.interrupts import Interrupts, kept_from_children
 from tensair_dask.joining import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.pace import Pace
 from tensair_dask.programs import execute
+from tensair_dask.run_page import Table, written
 from tensair_dask.tally import Tally
 from tensair_dask.terminal import LiveLine, View
 
@@ -62,6 +64,14 @@ class Run:
         standard error.
     debug
         Show tracebacks and the logs of the cluster.
+    report
+        Where to write a page that tells of the run; None for nowhere.
+    command
+        How it was called.
+    title
+        What it does, if the pipeline says so.
+    trainer
+        The trainer that is watched, for the page.
     """
 
     records: str = "records"
@@ -71,7 +81,11 @@ class Run:
     limit: int | None = None
     as_json: bool = False
     debug: bool = False
+    report: Path | None = None
 
+    command: str = field(default="", init=False, repr=False)
+    title: str = field(default="", init=False, repr=False)
+    trainer: Any = field(default=None, init=False, repr=False)
     console: Console = field(init=False, repr=False)
     interrupts: Interrupts = field(default_factory=Interrupts, init=False, repr=False)
     tally: Tally = field(default_factory=Tally, init=False, repr=False)
@@ -157,6 +171,7 @@ class Run:
         view
             What the line shows.
         """
+        self.trainer = trainer
         sink = reports.sink(self.tally.add)
         self.tally.start()
         try:
@@ -208,6 +223,14 @@ class Run:
             await pace.wait(count(item))
             await source.emit(item)
 
+    def tables(self) -> list[Table]:
+        """Results for the page of the run; other kinds of runs have some."""
+        return []
+
+    def figures(self) -> list[tuple[str, Any]]:
+        """Titles and bokeh figures for the page of the run; the same."""
+        return []
+
     @classmethod
     def options(cls, records: str, rate: float | None) -> list[Any]:
         """Make the click options of the fields.
@@ -238,6 +261,12 @@ class Run:
                 is_flag=True,
                 help="Print the result as JSON on standard output, all else on "
                 "standard error.",
+            ),
+            click.option(
+                "--report",
+                type=click.Path(path_type=Path),
+                help="Write a page that tells of the whole run, one HTML file that "
+                "opens without a network.",
             ),
             click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
         ]
@@ -312,7 +341,9 @@ def command(
 
     def decorate(main: Callable[[AnyRun], Awaitable[None]]) -> click.Command:
         def callback(**chosen: Any) -> None:
-            sys.exit(_execute(main, kind(records=records, **chosen)))
+            run = kind(records=records, **chosen)
+            run.command = click.get_current_context().command_path
+            sys.exit(_execute(main, run))
 
         callback.__doc__ = main.__doc__
         decorated: Callable[..., Any] = callback
@@ -325,7 +356,7 @@ def command(
 
 def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     """Run a pipeline; the exit code."""
-    with kept_from_children():
+    with written(run), kept_from_children():
         return execute(
             lambda: main(run),
             run.interrupts,

@@ -7,14 +7,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tensair_dask import plots, terminal
-from tensair_dask.prequential import Prequential, Scores
+from tensair_dask.prequential import MODEL, Prequential, Scores
+from tensair_dask.run_page import Table
 from tensair_dask.running import Run
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class ScoredRun(Run):
     save_to: Path | None = None
     output: Path = Path("tensair-output")
 
+    scores: Prequential | None = field(default=None, init=False, repr=False)
+    times: Any = field(default=None, init=False, repr=False)
+    axis: str = field(default="time", init=False, repr=False)
+
     def watch_scores(
         self, trainer: Any, reports: Any, scores: Prequential, times: np.ndarray
     ) -> contextlib.AbstractContextManager[None]:
@@ -58,6 +63,7 @@ class ScoredRun(Run):
         times
             When each record of the stream was made; the length says how many come.
         """
+        self.scores, self.times = scores, times
         view = terminal.ScoresView(self.tally, trainer, scores, times, self.records)
         return self.watch(trainer, reports, view)
 
@@ -97,6 +103,8 @@ class ScoredRun(Run):
         axis
             What ``times`` are.
         """
+        self.scores, self.times = scores, times
+        self.title, self.axis = title, axis
         if not scores.records:
             self.say("Nothing was learned.")
             return
@@ -135,6 +143,40 @@ class ScoredRun(Run):
             "replicas": self.tally.replicas(),
             "files": self.files,
         }
+
+    def tables(self) -> list[Table]:
+        """Scores of the model beside those of the baselines."""
+        scores = self.scores
+        if scores is None or not scores.records:
+            return []
+        rows = {MODEL: scores.overall(), f"{MODEL}, the newest": scores.recent()}
+        rows |= scores.baselines()
+        columns = [self.records, "accuracy", "log loss", "AUC"]
+        note = (
+            "Every prediction was scored before its record was learned. The newest: "
+            f"the last {scores.window:,} {self.records}."
+        )
+        return [
+            Table(
+                "Scores",
+                ["who", *columns],
+                [
+                    (name, one.records, one.accuracy, one.log_loss, one.auc)
+                    for name, one in rows.items()
+                ],
+                note,
+            )
+        ]
+
+    def figures(self) -> list[tuple[str, Any]]:
+        """Scores along the stream."""
+        scores = self.scores
+        if scores is None or not scores.records:
+            return []
+        curves = scores.curves()
+        moments = self.times[curves.index.to_numpy() - 1]
+        title = f"Scores over the last {scores.window:,} {self.records}"
+        return [(title, plots.panels(curves, moments, axis=self.axis))]
 
     @classmethod
     def options(cls, records: str, rate: float | None) -> list[Any]:

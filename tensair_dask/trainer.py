@@ -16,7 +16,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from distributed import Client
@@ -41,11 +41,18 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.live_view import Monitor
+from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.telemetry.counters import plain
+from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
+from tensair_dask.telemetry.curves import Curves
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
+
+if TYPE_CHECKING:
+    from tensair_dask.charts import Plot
 
 __all__ = ["ReplicaInfo", "Trainer"]
 
@@ -191,10 +198,17 @@ class Trainer:
         self._settings = Settings.configured(share, compression, staleness)
         self._history = History(int(config.get("history")))
         self._events = Events()
+        self._curves = Curves(
+            list(metrics or {}),
+            self._now,
+            config.get_seconds("curves.interval"),
+            int(config.get("curves.rows")),
+        )
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
         self._handles: list[ReplicaHandle] = []
+        self._last_counts: dict[str, Any] = {}
         self._awaited: set[asyncio.Future[Report]] = set()
         # Questions that a replica has not answered, by its actor key; and how many
         # predictions there may be among them, of one replica until all have started.
@@ -202,6 +216,7 @@ class Trainer:
         self.max_predictions = _max_predictions()
         self._index = 0
         self._state = "new"
+        self._monitor: Monitor | None = None
         self._starting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._reporter = Reporter(
@@ -252,7 +267,13 @@ class Trainer:
         self.max_predictions *= len(self._handles)
         self._predicting = asyncio.Semaphore(self.max_predictions)
         self._watching = asyncio.ensure_future(self._watch())
+        self._curves.begin()
         self._state = "open"
+
+    def _now(self) -> dict[str, float]:
+        """What each row of the curves is told besides the reports."""
+        alive = sum(lane.alive for lane in self._dispatcher.lanes)
+        return {"backlog": self.backlog, "lag": self.lag, "replicas": alive}
 
     def _told(self) -> dict[str, Any]:
         """What the scheduler is told once a second."""
@@ -400,14 +421,15 @@ class Trainer:
             )
         report = Report.refused(index, 0, error)
         report.time = time.time()
-        self._record(item, report)
+        self._record(item, report, time.monotonic())
         return deliver(report)
 
     def _observe(self, pending: Pending, report: Report) -> None:
-        self._record(pending.item, report)
+        self._record(pending.item, report, pending.taken)
 
-    def _record(self, item: Any, report: Report) -> None:
+    def _record(self, item: Any, report: Report, taken: float) -> None:
         self._history.append(report)
+        self._curves.observe(report, taken)
         if report.error is not None:
             self.dead_letters.append(
                 DeadLetter(
@@ -600,6 +622,65 @@ class Trainer:
         return self._history.frame()
 
     @property
+    def curves(self) -> pd.DataFrame:
+        """The whole run as a DataFrame: speed, loss, metrics, staleness, backlog.
+
+        One row a stretch, which ends at ``time`` (UTC) and lasts ``seconds``: a quarter
+        of a second, or longer where steps or the run are (the finest resolution
+        that holds the run is given). Counts between rows are exact.
+        ``samples_per_second``, ``steps_per_second`` (mini-batches) and each metric
+        are means over it, ``loss`` with ``loss_min`` and ``loss_max`` of a
+        mini-batch; ``backlog`` and ``lag`` are its largest; ``dead_letters``,
+        ``replicas`` (alive), ``steps`` and ``samples`` are how many there are at its
+        end. Stretches with nothing to learn are there, with speed 0 and no loss.
+        """
+        return self._look(self._curves.frame)
+
+    @property
+    def status(self) -> str:
+        """``"starting"``, ``"open"`` or ``"closed"``."""
+        return "starting" if self._state == "new" else self._state
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Link to the training on Dask's dashboard, or to the dashboard; or None."""
+        dashboard, training = self._look(lambda: dashboard_link(self))
+        return training or dashboard
+
+    def plot(self, title: str | None = None) -> Plot:
+        """Draw `curves` and `events` as they are now.
+
+        Parameters
+        ----------
+        title
+            Above the panels; None for the name of the trainer.
+
+        Returns
+        -------
+        plot
+            Shows itself in a notebook; ``plot.save("plot.html")`` writes a page that
+            opens without a network.
+        """
+        from tensair_dask.charts import Plot
+
+        metrics = list(self._recipe.metrics)
+        return Plot(self.curves, self.events, metrics, title or self.name)
+
+    def monitor(self) -> Monitor:
+        """Show how training goes, in place, once a second until the trainer closes.
+
+        In a notebook below the cell, in a script at the bottom of the terminal. It
+        does not wait: feed the trainer in the next lines or cells. It ends with
+        ``.stop()``, when the trainer is closed, or when the kernel is interrupted;
+        it never disturbs the training.
+        """
+        if self._monitor is not None:
+            self._monitor.stop()
+        self._monitor = Monitor(self)
+        self._look(self._monitor.start)
+        return self._monitor
+
+    @property
     def backlog(self) -> int:
         """Mini-batches that were given and have not been reported."""
         return self._dispatcher.backlog
@@ -681,6 +762,7 @@ class Trainer:
     async def _close(self) -> None:
         if self._state == "closed":
             return
+        self._curves.end()
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
@@ -699,9 +781,12 @@ class Trainer:
                 logger.warning("A replica did not close within %g s", limit)
                 task.cancel()
             await asyncio.gather(*closing, return_exceptions=True)
-        await self._reporter.close(_last_counts(alive, closing))
+        self._last_counts = _last_counts(alive, closing)
+        await self._reporter.close(self._last_counts)
         for handle in self._handles:
             handle.release()
+        if self._monitor is not None:
+            await self._monitor.ended()
 
     @property
     def _client_is_closed(self) -> bool:
@@ -731,6 +816,11 @@ class Trainer:
         finally:
             await self._close()
 
+    def _repr_html_(self) -> str:
+        from tensair_dask import notebook
+
+        return notebook.draw(self._look(lambda: look_at(self)))
+
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
         return (
@@ -743,10 +833,21 @@ class Trainer:
     def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         if self._client_is_closed and not self.client.asynchronous:
             if function == self._close:
+                self._curves.end()
                 self._state = "closed"
                 return None
             raise self._client_closed()
         return self.client.sync(function, *args)
+
+    def _look(self, function: Callable[[], Any]) -> Any:
+        """Call it on the client's event loop, to which all that is here belongs."""
+        if self.client.asynchronous or self._client_is_closed:
+            return function()
+
+        async def look() -> Any:
+            return function()
+
+        return self.client.sync(look)
 
     def _alive(self) -> list[ReplicaHandle]:
         return [handle for handle in self._handles if self._lane(handle).alive]
@@ -903,10 +1004,10 @@ def _check_arguments(
             "metrics must map names to callables (prediction, target) -> scalar, for "
             "example metrics={'accuracy': tensair_dask.metrics.accuracy}."
         )
-    if taken := set(COLUMNS) & set(metrics or ()):
+    if taken := {*COLUMNS, *OF_CURVES} & set(metrics or ()):
         raise ConfigurationError(
             f"metrics={sorted(taken)} was given, which are columns of trainer.history "
-            "already. Give other names."
+            "or trainer.curves already. Give other names."
         )
     if max_in_flight is not None and (
         not isinstance(max_in_flight, int) or max_in_flight < 1

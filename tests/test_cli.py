@@ -94,6 +94,7 @@ def test_dead_scheduler_exits_1_with_one_line():
 def test_a_run(tmp_path):
     options = ["--limit", "3000", "--workers", "2", "--rate", "max", "--json"]
     options += ["--output", str(tmp_path / "plots"), "--save", str(tmp_path / "saved")]
+    options += ["--report", str(tmp_path / "report.html")]
     done = subprocess.run([*FLIGHTS, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Dashboard: http://127.0.0.1:" in done.stderr
@@ -110,6 +111,11 @@ def test_a_run(tmp_path):
     assert set(result["files"]) == {"html", "png", "model", "scores"}
     for path in result["files"].values():
         assert Path(path).stat().st_size > 0
+
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Arrives 15 minutes late or more" in report
+    assert "same as previous" in report
+    assert "Scores over the last 10,000 flights" in report
 
     from tensair_dask.pipelines.flights import FlightModel
 

@@ -17,14 +17,17 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "errors", "config"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
+    ["files", "templates"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["dashboard"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],
+    ["charts", "overview"],
+    ["notebook", "live_view"],
     ["cluster", "trainer"],
     ["streams"],
-    ["joining", "plots", "terminal", "interrupts", "programs", "running", "scored"],
-    ["monitor"],
+    ["joining", "plots", "terminal", "interrupts", "programs"],
+    ["run_page", "running", "scored", "monitor"],
     ["cli", "__main__"],
     ["pipelines"],
 ]
@@ -32,11 +35,13 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
 # Who may import what, at module level or within functions.
 ONLY_IN = {
-    "bokeh": {"plots", "dashboard"},
+    "bokeh": {"plots", "charts", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
-    "rich": {"terminal", "cli", "running", "monitor", "pipelines"},
+    "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
+    "IPython": {"live_view"},
+    "jinja2": {"templates"},
 }
 
 

@@ -1,0 +1,72 @@
+"""Pages in a real browser without a network, where there is one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_charts import curves, events
+
+from tensair_dask.charts import Plot
+from tensair_dask.run_page import Ending, Page
+from tensair_dask.running import Run
+
+chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(chromium is None, reason="needs chromium"),
+]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def pages(tmp_path) -> dict[str, Path]:
+    """A plot, the same in the frame of a notebook, and the page of a run."""
+    plot = Plot(curves(accuracy=0.5), events("drift", "note"), ["accuracy"])
+    frame = f"<!DOCTYPE html><meta charset=utf-8><p>Cell</p>{plot._repr_html_()}"
+    run = Page(Run(), Ending("finished", "Finished."), 0.0, 1.0).html()
+    texts = {"plot": plot.html(), "frame": frame, "run": run}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: tmp_path / f"{name}.html" for name in texts}
+
+
+@pytest.mark.parametrize("width", [1400, 900, 390])
+@pytest.mark.parametrize("name", ["plot", "frame", "run"])
+def test_a_page_is_whole_without_a_network(browser, pages, name, width):
+    page = browser.new_page(viewport={"width": width, "height": 700}, offline=True)
+    asked: list[str] = []
+    failed: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto(pages[name].as_uri())
+    inside = page.frames[-1]
+    if name != "run":
+        inside.wait_for_function(
+            "window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
+        )
+        drawn = inside.evaluate("document.querySelectorAll('figure').length")
+        assert drawn == 6
+        heights = inside.evaluate(
+            "[document.body.scrollHeight, document.documentElement.clientHeight]"
+        )
+        if name == "frame":
+            assert heights[0] <= heights[1] <= heights[0] + 100, "it fits its frame"
+    wide = inside.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width, "nothing stands out to the right"
+    own = ("file://", "data:", "blob:", "about:")
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert failed == []
+    page.close()
