@@ -41,7 +41,7 @@ ONLY_IN = {
     "click": {"cli", "programs", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
     "IPython": {"live_view"},
-    "jinja2": {"templates"},
+    "jinja2": {"dashboard", "templates"},
 }
 
 
