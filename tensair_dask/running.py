@@ -356,9 +356,14 @@ def command(
 
 def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     """Run a pipeline; the exit code."""
-    with written(run), kept_from_children():
+
+    async def reported() -> None:
+        with written(run):
+            await main(run)
+
+    with kept_from_children():
         return execute(
-            lambda: main(run),
+            reported,
             run.interrupts,
             debug=run.debug,
             interrupted=lambda: run.say("Interrupted."),

@@ -782,7 +782,13 @@ class Trainer:
                 task.cancel()
             await asyncio.gather(*closing, return_exceptions=True)
         self._last_counts = _last_counts(alive, closing)
-        await self._reporter.close(self._last_counts)
+        await self._reporter.close(
+            {
+                handle.name: (handle.place.address, self._last_counts[handle.name])
+                for handle in alive
+                if handle.name in self._last_counts
+            }
+        )
         for handle in self._handles:
             handle.release()
         if self._monitor is not None:
@@ -1033,9 +1039,9 @@ def _name_of(model: Any) -> str:
 def _last_counts(
     handles: list[ReplicaHandle], closing: Sequence[asyncio.Future[Any]]
 ) -> dict[str, Any]:
-    """What the replicas answered when they were closed; see `Telemetry.close`."""
+    """What the replicas answered when they were closed, by name."""
     return {
-        handle.name: (handle.place.address, work.result())
+        handle.name: work.result()
         for handle, work in zip(handles, closing, strict=True)
         if work.done() and not work.cancelled() and work.exception() is None
     }

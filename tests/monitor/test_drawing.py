@@ -19,13 +19,15 @@ STEPS_A_SECOND = 10
 def snapshot(seconds, steps):
     return {
         "at": 100.0 + seconds,
+        "began": 100.0,
+        "loss_rest": 0.0,
         "steps": steps,
         "samples": 64 * steps,
         "refused": 0,
         "predictions": 0,
         "busy": 0.5 * seconds,
         "loss": 64 * steps * 0.25,
-        "metrics": {"accuracy": [64 * steps * 0.75, 64 * steps]},
+        "metrics": {"accuracy": [64 * steps * 0.75, 0.0, 64 * steps]},
         "sent": steps,
         "received": steps,
         "sent_bytes": 1000 * steps,
