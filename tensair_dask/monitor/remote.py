@@ -150,7 +150,12 @@ class RemoteTelemetry:
         told = await self._ask(recent)
         if told is None:  # somebody has taken the plugin away
             await self._install()
-            told = await self._ask(recent) or {}
+            told = await self._ask(recent)
+        if told is None:
+            raise ClusterError(
+                f"The scheduler at {self.address} has no tensair-dashboard plugin any "
+                "more. Let whoever unregisters it leave it there."
+            )
         page = told.pop("page", None)
         link = self._link
         if link is not None and page is not None:

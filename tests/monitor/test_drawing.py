@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from types import SimpleNamespace
 
@@ -11,35 +12,42 @@ from rich.console import Console
 from tensair_dask.monitor.drawing import RECENT, drawing
 from tensair_dask.monitor.replica_table import chosen
 from tensair_dask.monitor.sparkline import PLAIN
+from tensair_dask.telemetry.counters import Counters
 from tensair_dask.telemetry.scheduler import Telemetry
 
 STEPS_A_SECOND = 10
 
 
-def snapshot(seconds, steps):
-    return {
-        "at": 100.0 + seconds,
-        "began": 100.0,
-        "loss_rest": 0.0,
-        "steps": steps,
-        "samples": 64 * steps,
-        "refused": 0,
-        "predictions": 0,
-        "busy": 0.5 * seconds,
-        "loss": 64 * steps * 0.25,
-        "metrics": {"accuracy": [64 * steps * 0.75, 0.0, 64 * steps]},
-        "sent": steps,
-        "received": steps,
-        "sent_bytes": 1000 * steps,
-        "received_bytes": 1000 * steps,
-        "staleness_mean": 1.5,
-        "staleness_p95": 3,
-        "staleness_max": 4,
-        "age_p95": 0.1,
-        "version": 2 * steps,
-        "device": "cpu",
-        "trainer": "m",
-    }
+class Replica:
+    """What one replica counts and what its exchange tells, without the replica."""
+
+    def __init__(self, metrics):
+        self.counters = Counters(metrics)
+
+    def learn(self, steps):
+        values = [0.75] * min(1, len(self.counters.metrics))
+        values += [math.nan] * (len(self.counters.metrics) - 1)
+        for _ in range(steps):
+            self.counters.learned(64, 0.25, values, 0.0)
+
+    def snapshot(self, seconds):
+        steps = self.counters.steps
+        return {
+            **self.counters.snapshot(),
+            "at": 100.0 + seconds,
+            "busy": 0.5 * seconds,
+            "sent": steps,
+            "received": steps,
+            "sent_bytes": 1000 * steps,
+            "received_bytes": 1000 * steps,
+            "staleness_mean": 1.5,
+            "staleness_p95": 3,
+            "staleness_max": 4,
+            "age_p95": 0.1,
+            "version": 2 * steps,
+            "device": "cpu",
+            "trainer": "m",
+        }
 
 
 class Cluster:
@@ -57,11 +65,12 @@ class Cluster:
             run_id, {"state": "open", "backlog": 3, "lag": 0.2, "dead_letters": 0}
         )
         record = self.telemetry.trainers[run_id]
+        learning = [Replica(metrics) for _ in range(replicas)]
         for seconds in range(20):
-            for number in range(replicas):
-                speed = STEPS_A_SECOND * (0.5 if number in slow else 1)
-                speed = 0 if number in waiting else speed
-                told = snapshot(seconds, int(100 + speed * seconds))
+            for number, replica in enumerate(learning):
+                if number not in waiting:
+                    replica.learn(STEPS_A_SECOND // (2 if number in slow else 1))
+                told = replica.snapshot(seconds)
                 record.observe(f"replica-{number}", self.address(number), told)
             record.sample(replicas)
         return record
@@ -104,7 +113,7 @@ def test_a_page_tells_how_training_stands():
     assert "backlog 3   lag 200 ms   dead letters 0   predictions/s 0" in page
     assert re.search(r"samples/s  ▁+█+ +loss ", page)
     assert re.search(
-        r"replica-1 10\.0\.0\.1:40001 cpu +290 +640 +50 % +1\.5 +100 ms learning", page
+        r"replica-1 10\.0\.0\.1:40001 cpu +200 +640 +50 % +1\.5 +100 ms learning", page
     )
 
 
@@ -221,7 +230,7 @@ def test_what_looks_like_markup_is_only_text():
     cluster.telemetry.event(event)
     page = cluster.page()
     assert "[red]name[/red]  open" in page
-    assert "[bold] -" in page
+    assert "[bold] 0.75" in page
     assert "note  [/] a b" in page
     assert "\x1b" not in page
 
