@@ -224,7 +224,7 @@ class predict(_TrainerNode):
         while passing and passing[0].done():
             passing.popleft()
         before = passing[-1] if passing else None
-        most = self.trainer.max_predictions
+        most = self.trainer._most_predictions
         room = passing[-most] if len(passing) >= most else None
         passing.append(asyncio.get_running_loop().create_future())
         return before, room

@@ -213,7 +213,7 @@ class Trainer:
         # Questions that a replica has not answered, by its actor key; and how many
         # predictions there may be among them, of one replica until all have started.
         self._under_way: Counter[str] = Counter()
-        self.max_predictions = _max_predictions()
+        self._most_predictions = _max_predictions()
         self._index = 0
         self._state = "new"
         self._monitor: Monitor | None = None
@@ -264,8 +264,8 @@ class Trainer:
             raise
         for handle in self._handles:
             self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
-        self.max_predictions *= len(self._handles)
-        self._predicting = asyncio.Semaphore(self.max_predictions)
+        self._most_predictions *= len(self._handles)
+        self._predicting = asyncio.Semaphore(self._most_predictions)
         self._watching = asyncio.ensure_future(self._watch())
         self._curves.begin()
         self._state = "open"
