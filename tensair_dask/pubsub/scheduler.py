@@ -53,12 +53,14 @@ class PubSubScheduler(SchedulerPlugin):
         self.topics: dict[str, dict[str, dict[str, Member]]] = {}
         self.views: dict[str, View] = {}
 
-    def start(self, scheduler: Any) -> None:
-        """Install the handlers.
+    async def start(self, scheduler: Any) -> None:
+        """Install the handlers; only once.
 
-        Not a coroutine: two processes that register this plugin at the same time
-        would otherwise both get it started.
+        Waits for nothing: of two processes that register this plugin at the same time,
+        both would otherwise get theirs started.
         """
+        if self.scheduler is not None:  # a scheduler starts what was preloaded again
+            return
         self.scheduler = scheduler
         # One count for all topics, so that a topic that was empty for a while does
         # not begin anew below the numbers that its members remember.

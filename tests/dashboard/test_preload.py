@@ -9,12 +9,13 @@ import pytest
 
 
 @pytest.mark.processes
-def test_a_scheduler_may_have_the_plugin_from_the_start(tmp_path):
+def test_a_scheduler_may_have_the_plugins_from_the_start(tmp_path):
     file = tmp_path / "scheduler.json"
     line = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     line += ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
     line += ["--dashboard-address", "127.0.0.1:0"]
     line += ["--preload", "tensair_dask.dashboard.preload"]
+    line += ["--preload", "tensair_dask.pubsub.scheduler"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         try:
             told = b""

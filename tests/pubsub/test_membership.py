@@ -32,10 +32,10 @@ class Scheduler:
     client_send = worker_send
 
 
-def plugin():
+async def plugin():
     scheduler = Scheduler()
     half = PubSubScheduler()
-    half.start(scheduler)
+    await half.start(scheduler)
     return scheduler, half
 
 
@@ -49,7 +49,7 @@ def numbers(scheduler):
 
 def test_every_change_has_a_larger_number_and_is_told_to_all_members():
     async def run():
-        scheduler, half = plugin()
+        scheduler, half = await plugin()
         await half.register("t", "publishers", member("p"), 1)
         await half.register("t", "publishers", member("q", "tcp://b:1"), 1)
         await half.unregister(["q"])
@@ -63,7 +63,7 @@ def test_every_change_has_a_larger_number_and_is_told_to_all_members():
 
 def test_a_topic_that_was_empty_goes_on_counting():
     async def run():
-        scheduler, half = plugin()
+        scheduler, half = await plugin()
         await half.register("t", "publishers", member("p"), 1)
         await half.unregister(["p"])
         await half.register("t", "publishers", member("q"), 1)
@@ -74,7 +74,7 @@ def test_a_topic_that_was_empty_goes_on_counting():
 
 def test_registering_twice_changes_nothing():
     async def run():
-        scheduler, half = plugin()
+        scheduler, half = await plugin()
         first = await half.register("t", "publishers", member("p"), 1)
         assert await half.register("t", "publishers", member("p"), 1) == first
         assert len(scheduler.sent) == 1
@@ -84,7 +84,7 @@ def test_registering_twice_changes_nothing():
 
 def test_a_registration_that_comes_after_its_end_is_refused():
     async def run():
-        scheduler, half = plugin()
+        scheduler, half = await plugin()
         await half.unregister(["p"])
         answer = await half.register("t", "publishers", member("p"), 1)
         assert answer == {"status": "gone"}
@@ -96,7 +96,7 @@ def test_a_registration_that_comes_after_its_end_is_refused():
 
 def test_the_memory_of_ends_is_bounded():
     async def run():
-        _, half = plugin()
+        _, half = await plugin()
         await half.unregister([str(number) for number in range(20_000)])
         assert len(half._gone) == 10_000
 
@@ -105,7 +105,7 @@ def test_the_memory_of_ends_is_bounded():
 
 def test_a_process_that_is_not_connected_cannot_register():
     async def run():
-        _, half = plugin()
+        _, half = await plugin()
         answer = await half.register("t", "publishers", member("p", "tcp://x:1"), 1)
         assert answer == {"status": "unknown"}
 
@@ -114,7 +114,7 @@ def test_a_process_that_is_not_connected_cannot_register():
 
 def test_a_subscriber_waits_for_the_publishers_to_know_it():
     async def run():
-        _, half = plugin()
+        _, half = await plugin()
         await half.register("t", "publishers", member("p"), 1)
         await half.register("t", "publishers", member("q", "tcp://b:1"), 1)
         subscriber = member("s", "Client-1", "client")
@@ -135,7 +135,7 @@ def test_a_subscriber_waits_for_the_publishers_to_know_it():
 
 def test_a_publisher_that_does_not_answer_is_named():
     async def run():
-        _, half = plugin()
+        _, half = await plugin()
         await half.register("t", "publishers", member("p"), 1)
         answer = await half.register("t", "subscribers", member("s"), 0.01)
         assert answer["status"] == "ok"
@@ -146,7 +146,7 @@ def test_a_publisher_that_does_not_answer_is_named():
 
 def test_a_message_for_a_client_that_leaves_is_answered():
     async def run():
-        scheduler, half = plugin()
+        scheduler, half = await plugin()
         subscriber = member("s", "Client-1", "client")
         await half.register("t", "subscribers", subscriber, 1)
         answers = [
