@@ -26,8 +26,6 @@ import psutil
 import torch
 from distributed import Client
 from measure import Load, Spread, child_environment, environment
-
-# from predicting import predict_latency
 from report import table
 from torch import nn
 from viewers import FLAGS, viewing
@@ -390,10 +388,6 @@ def render(data: dict[str, Any], markdown: bool) -> str:
         rows.append(_row(f"opening {name}: loop stands still (s)", wanted, gaps))
     if "delay" in data:
         rows.append(_row("step to browser (s)", "<= 2", data["delay"]))
-    if "predict" in data:
-        for name, wanted in (("p50_ms", "<= 5"), ("p99_ms", "<= 25")):
-            values = [each[name] for each in data["predict"]]
-            rows.append(_row(f"predict while training, {name}", wanted, values))
     loads = [
         each["load"]["other_cores"]
         for name in data

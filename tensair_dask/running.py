@@ -172,6 +172,8 @@ class Run:
             What the line shows.
         """
         self.trainer = trainer
+        if trainer.dashboard_link is not None:
+            self.say(f"Watch it learn: {trainer.dashboard_link}")
         sink = reports.sink(self.tally.add)
         self.tally.start()
         try:

@@ -98,6 +98,7 @@ def test_a_run(tmp_path):
     done = subprocess.run([*FLIGHTS, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Dashboard: http://127.0.0.1:" in done.stderr
+    assert re.search(r"Watch it learn: http://127.0.0.1:\d+/training\n", done.stderr)
     assert "same as previous" in done.stderr
     assert "Traceback" not in done.stderr
 
