@@ -23,6 +23,9 @@ from tensair_dask.telemetry.trainers import METRICS, SLOTS
 __all__ = ["CHARTS", "Charts"]
 
 
+_METRICS = "Metrics before learning"
+
+
 class Charts:
     """Makes the charts of one document; they share sources, time range and style.
 
@@ -82,7 +85,7 @@ class Charts:
 
     def loss(self) -> Any:
         """Draw the loss before learning, of all replicas and of each."""
-        chart = self._figure("Loss before learning (mean of 2 s)")
+        chart = self._figure("Loss before learning")
         band = self._band(chart, "loss_least", "loss_most")
         replicas = self._replicas(chart, "loss")
         mean = self._line(chart, "loss")
@@ -98,7 +101,7 @@ class Charts:
 
     def metrics(self) -> Any:
         """Draw the trainer's first metrics, before learning."""
-        chart = self._figure("Metrics before learning (mean of 2 s)")
+        chart = self._figure(_METRICS)
         lines = [
             self._line(chart, f"metric_{number}", colour, dash)
             for number, colour, dash in zip(
@@ -107,14 +110,17 @@ class Charts:
         ]
         items = [_item("", line, visible=False) for line in lines]
         self._place(chart, Legend(items=items, orientation="horizontal"), "above")
-        self._relabel.append(lambda: self._name_metrics(items))
+        self._relabel.append(lambda: self._name_metrics(chart.title, items))
         for number, line in enumerate(lines):
             self._hover(chart, line, ("$name", f"metric_{number}", "0.0000"))
         return chart
 
-    def _name_metrics(self, items: list[LegendItem]) -> None:
+    def _name_metrics(self, title: Any, items: list[LegendItem]) -> None:
         record = self.feed.record
         names = record.metrics[:METRICS] if record is not None else []
+        text = _METRICS if names or record is None else f"{_METRICS}: none were given"
+        if title.text != text:
+            title.text = text
         for number, item in enumerate(items):
             _show(item, names[number] if number < len(names) else "")
 

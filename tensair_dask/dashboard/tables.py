@@ -26,6 +26,11 @@ WAITING = """<div style="font-size:14px">No trainer has run on this cluster yet.
 It shows here as soon as one starts:
 <code>tensair_dask.Trainer(client, model=..., ...)</code></div>"""
 
+_VALUE = (
+    "font-size:17px;font-weight:600;"
+    "max-width:240px;overflow:hidden;text-overflow:ellipsis"
+)
+
 # More rows than a person looks at.
 ROWS = 200
 NEWEST = 50
@@ -67,7 +72,8 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
     return "".join(
         f'<div style="display:inline-block;margin:0 18px 0 0;white-space:nowrap">'
         f'<div style="font-size:11px;color:#555">{html.escape(name)}</div>'
-        f'<div style="font-size:17px;font-weight:600">{html.escape(value)}</div></div>'
+        f'<div style="{_VALUE}" title="{html.escape(value)}">{html.escape(value)}</div>'
+        "</div>"
         for name, value in cells
     )
 
