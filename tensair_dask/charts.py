@@ -318,9 +318,13 @@ class _Drawing:
         figure.add_tools(
             HoverTool(
                 renderers=[lines, signs],
-                tooltips=[("@kind", "@text"), ("UTC", "@time{%F %T}")],
+                tooltips=[
+                    ("event", "@kind"),
+                    ("what", "@text"),
+                    ("UTC", "@time{%F %T}"),
+                ],
                 formatters={"@time": "datetime"},
-                line_policy="nearest",
+                attachment="vertical",  # that of the curve stands beside it
             )
         )
 

@@ -626,13 +626,16 @@ class Trainer:
         """The whole run as a DataFrame: speed, loss, metrics, staleness, backlog.
 
         One row a stretch, which ends at ``time`` (UTC) and lasts ``seconds``: a quarter
-        of a second, or longer where steps or the run are (the finest resolution
-        that holds the run is given). Counts between rows are exact.
-        ``samples_per_second``, ``steps_per_second`` (mini-batches) and each metric
-        are means over it, ``loss`` with ``loss_min`` and ``loss_max`` of a
-        mini-batch; ``backlog`` and ``lag`` are its largest; ``dead_letters``,
-        ``replicas`` (alive), ``steps`` and ``samples`` are how many there are at its
-        end. Stretches with nothing to learn are there, with speed 0 and no loss.
+        of a second, or longer where steps or the run are, since memory is bounded.
+        What lies between any two rows is exact. Stretches with nothing to learn are
+        there, with speed 0 and no loss.
+
+        ``samples_per_second``, ``steps_per_second`` (mini-batches), ``loss`` and each
+        metric are means over the stretch; ``loss_min`` and ``loss_max`` those of a
+        single mini-batch. ``staleness`` is the mean over the steps that came after
+        stale gradients, and ``staleness_max`` the largest. ``backlog`` and ``lag``
+        are the largest that were seen. ``dead_letters``, ``replicas`` (alive),
+        ``steps`` and ``samples`` are how many there were at its end.
         """
         return self._look(self._curves.frame)
 

@@ -19,7 +19,11 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "sinfo", "squeue")
+PROGRAMS = (
+    *("munged", "slurmctld", "slurmd"),
+    *("sbatch", "scancel", "sinfo", "squeue"),
+    "setpriv",
+)
 PATIENCE = 20.0  # seconds for a daemon to start, a job to end
 GPUS = 4  # files that stand for them, so that jobs can ask for --gres=gpu:N
 
@@ -169,7 +173,8 @@ class SlurmLab:
     def _spawn(self, program: str, *arguments: str) -> None:
         with (self._folder / f"{program}.log").open("ab") as log:
             daemon = subprocess.Popen(
-                [program, *arguments],
+                # Where the tests are killed, it ends, too.
+                ["setpriv", "--pdeathsig", "TERM", program, *arguments],
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

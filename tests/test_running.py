@@ -1,12 +1,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
+from collections.abc import Iterator
 
 import click
+import pytest
 from click.testing import CliRunner
 
 from tensair_dask import running
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """A run silences loggers for the rest of its process, here that of all tests."""
+    known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    levels = [logger.level for logger in known]
+    yield
+    for logger, level in zip(known, levels, strict=True):
+        logger.setLevel(level)
 
 
 def test_what_fails_because_ctrl_c_has_cut_it_short_is_no_error():

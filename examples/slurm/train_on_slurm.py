@@ -30,6 +30,8 @@ import dask
 from dask.distributed import Client
 from dask.utils import parse_bytes
 from dask_jobqueue import SLURMCluster
+from dask_jobqueue.slurm import SLURMJob
+from distributed.deploy.spec import ProcessInterface
 
 from tensair_dask import running
 from tensair_dask.errors import ClusterError
@@ -37,6 +39,18 @@ from tensair_dask.pipelines import flights
 from tensair_dask.scored import ScoredRun
 
 Item = TypeVar("Item")
+
+
+class CancelledJob(SLURMJob):
+    """A job that is known to be closed once it is cancelled.
+
+    Of those of dask-jobqueue 0.9 it is not known, and closing a cluster may fail of it.
+    """
+
+    async def close(self) -> None:
+        """Cancel the job."""
+        await super().close()
+        await ProcessInterface.close(self)
 
 
 @dataclass
@@ -112,6 +126,7 @@ class SlurmRun(ScoredRun):
         if self.gpus:
             directives = [*directives, f"--gres=gpu:{self.gpus}"]
         return SLURMCluster(
+            job_cls=CancelledJob,
             queue=self.queue,
             account=self.account,
             interface=self.interface,
