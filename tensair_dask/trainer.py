@@ -39,7 +39,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.learner import Recipe, to_arrays
-from tensair_dask.monitor import Monitor
+from tensair_dask.live_view import Monitor
 from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES

@@ -23,7 +23,7 @@ LEVELS = [
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
     ["dispatch", "training_thread", "replica"],
     ["charts", "overview"],
-    ["notebook", "monitor"],
+    ["notebook", "live_view"],
     ["cluster", "trainer"],
     ["streams"],
     ["plots", "terminal", "interrupts", "run_page", "running", "scored"],
@@ -36,10 +36,10 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 ONLY_IN = {
     "bokeh": {"plots", "charts", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
-    "rich": {"terminal", "cli", "running", "pipelines", "monitor"},
+    "rich": {"terminal", "cli", "running", "pipelines", "live_view"},
     "click": {"cli", "running", "scored", "pipelines"},
     "matplotlib": {"plots"},
-    "IPython": {"monitor"},
+    "IPython": {"live_view"},
     "jinja2": {"templates"},
 }
 
