@@ -35,7 +35,15 @@ class _TrainerNode(Stream):
             kwargs["asynchronous"] = client.asynchronous or None
         super().__init__(upstream, **kwargs)
         self.trainer = trainer
+        # Streams hold what is downstream of them only weakly: without this, a node
+        # whose reports nobody reads would vanish, and nothing be learned.
+        trainer.nodes.add(self)
         self._client_loop = client.loop.asyncio_loop
+
+    def destroy(self, streams: Any = None) -> None:
+        """Take the node out of its stream."""
+        super().destroy(streams)
+        self.trainer.nodes.discard(self)
 
     @property
     def _on_client_loop(self) -> bool:

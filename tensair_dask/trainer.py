@@ -207,6 +207,8 @@ class Trainer:
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
+        # Of the streams that it learns from, until it is closed.
+        self.nodes: set[Any] = set()
         self._handles: list[ReplicaHandle] = []
         self._last_counts: dict[str, Any] = {}
         self._awaited: set[asyncio.Future[Report]] = set()
@@ -273,7 +275,11 @@ class Trainer:
     def _now(self) -> dict[str, float]:
         """What each row of the curves is told besides the reports."""
         alive = sum(lane.alive for lane in self._dispatcher.lanes)
-        return {"backlog": self.backlog, "lag": self.lag, "replicas": alive}
+        return {
+            "backlog": self.backlog,
+            "lag": self._dispatcher.lag(),
+            "replicas": alive,
+        }
 
     def _told(self) -> dict[str, Any]:
         """What the scheduler is told once a second."""
@@ -281,7 +287,7 @@ class Trainer:
             "state": "starting" if self._state == "new" else "open",
             "emitted": self._index,
             "backlog": self.backlog,
-            "lag": self.lag,
+            "lag": self._dispatcher.lag(),
             "dead_letters": self.dead_letters.total,
         }
         if self._handles:
@@ -691,7 +697,7 @@ class Trainer:
     @property
     def lag(self) -> float:
         """Seconds that the oldest of these has waited."""
-        return self._dispatcher.lag()
+        return self._look(self._dispatcher.lag)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -794,6 +800,7 @@ class Trainer:
         )
         for handle in self._handles:
             handle.release()
+        self.nodes.clear()
         if self._monitor is not None:
             await self._monitor.ended()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import threading
+import weakref
 from typing import ClassVar
 
 import numpy as np
@@ -48,6 +50,32 @@ async def test_every_mini_batch_gives_one_report(c, s, a, b):
         await trainer.drain()
     assert sorted(report.index for report in reports) == list(range(200))
     assert all(report.error is None for report in reports)
+
+
+@two()
+async def test_a_stream_is_learned_although_nobody_reads_its_reports(c, s, a, b):
+    trainer = await ta.Trainer(c, **classes())
+    source = Stream(asynchronous=True)
+    source.partition(2).train(trainer)
+    gc.collect()
+    for x, y in class_data(3):
+        for record in zip(x, y, strict=True):
+            await source.emit(record)
+    await trainer.drain()
+    assert sum(each.samples for each in trainer.replicas) == 3 * 16
+    (node,) = trainer.nodes
+    node = weakref.ref(node)
+    await trainer.close()
+    gc.collect()
+    assert node() is None
+
+
+@two()
+async def test_a_node_that_is_destroyed_is_let_go(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        source.train(trainer).destroy()
+        assert not trainer.nodes
 
 
 @two()
