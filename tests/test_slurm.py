@@ -302,10 +302,11 @@ async def test_what_the_user_leaves_out_is_what_the_site_says(
     example, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    site = {"jobqueue.slurm.queue": "long", "jobqueue.slurm.account": "physics"}
-    with dask.config.set(site):
+    site = {"queue": "long", "account": "physics", "scheduler-options.interface": "lo"}
+    with dask.config.set({f"jobqueue.slurm.{key}": site[key] for key in site}):
         async with example.SlurmRun(tls=False).cluster() as cluster:
             script = cluster.job_script()
+            assert "127.0.0.1" in cluster.scheduler_address
     assert "#SBATCH -p long\n#SBATCH -A physics\n" in script
     assert "gres" not in script
     assert "tls" not in script
