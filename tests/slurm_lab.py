@@ -108,6 +108,12 @@ class SlurmLab:
         """Ids of the jobs that wait, run or are ending."""
         return self.run("squeue", "--noheader", "--format=%i").split()
 
+    def states(self) -> dict[str, str]:
+        """State of each job of the last minutes by its id, such as CANCELLED."""
+        everything = ("--states=all", "--format=%i %T")
+        lines = self.run("squeue", "--noheader", *everything).splitlines()
+        return dict(line.split() for line in lines)
+
     def start(self) -> None:
         """Start the daemons and wait until the node takes jobs."""
         self._configure()

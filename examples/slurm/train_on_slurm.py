@@ -6,8 +6,9 @@ see, with an environment that they see::
     pip install "tensair-dask[hpc,demo]"
     python train_on_slurm.py --queue compute --account bio --interface ib0 --jobs 4
 
-What you leave out is taken from your site's ``jobqueue.yaml``, if it has one. Ctrl-C
-ends the stream, learns what has been emitted, shows the scores and cancels the jobs.
+Partition, account and interface that you leave out are those of your site's
+``jobqueue.yaml``, if it has one. Ctrl-C ends the stream, learns what has been emitted,
+shows the scores and cancels the jobs.
 
 `SlurmRun` is the part that knows SLURM. For a model of your own put it in the place of
 ``ScoredRun`` in a pipeline such as ``tensair_dask/pipelines/flights.py``.
@@ -42,9 +43,10 @@ Item = TypeVar("Item")
 
 
 class CancelledJob(SLURMJob):
-    """A job that is known to be closed once it is cancelled.
+    """A job that is marked as closed once it is cancelled.
 
-    Of those of dask-jobqueue 0.9 it is not known, and closing a cluster may fail of it.
+    dask-jobqueue 0.9 forgets to, and now and then Dask takes that for an error when it
+    closes the cluster.
     """
 
     async def close(self) -> None:
@@ -138,7 +140,10 @@ class SlurmRun(ScoredRun):
             log_directory=str(self.logs.resolve()),
             # Others on this machine have dashboards, too: any port that is free. And
             # only from this machine, because it asks for no certificate.
-            scheduler_options={"dashboard_address": "127.0.0.1:0"},
+            scheduler_options={
+                **dask.config.get("jobqueue.slurm.scheduler-options"),
+                "dashboard_address": "127.0.0.1:0",
+            },
             security=self.tls or None,
             shared_temp_directory=str(self.logs.resolve()),
             asynchronous=True,
@@ -150,7 +155,7 @@ class SlurmRun(ScoredRun):
         return max(1, self.gpus)
 
     def in_time(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass on items as long as the jobs have time left."""
+        """Pass on items as long as the jobs have time left; looks as each one comes."""
         for item in items:
             if time.monotonic() > self.deadline:
                 self.say("The walltime is almost over: the stream ends here")
