@@ -75,7 +75,7 @@ def wait_for_the_end(lab: SlurmLab) -> list[str]:
 
 
 def assert_cancelled(lab: SlurmLab, jobs: set[str]) -> None:
-    """Jobs that nobody cancels end, too, once their scheduler is gone: as COMPLETED."""
+    """Jobs that nobody cancels end as well, once their scheduler is gone: otherwise."""
     assert wait_for_the_end(lab) == []
     states = lab.states()
     assert {job: states[job] for job in jobs} == dict.fromkeys(jobs, "CANCELLED")
