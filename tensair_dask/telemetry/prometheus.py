@@ -132,8 +132,7 @@ def export_scheduler(telemetry: Telemetry) -> None:
 
 def export_worker(telemetry: WorkerTelemetry, worker: Any) -> None:
     """Tell of the replicas of a worker from now on, as long as they live."""
-    address = str(getattr(worker, "address", ""))
-    _export(telemetry, functools.partial(_replicas, worker=address))
+    _export(telemetry, functools.partial(_replicas, reference=weakref.ref(worker)))
 
 
 def withdraw(telemetry: Telemetry | WorkerTelemetry) -> None:
@@ -275,14 +274,20 @@ def _now(record: TrainerRecord, workers: int) -> dict[str, float]:
     }
 
 
-def _replicas(telemetry: WorkerTelemetry, worker: str) -> Iterator[Sample]:
+def _replicas(
+    telemetry: WorkerTelemetry, reference: weakref.ref[Any]
+) -> Iterator[Sample]:
+    worker = reference()
+    # Dask may keep a closed worker, and its actors, for as long as the process lives.
+    if worker is None or worker.status.name in ("closing", "closed", "failed"):
+        return
     for run_id, replicas in telemetry.told().items():
         for replica, counts in replicas.items():
             labels = {
                 "trainer": str(counts.get("trainer", "")),
                 "run": run_id[:_DIGITS],
                 "replica": replica,
-                "worker": worker,
+                "worker": str(worker.address),
             }
             for family, count in _COUNTS.items():
                 if count in counts:
