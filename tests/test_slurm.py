@@ -125,6 +125,15 @@ async def workers(client: Client) -> dict[str, str]:
     return {address: worker["name"] for address, worker in known.items()}
 
 
+async def assert_that_workers_know_their_jobs(client: Client, cluster: Any) -> None:
+    """What placement asks of them: the job, and the GPUs that it has."""
+    facts = [facts for facts, _ in (await client.run(look_around, [])).values()]
+    assert {one.job for one in facts} == {
+        job.job_id for job in cluster.workers.values()
+    }
+    assert sorted(one.visible for one in facts) == ["0", "1", "2"]
+
+
 @pytest.mark.processes
 @needs_flights
 @gen_test(timeout=100, config=CONFIG)
@@ -136,6 +145,7 @@ async def test_training_goes_on_when_jobs_come_and_when_one_is_cancelled(lab):
             cores=1,
             processes=1,
             memory="1 GB",
+            job_extra_directives=["--gres=gpu:1"],
             log_directory="logs",
             scheduler_options={"dashboard_address": "127.0.0.1:0"},
             asynchronous=True,
@@ -160,6 +170,7 @@ async def test_training_goes_on_when_jobs_come_and_when_one_is_cancelled(lab):
         three = Course(client)
         async with three.trainer:
             assert len(three.alive) == 3
+            await assert_that_workers_know_their_jobs(client, cluster)
             await three.feed(50)
             names = await workers(client)
             victim = min(three.alive)
@@ -193,9 +204,10 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.processes
 @needs_flights
-def test_the_example_trains_on_jobs_that_have_a_certificate(lab):
+def test_the_example_has_a_replica_for_each_gpu_and_a_certificate(lab):
     before = lab.states().keys()
-    done = run("--jobs", "2", "--limit", "3000", "--json", "--save", "model.pt")
+    options = ("--jobs", "1", "--gpus", "2", "--limit", "3000")
+    done = run(*options, "--json", "--save", "model.pt")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     port = re.search(r"Dashboard: http://127\.0\.0\.1:(\d+)/status", done.stderr)[1]
@@ -208,39 +220,50 @@ def test_the_example_trains_on_jobs_that_have_a_certificate(lab):
     assert sum(one["records"] for one in result["replicas"]) == 3000
     assert Path("model.pt").stat().st_size > 0
     logs = sorted(path.name for path in Path("slurm-logs").iterdir())
-    assert len(logs) == 4, "of each job its output and its errors, no certificate"
-    jobs = lab.states().keys() - before
-    assert len(jobs) == 2
-    assert_cancelled(lab, jobs)
+    assert len(logs) == 2, "the job's output and its errors; no certificate is left"
+    (job,) = lab.states().keys() - before
+    assert_cancelled(lab, {job})
+    assert "gres:gpu:2" in lab.run("scontrol", "show", "job", job)
 
 
 @pytest.mark.processes
 @needs_flights
 def test_ctrl_c_shows_what_was_learned_and_cancels_the_jobs(lab):
-    with in_terminal(command("--rate", "2000", "--window", "500")) as (process, screen):
+    with in_terminal(command("--jobs", "1", "--rate", "2000")) as (process, screen):
         read_until(screen, r"/s  loss 0\.\d+")
-        jobs = set(lab.jobs())
-        assert len(jobs) == 2
+        (job,) = lab.jobs()
         os.killpg(process.pid, signal.SIGINT)
         rest = read_until(screen, None)
         assert process.wait() == 130
     assert "Traceback" not in rest
     assert "same as previous" in rest
-    assert_cancelled(lab, jobs)
+    assert_cancelled(lab, {job})
 
 
 @pytest.mark.processes
-@needs_flights
-def test_ctrl_c_cancels_jobs_that_wait_for_a_node(lab):
+@pytest.mark.parametrize(
+    "last_word", ["ssh -N", "Submitted"], ids=["being submitted", "waiting"]
+)
+@gen_test(timeout=100, config=CONFIG)
+async def test_jobs_are_cancelled_that_have_not_started(lab, example, last_word):
+    before = set(lab.states())
     # The first takes all CPUs of the only node.
-    with in_terminal(command("--jobs", "2", "--cores", "8")) as (process, screen):
-        read_until(screen, "Submitted 2 jobs")
-        jobs = set(lab.jobs())
-        assert len(jobs) == 2
-        os.killpg(process.pid, signal.SIGINT)
-        rest = read_until(screen, None)
-        assert process.wait() == 130
-    assert rest.split() == ["Interrupted."]
+    run = example.SlurmRun(interface="lo", memory="1 GB", cores=8, tls=False)
+    told: list[str] = []
+    run.say = told.append
+
+    async def start() -> None:
+        async with run.client():
+            pytest.fail("two jobs of eight CPUs fit on eight CPUs")
+
+    starting = asyncio.ensure_future(start())
+    while not any(last_word in line for line in told):
+        await asyncio.sleep(0.001)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    jobs = set(lab.states()) - before
+    assert len(jobs) == 2
     assert_cancelled(lab, jobs)
 
 
@@ -251,22 +274,6 @@ async def test_what_slurm_refuses_is_told_in_its_words(lab, example):
     with pytest.raises(example.ClusterError, match="partition specified: nowhere"):
         async with run.client():
             pass
-
-
-@pytest.mark.processes
-@gen_test(timeout=100, config=CONFIG)
-async def test_each_gpu_of_a_job_has_a_worker_that_sees_the_gpus_of_its_job(
-    lab, example
-):
-    run = example.SlurmRun(
-        queue="main", interface="lo", memory="1 GB", jobs=1, gpus=2, tls=False
-    )
-    async with run.client() as client:
-        jobs = await asyncio.to_thread(lab.jobs)
-        answers = await client.run(look_around, [])
-    facts = [facts for facts, _ in answers.values()]
-    assert [one.visible for one in facts] == ["0,1", "0,1"]
-    assert [one.job for one in facts] == jobs * 2
 
 
 @pytest.mark.processes
