@@ -96,14 +96,16 @@ def test_a_replica_that_was_given_up_too_early_comes_back():
 
 
 def test_a_replica_that_comes_back_leaves_its_line_to_who_has_it_now():
-    run = Run(2)
+    run = Run(SLOTS)
     run.beat()
     run.lose("replica-0")
     run.add()
-    run.beat("replica-1", "replica-2")
+    run.beat(*(f"replica-{number}" for number in range(1, SLOTS + 1)))
     run.beat()
     slots = {each.name: each.slot for each in run.record.alive}
-    assert slots == {"replica-0": 2, "replica-1": 1, "replica-2": 0}
+    assert slots["replica-1"] == 1
+    assert slots[f"replica-{SLOTS}"] == 0
+    assert slots["replica-0"] is None
 
 
 def test_what_a_lost_replica_had_told_already_does_not_bring_it_back():
