@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import torch
 from distributed import Client
-from measure import Load, Spread, child_environment, environment
+from measure import Spread, child_environment, environment
 from report import table
 from torch import nn
 from viewers import FLAGS, viewing
@@ -169,14 +169,13 @@ async def throughput(seconds: float, rounds: int) -> list[dict[str, Any]]:
             stream = Stream(trainer, pool)
             await asyncio.sleep(SETTLE)
             for turn in range(rounds):
-                load = Load()
                 result: dict[str, Any] = {}
                 kinds = ["none", "browser", "websocket"]
                 for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
                     result[kind] = await _watched(
                         kind, client, lambda: stream.rate(seconds)
                     )
-                results.append(result | {"load": load.stop()})
+                results.append(result)
             await stream.stop()
     return results
 
@@ -201,7 +200,6 @@ async def scheduler_cpu(seconds: float, rounds: int) -> list[dict[str, Any]]:
         await client.wait_for_workers(2)
         pool = mini_batches()
         for _ in range(rounds):
-            load = Load()
             result = {}
             for name, enabled in (("off", False), ("on", True)):
                 async with trainer_of(client, enabled) as trainer:
@@ -215,7 +213,7 @@ async def scheduler_cpu(seconds: float, rounds: int) -> list[dict[str, Any]]:
                     await stream.stop()
                 # Bokeh keeps a closed page alive for a while.
                 await asyncio.sleep(20 if enabled else 1)
-            results.append(result | {"load": load.stop()})
+            results.append(result)
     return results
 
 
@@ -227,7 +225,6 @@ async def scheduler_cpu_emulated(seconds: float, rounds: int) -> list[dict[str, 
         from tensair_dask.dashboard.plugin import TrainingDashboard
 
         for turn in range(rounds):
-            load = Load()
             result = {"off": await cpu(scheduler, seconds)}
             await client.register_plugin(TrainingDashboard())
             run = f"emulated-{turn}"
@@ -244,7 +241,7 @@ async def scheduler_cpu_emulated(seconds: float, rounds: int) -> list[dict[str, 
             await client.scheduler.tensair_telemetry_close(run_id=run, replicas={})
             await client.unregister_scheduler_plugin("tensair-dashboard")
             await asyncio.sleep(20)
-            results.append(result | {"load": load.stop()})
+            results.append(result)
     return results
 
 
@@ -278,18 +275,17 @@ async def opening(rounds: int) -> list[dict[str, Any]]:
         await client.wait_for_workers(2)
         async with trainer_of(client) as trainer:
             stream = Stream(trainer, mini_batches())
-            await asyncio.sleep(SETTLE)
-            for page in ("training", "status"):  # once, for what is loaded only once
-                await _open_once(client, page)
-            for _ in range(rounds):
-                load = Load()
-                result = {
-                    page: await _open_once(client, page)
-                    for page in ("training", "status")
-                }
-                results.append(result | {"load": load.stop()})
+            await asyncio.sleep(2 * SETTLE)
+            busy = [await _opened(client) for _ in range(rounds + 1)]
             await stream.stop()
+            idle = [await _opened(client) for _ in range(rounds + 1)]
+            for full, none in zip(busy[1:], idle[1:], strict=True):  # without the first
+                results.append(none | {f"{page}_busy": full[page] for page in full})
     return results
+
+
+async def _opened(client: Client) -> dict[str, float]:
+    return {page: await _open_once(client, page) for page in ("training", "status")}
 
 
 async def _open_once(client: Client, page: str) -> float:
@@ -339,7 +335,9 @@ async def delay(count: int) -> list[float]:
             )
             page = await browser.new_page()
             await page.goto(page_of(client))
-            await page.wait_for_function(f"window.Bokeh && {headline}.includes('>64<')")
+            await page.wait_for_function(
+                f"window.Bokeh && Bokeh.documents.length && {headline}.includes('>64<')"
+            )
             generator = np.random.default_rng(0)
             for number in range(count):
                 await asyncio.sleep(1 + generator.random())
@@ -381,23 +379,20 @@ def render(data: dict[str, Any], markdown: bool) -> str:
                     added,
                 )
             )
-    for page in ("training", "status") if "opening" in data else ():
-        gaps = [each[page] for each in data["opening"]]
-        name = "the page" if page == "training" else "Dask's /status"
-        wanted = "<= 0.4" if page == "training" else ""
+    opened = {
+        "training": "the page",
+        "status": "Dask's /status",
+        "training_busy": "the page, all cores training",
+        "status_busy": "Dask's /status, all cores training",
+    }
+    for key, name in opened.items() if "opening" in data else ():
+        gaps = [each[key] for each in data["opening"]]
+        wanted = "<= 0.4" if key == "training" else ""
         rows.append(_row(f"opening {name}: loop stands still (s)", wanted, gaps))
     if "delay" in data:
         rows.append(_row("step to browser (s)", "<= 2", data["delay"]))
-    loads = [
-        each["load"]["other_cores"]
-        for name in data
-        if isinstance(data[name], list)
-        for each in data[name]
-        if isinstance(each, dict) and "load" in each
-    ]
-    note = (
-        f"Other load: {min(loads, default=0):.2f} to {max(loads, default=0):.2f} cores"
-    )
+    load = ", ".join(f"{each:.2f}" for each in data["environment"]["load_average"])
+    note = f"Load average before: {load}"
     header = ["figure", "wanted", "median", "least", "most"]
     return table("What watching costs", header, rows, markdown) + f"\n{note}\n"
 

@@ -6,13 +6,19 @@ the CPU; ``websocket`` receives what a browser elsewhere would, and draws nothin
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
+from tornado.httpclient import AsyncHTTPClient
+from tornado.websocket import websocket_connect
 
 FLAGS = [
     "--no-sandbox",
@@ -45,13 +51,40 @@ def viewing(kind: str, url: str) -> Iterator[None]:
 
 
 def websocket(url: str) -> None:
-    """Receive the page's messages."""
-    from bokeh.client import pull_session
+    """Receive the page's messages, and leave them as they are."""
+    asyncio.run(_receive(url))
 
-    session = pull_session(url=url)
+
+async def _receive(url: str) -> None:
+    page = (await AsyncHTTPClient().fetch(url)).body.decode()
+    token = re.search(r'"token":"([^"]+)"', page)
+    assert token is not None
+    connection = await websocket_connect(
+        f"{url.replace('http', 'ws', 1)}/ws",
+        subprotocols=["bokeh", token[1]],
+        max_message_size=2**28,
+    )
+    await _until(connection, "ACK")
+    request = {"msgid": "1", "msgtype": "PULL-DOC-REQ"}
+    for part in (request, {}, {}):  # header, metadata, content
+        await connection.write_message(json.dumps(part))
+    await _until(connection, "PULL-DOC-REPLY")
     print("open", flush=True)
-    sys.stdin.read()
-    session.close()
+    ended = asyncio.ensure_future(asyncio.to_thread(sys.stdin.read))
+    received = asyncio.ensure_future(_discard(connection))
+    await asyncio.wait({ended, received}, return_when=asyncio.FIRST_COMPLETED)
+    connection.close()
+
+
+async def _until(connection: Any, kind: str) -> None:
+    while kind not in str(message := await connection.read_message()):
+        if message is None:
+            raise RuntimeError(f"The connection was closed before {kind} came")
+
+
+async def _discard(connection: Any) -> None:
+    while await connection.read_message() is not None:
+        pass
 
 
 def browser(url: str) -> None:

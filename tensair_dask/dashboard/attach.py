@@ -70,7 +70,8 @@ class Attachment:
         from tensair_dask.dashboard.pages import MAIN, pages
 
         shared = template_variables(self._scheduler)
-        milliseconds = round(1000 * config.get_seconds("dashboard.interval"))
+        # Every other row: drawing takes more of the browser than all else here.
+        milliseconds = round(2000 * config.get_seconds("dashboard.interval"))
         made = pages(telemetry, milliseconds)
         application = BokehApplication(
             made, self._scheduler, prefix=first.prefix, template_variables=shared
