@@ -252,9 +252,13 @@ def tell_of_a_replica(run: str, dask_worker: Any) -> None:
     def told(worker: Any) -> dict[str, Any]:
         now = time.monotonic()
         grows = ("steps", "samples", "busy", "sent", "received", "loss")
-        counts: dict[str, Any] = {"at": now, "device": "cpu", "version": 0}
+        counts: dict[str, Any] = {"at": now, "began": 0.0, "loss_rest": 0.0}
+        counts |= {"device": "cpu", "version": 0}
         counts |= {key: 1000 * now for key in (*grows, "sent_bytes", "received_bytes")}
-        counts |= {"metrics": {"accuracy": [900 * now, 1000 * now]}, "trainer": run}
+        counts |= {
+            "metrics": {"accuracy": [900 * now, 0.0, 1000 * now]},
+            "trainer": run,
+        }
         still = ("refused", "predictions", "staleness_mean", "staleness_p95")
         counts |= dict.fromkeys((*still, "staleness_max", "age_p95", "age_max"), 1)
         counts |= dict.fromkeys(("age_mean", "conflated", "resent", "interval"), 1)
