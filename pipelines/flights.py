@@ -258,7 +258,8 @@ def build(
 
     def score(report: ta.Report) -> None:
         if report.error is None:
-            scores.add(report.index, 1 / (1 + np.exp(-report.prediction)))
+            # The logistic function, in the form that cannot overflow.
+            scores.add(report.index, (1 + np.tanh(report.prediction / 2)) / 2)
 
     source = Stream(asynchronous=True)
     source.sink(lambda batch: scores.expect(batch[1]))

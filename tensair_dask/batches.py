@@ -8,7 +8,7 @@ so that the cost of a message does not grow with the number of mini-batches in i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -383,12 +383,3 @@ def _narrow(stacked: np.ndarray, first: Any) -> np.ndarray:
     if isinstance(first, (float, list)) and stacked.dtype == np.float64:
         return stacked.astype(np.float32)
     return stacked
-
-
-def batches_of(block: Block) -> Iterator[tuple[Group, int, int]]:
-    """Iterate over a block: the group, and the first and last row of each batch."""
-    for group in block.groups:
-        start = 0
-        for length in group.lengths:
-            yield group, start, start + length
-            start += length

@@ -13,16 +13,13 @@ import numpy as np
 from tensair_dask import templates
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.files import write_atomically
+from tensair_dask.palette import BLUE, EVENTS, GREEN, ORANGE, SKY
 from tensair_dask.telemetry.events import KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["MARKS", "Mark", "Panel", "Plot", "embed", "legend", "panels"]
-
-# Colours that colour-blind people can tell apart (Okabe and Ito).
-BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
-ORANGE, VERMILLION, PURPLE, BLACK = "#E69F00", "#D55E00", "#CC79A7", "#000000"
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,15 @@ class Mark:
     outline: str
 
 
-MARKS = {
-    "drift": Mark(VERMILLION, (), "inverted_triangle", "M-5-4h10l-5 9z"),
-    "mode": Mark(PURPLE, (8, 4), "square", "M-4-4h8v8h-8z"),
-    "joined": Mark(GREEN, (2, 3), "triangle", "M-5 4h10l-5-9z"),
-    "lost": Mark(BLACK, (8, 3, 2, 3), "diamond", "M0-5l4 5-4 5-4-5z"),
-    "note": Mark(ORANGE, (4, 4), "circle", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z"),
+# Bokeh's markers, and the same as SVG paths.
+_SIGNS = {
+    "drift": ("inverted_triangle", "M-5-4h10l-5 9z"),
+    "mode": ("square", "M-4-4h8v8h-8z"),
+    "joined": ("triangle", "M-5 4h10l-5-9z"),
+    "lost": ("diamond", "M0-5l4 5-4 5-4-5z"),
+    "note": ("circle", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z"),
 }
+MARKS = {kind: Mark(*look, *_SIGNS[kind]) for kind, look in EVENTS.items()}
 assert MARKS.keys() == KINDS.keys()
 
 # Drawn at most: the newest events, and the first metrics.

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from tensair_dask.errors import TensairError
+from tensair_dask.palette import BLUE, GREEN, ORANGE
 from tensair_dask.prequential import MAJORITY, MODEL, PREVIOUS
 
 __all__ = ["draw", "html", "panels", "png"]
 
-# Colours that colour-blind people can tell apart (Okabe and Ito).
-COLOURS = {MODEL: "#0072B2", MAJORITY: "#E69F00", PREVIOUS: "#009E73"}
+COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, PREVIOUS: GREEN}
 DASHES = {MODEL: "solid", MAJORITY: "dashed", PREVIOUS: "dotted"}
 
 

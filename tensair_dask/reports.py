@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tensair_dask.errors import BatchError, TensairError
+from tensair_dask.errors import TensairError
 
 __all__ = ["COLUMNS", "History", "Report"]
 
@@ -119,8 +119,3 @@ class History:
         for position, name in enumerate(scores.columns):
             frame.insert(3 + position, name, scores[name], allow_duplicates=True)
         return frame
-
-
-def is_refusal(error: object) -> bool:
-    """Whether an error means that the mini-batch, not the system, is at fault."""
-    return isinstance(error, BatchError)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
+import struct
+import termios
 from collections.abc import Iterator
 
 import psutil
 
 
 @contextlib.contextmanager
-def in_terminal(line: list[str]) -> Iterator[tuple[psutil.Popen, int]]:
-    """Run a command with a terminal as its output; its process group is its own."""
+def in_terminal(
+    line: list[str], columns: int = 0, lines: int = 0
+) -> Iterator[tuple[psutil.Popen, int]]:
+    """Run a command in a terminal, of a size; its process group is its own."""
     screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = psutil.Popen(
-        line, stdout=terminal, stderr=terminal, start_new_session=True
+        line,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm-256color"},
     )
     os.close(terminal)
     try:

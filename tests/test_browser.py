@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, FLAGS, needs_browser
 from test_charts import curves, events
 
 from tensair_dask.charts import Plot
 from tensair_dask.run_page import Ending, Page
 from tensair_dask.running import Run
 
-chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.processes,
-    pytest.mark.skipif(chromium is None, reason="needs chromium"),
-]
+pytestmark = [needs_browser(), pytest.mark.processes]
 
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
 

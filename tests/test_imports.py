@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["__init__", "errors", "config"],
+    ["__init__", "errors", "config", "palette"],
     ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
     ["files", "templates"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from bokeh.models import ColumnDataSource, RadioButtonGroup, Select
 
-from tensair_dask.dashboard.style import EVENTS
+from tensair_dask.palette import EVENTS
 from tensair_dask.telemetry.scheduler import Telemetry
 from tensair_dask.telemetry.trainers import COLUMNS, TrainerRecord
 
@@ -145,5 +145,5 @@ class Feed:
             "text": [event.text for event in shown],
             "kind": [event.kind for event in shown],
             "colour": [colour for colour, _ in looks],
-            "dash": [dash for _, dash in looks],
+            "dash": [list(dash) for _, dash in looks],
         }

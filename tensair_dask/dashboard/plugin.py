@@ -173,7 +173,3 @@ class TrainingDashboard(SchedulerPlugin):
         """Draw what was logged as an event of a training across the curves."""
         if topic == TOPIC and self.telemetry is not None:
             self.telemetry.event(msg)
-
-
-async def _done() -> None:
-    """Nothing is left to do."""

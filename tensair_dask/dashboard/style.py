@@ -11,33 +11,23 @@ from bokeh.models import (
     NumeralTickFormatter,
 )
 
-__all__ = ["BAND", "DASHES", "EVENTS", "LINES", "MAIN", "Style"]
+from tensair_dask.palette import (
+    BLACK,
+    BLUE,
+    GREEN,
+    OLIVE,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+)
 
-# Colours that colour-blind people can tell apart (Okabe and Ito, 2008), the yellow
-# darkened for a white ground.
-MAIN = "#0072B2"
-BAND = "#56B4E9"
-LINES = [
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#0072B2",
-    "#9C8A00",
-]
+__all__ = ["BAND", "DASHES", "LINES", "MAIN", "Style"]
+
+MAIN, BAND = BLUE, SKY
+LINES = [VERMILLION, GREEN, PURPLE, SKY, ORANGE, BLACK, BLUE, OLIVE]
 # Not by colour alone.
 DASHES = ["solid", "dashed", "dotted", "dotdash"]
-
-# Colour and dash of each kind of event.
-EVENTS = {
-    "drift": ("#D55E00", "solid"),
-    "mode": ("#CC79A7", "dashed"),
-    "lost": ("#000000", "dotted"),
-    "joined": ("#009E73", "dotted"),
-    "note": ("#666666", "dotdash"),
-}
 
 
 class Style:

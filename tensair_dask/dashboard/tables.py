@@ -16,7 +16,7 @@ from bokeh.models import (
 )
 
 from tensair_dask.dashboard.feed import Feed
-from tensair_dask.dashboard.style import EVENTS
+from tensair_dask.palette import EVENTS
 from tensair_dask.telemetry.events import KINDS
 from tensair_dask.telemetry.trainers import TrainerRecord
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -196,7 +195,3 @@ class Publisher(Participant):
     def deadline(self, timeout: float | None) -> float | None:
         """Return when a wait that begins now ends."""
         return None if timeout is None else time.monotonic() + timeout
-
-    def spawn_close(self, linger: float) -> asyncio.Future[None]:
-        """Begin to close, once; the future ends when it is done."""
-        return self.endpoint.begin_close(self, linger)

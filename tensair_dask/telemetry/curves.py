@@ -284,7 +284,7 @@ class Curves:
         """
         rows = self._archive.whole()
         tier = self._archive.tiers[self._archive.covering()]
-        complete = len(tier.since()) == tier.added
+        complete = tier.holds_all
         newest = self._newest_rows()
         for name in rows:
             more = [row[name] for row in newest]

@@ -82,11 +82,6 @@ class Events:
     def __len__(self) -> int:
         return len(self._newest)
 
-    def since(self, number: int) -> list[Event]:
-        """Events from that number on, as far as they are kept."""
-        missing = self.added - len(self._newest)
-        return list(self)[max(0, number - missing) :]
-
     def frame(self) -> pd.DataFrame:
         """One row an event; ``time`` is in UTC."""
         import pandas as pd

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import dask
 import psutil
 import pytest
 from click.testing import CliRunner
+from terminals import in_terminal, read_until
 
 from tensair_dask.cli import tensair
 from tensair_dask.errors import ConfigurationError
@@ -262,43 +259,3 @@ def test_a_scheduler_without_the_package_is_told_what_to_install(tmp_path):
     assert "No module named 'tensair_dask'" in done.stderr
     assert "pip install tensair-dask" in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-@contextlib.contextmanager
-def in_terminal(
-    line: list[str], columns: int, lines: int
-) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Run a command with a terminal of a size; its process group is its own."""
-    screen, terminal = pty.openpty()
-    size = struct.pack("HHHH", lines, columns, 0, 0)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
-    process = subprocess.Popen(
-        line,
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm-256color"},
-    )
-    os.close(terminal)
-    try:
-        yield process, screen
-    finally:
-        process.kill()
-        process.wait()
-        os.close(screen)
-
-
-def read_until(screen: int, pattern: str | None) -> str:
-    """Read what is shown until it matches, or to the end."""
-    shown = ""
-    while pattern is None or not re.search(pattern, shown):
-        try:
-            more = os.read(screen, 65_536)
-        except OSError:  # how Linux tells that the other side is closed
-            more = b""
-        if not more:
-            assert pattern is None, f"ended without showing {pattern!r}:\n{shown}"
-            break
-        shown += more.decode(errors="replace")
-    return shown

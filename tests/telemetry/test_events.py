@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import msgpack
-import pytest
 
 from tensair_dask.telemetry.events import Event, Events
 
@@ -24,28 +23,6 @@ def test_the_newest_are_kept():
     assert [event.text for event in events] == ["7", "8", "9"]
     assert len(events) == 3
     assert events.added == 10
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3])
-def test_polling_gives_every_event_once(batch):
-    events = Events(maxlen=3)
-    known, seen = 0, []
-    for number in range(30):
-        events.append(Event("note", str(number)))
-        if not (number + 1) % batch:
-            seen += [event.text for event in events.since(known)]
-            known = events.added
-            assert events.since(known) == []
-    assert seen == [str(number) for number in range(30)]
-
-
-def test_who_polls_too_seldom_gets_what_is_left():
-    events = Events(maxlen=3)
-    for number in range(10):
-        events.append(Event("note", str(number)))
-    assert [event.text for event in events.since(2)] == ["7", "8", "9"]
-    assert [event.text for event in events.since(9)] == ["9"]
-    assert events.since(100) == []
 
 
 def test_they_may_grow_while_they_are_read():
