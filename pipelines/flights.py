@@ -28,7 +28,7 @@ from torch import nn
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import running
-from tensair_dask.prequential import Prequential
+from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.scored import ScoredRun
 
 LATE = 15  # minutes after the scheduled arrival
@@ -227,7 +227,7 @@ class Pipeline(NamedTuple):
     source: Stream
     reports: Stream
     trainer: ta.Trainer
-    scores: Prequential
+    scores: BinaryPrequential
 
 
 def build(
@@ -254,7 +254,7 @@ def build(
         keep_predictions=True,
         name="flights",
     )
-    scores = Prequential(window)
+    scores = BinaryPrequential(window)
 
     def score(report: ta.Report) -> None:
         if report.error is None:

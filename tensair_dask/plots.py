@@ -33,7 +33,7 @@ def draw(
     Parameters
     ----------
     curves
-        As `Prequential.curves` gives them: columns are pairs (score, whose).
+        As `BinaryPrequential.curves` gives them: columns are pairs (score, whose).
     times
         When each record of the stream was made, datetime64.
     folder
@@ -139,7 +139,7 @@ def panels(
     Parameters
     ----------
     curves
-        As `Prequential.curves` gives them.
+        As `BinaryPrequential.curves` gives them.
     moments
         When the newest record of each row was made, datetime64.
     title

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tensair_dask import plots, terminal
-from tensair_dask.prequential import MODEL, Prequential, Scores
+from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.run_page import Table
 from tensair_dask.running import Run
 
@@ -45,12 +45,12 @@ class ScoredRun(Run):
     save_to: Path | None = None
     output: Path = Path("tensair-output")
 
-    scores: Prequential | None = field(default=None, init=False, repr=False)
+    scores: BinaryPrequential | None = field(default=None, init=False, repr=False)
     times: Any = field(default=None, init=False, repr=False)
     axis: str = field(default="time", init=False, repr=False)
 
     def watch_scores(
-        self, trainer: Any, reports: Any, scores: Prequential, times: np.ndarray
+        self, trainer: Any, reports: Any, scores: BinaryPrequential, times: np.ndarray
     ) -> contextlib.AbstractContextManager[None]:
         """Show a live line with the scores while the stream goes by; see `Run.watch`.
 
@@ -73,7 +73,7 @@ class ScoredRun(Run):
         """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
         await self.feed(source, batches, lambda batch: len(batch[1]))
 
-    async def save(self, trainer: Any, scores: Prequential) -> None:
+    async def save(self, trainer: Any, scores: BinaryPrequential) -> None:
         """Save the model's state and the scores, if the user has asked for it."""
         if self.save_to is None:
             return
@@ -88,7 +88,11 @@ class ScoredRun(Run):
         told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
 
     def finish(
-        self, scores: Prequential, times: np.ndarray, title: str, axis: str = "time"
+        self,
+        scores: BinaryPrequential,
+        times: np.ndarray,
+        title: str,
+        axis: str = "time",
     ) -> None:
         """Print the final tables, draw the curves, print the JSON if asked for.
 
@@ -123,7 +127,7 @@ class ScoredRun(Run):
         if self.as_json:
             click.echo(json.dumps(self.result(scores)))
 
-    def result(self, scores: Prequential) -> dict[str, Any]:
+    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
         """Everything that a script wants to know of the run, fit for JSON."""
         return {
             "interrupted": self.interrupts.received is not None,

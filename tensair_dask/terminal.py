@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tensair_dask.prequential import MODEL, Prequential, Scores
+from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.tally import Tally
 
 __all__ = ["LiveLine", "ScoresView", "View", "run_table", "scores_table"]
@@ -102,7 +102,7 @@ class ScoresView:
         self,
         tally: Tally,
         trainer: Any,
-        scores: Prequential,
+        scores: BinaryPrequential,
         times: np.ndarray,
         records: str,
     ) -> None:
@@ -153,7 +153,7 @@ class ScoresView:
         return "  ".join(parts)
 
 
-def scores_table(scores: Prequential, title: str, records: str) -> RenderableType:
+def scores_table(scores: BinaryPrequential, title: str, records: str) -> RenderableType:
     """Overall and recent scores, beside the baselines."""
     overall, recent = scores.overall(), scores.recent()
     table = Table(box=box.SIMPLE_HEAD)

@@ -16,11 +16,12 @@ PACKAGE = ROOT / "tensair_dask"
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
     ["__init__", "errors", "config", "palette"],
-    ["metrics", "memory", "pace", "prequential", "placement", "pubsub"],
+    ["metrics", "memory", "pace", "placement", "pubsub", "drift", "prequential"],
     ["files", "templates"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["dashboard"],
     ["optimization", "refusals", "learner", "reports", "dead_letters", "tally"],
+    ["adaptation"],
     ["dispatch", "training_thread", "replica"],
     ["charts", "overview"],
     ["notebook", "live_view"],
@@ -42,6 +43,8 @@ ONLY_IN = {
     "matplotlib": {"plots"},
     "IPython": {"live_view"},
     "jinja2": {"dashboard", "templates"},
+    "river": {"drift", "prequential", "pipelines"},
+    "scipy": {"drift"},
 }
 
 

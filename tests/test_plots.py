@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from tensair_dask import plots
-from tensair_dask.prequential import Prequential
+from tensair_dask.prequential import BinaryPrequential
 
 
 @pytest.fixture
-def scores() -> Prequential:
+def scores() -> BinaryPrequential:
     random = np.random.default_rng(0)
     target = random.random(3_000) < 0.3
-    scores = Prequential(window=500)
+    scores = BinaryPrequential(window=500)
     scores.expect(target)
     scores.add(0, random.random(3_000))
     return scores

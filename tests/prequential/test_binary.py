@@ -5,7 +5,7 @@ import pytest
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.prequential import (
-    Prequential,
+    BinaryPrequential,
     majority_so_far,
     previous_label,
     share_so_far,
@@ -44,14 +44,14 @@ def assert_as_sklearn(scores, target, probability):
 
 def test_scores_are_those_of_scikit_learn(stream):
     target, probability = stream
-    scores = Prequential(window=1_000)
+    scores = BinaryPrequential(window=1_000)
     feed(scores, target, probability)
     assert_as_sklearn(scores.overall(), target, probability)
     assert_as_sklearn(scores.recent(), target[-1_000:], probability[-1_000:])
 
 
 def test_order_of_completion_does_not_matter(stream):
-    one, other = Prequential(window=1_000), Prequential(window=1_000)
+    one, other = BinaryPrequential(window=1_000), BinaryPrequential(window=1_000)
     feed(one, *stream)
     feed(other, *stream, order=np.random.default_rng(0).permutation)
     assert one.overall() == other.overall()
@@ -61,7 +61,7 @@ def test_order_of_completion_does_not_matter(stream):
 
 def test_records_without_prediction_are_left_out(stream):
     target, probability = stream
-    scores = Prequential(window=1_000)
+    scores = BinaryPrequential(window=1_000)
     feed(scores, target, probability, order=lambda n: [i for i in range(n) if i != 3])
     kept = np.r_[0 : 3 * 64, 4 * 64 : len(target)]
     assert_as_sklearn(scores.overall(), target[kept], probability[kept])
@@ -72,7 +72,7 @@ def test_records_without_prediction_are_left_out(stream):
 
 def test_curves_are_scores_of_the_window(stream):
     target, probability = stream
-    scores = Prequential(window=1_000)
+    scores = BinaryPrequential(window=1_000)
     feed(scores, target, probability)
     curves = scores.curves(points=20)
     assert curves.index[-1] == len(target)
@@ -102,7 +102,7 @@ def test_baselines_know_the_past_only():
 
 
 def test_nothing_scored_and_one_class():
-    scores = Prequential()
+    scores = BinaryPrequential()
     assert scores.records == 0
     assert np.isnan(scores.overall().accuracy)
     scores.expect(np.zeros(3))
@@ -113,9 +113,9 @@ def test_nothing_scored_and_one_class():
 
 
 def test_a_prediction_that_fits_no_label_is_refused():
-    scores = Prequential()
+    scores = BinaryPrequential()
     scores.expect(np.zeros(3))
     with pytest.raises(ConfigurationError, match=r"3 labels.*shape \(2,\)"):
         scores.add(0, np.zeros(2))
     with pytest.raises(ConfigurationError, match="window=0"):
-        Prequential(window=0)
+        BinaryPrequential(window=0)

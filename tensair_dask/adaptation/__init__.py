@@ -1,0 +1,1 @@
+"""Modes: when a model trains, and what happens when its stream drifts."""
