@@ -88,7 +88,7 @@ class Cuts:
         self._growing = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.df)
+        return len(self.cut)
 
     def grow(self, size: int) -> None:
         """Have rows up to and with ``size``."""
@@ -104,11 +104,11 @@ class Cuts:
             rows = compute(np.arange(first, first + CHUNK), self.confidence, self.rho)
             if path:
                 _write(path, self._header(first), rows)
-        self.cut.extend(rows[0].astype(int).tolist())
         self.phi.extend(rows[1].tolist())
         self.t.extend(rows[2].tolist())
-        # Its length is that of the table: the last one to grow.
         self.df.extend(rows[3].tolist())
+        # Other threads take its length for that of all: it is the last to grow.
+        self.cut.extend(rows[0].astype(int).tolist())
 
     def _header(self, first: int) -> bytes:
         return (

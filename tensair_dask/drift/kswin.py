@@ -32,9 +32,9 @@ class KSWIN(Detector):
     Notes
     -----
     For: changes of the distribution that leave the mean as it is (``direction="both"``),
-    in a stream that is not fast: 180 µs a value, a hundred times the others, and 8 kB.
+    in a stream that is not fast: 200 to 300 µs a value, 200 times the others; 8 kB.
     It forgets after ``window`` values, so a slow change is missed: all gradual ones of
-    errors, and 26 of 30 sudden ones by half a standard deviation. Take `OPTWIN` for a
+    0/1 errors, and 26 of 30 sudden ones by half a standard deviation. Take `OPTWIN` for a
     change of the mean.
 
     A level of 0.005, which is often seen, raises 1 to 2 false alarms in 2,000 values;

@@ -32,7 +32,7 @@ class PageHinkley(Detector):
     Notes
     -----
     For: losses or errors that are not rare, on the least memory and time: 1.7 kB and
-    1.3 µs a value. A rise of errors from 0.2 to 0.8 is found after 15 values with 0.1
+    1.2 µs a value. A rise of errors from 0.2 to 0.8 is found after 15 values with 0.1
     false alarms in 2,000, earlier than by any other detector here.
 
     Values should be standardized: river's own settings (``threshold=50, delta=0.005,
