@@ -63,9 +63,9 @@ FIRST, MAJORITY, LAST = "first labels, never updated", "majority", "last label"
 
 
 class Swap(NamedTuple):
-    """From mini-batch ``index`` on, two labels stand for each other."""
+    """From mini-batch ``place`` on, two labels stand for each other."""
 
-    index: int
+    place: int
     one: int
     other: int
 
@@ -165,7 +165,7 @@ class SwappedLabels:
         index
             Number of the mini-batch, from 0.
         """
-        done = sum(swap.index <= index for swap in self.swaps)
+        done = sum(swap.place <= index for swap in self.swaps)
         return self._meanings[done][truth]
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -206,14 +206,14 @@ class SwappedLabels:
     def changes(self) -> dict[int, str]:
         """Mini-batches at which labels were swapped in what was emitted, and which."""
         return {
-            swap.index: swap.sign for swap in self.swaps if swap.index < self.emitted
+            swap.place: swap.sign for swap in self.swaps if swap.place < self.emitted
         }
 
     def unchanged(self) -> np.ndarray:
         """Share of the images that have their first label, for each mini-batch."""
         truth = self._images.labels
         shares = [float((names[truth] == truth).mean()) for names in self._meanings]
-        edges = [0, *(swap.index for swap in self.swaps), len(self)]
+        edges = [0, *(swap.place for swap in self.swaps), len(self)]
         return np.repeat(shares, np.diff(edges))
 
 
@@ -601,7 +601,7 @@ async def emitted(
     run: ImagesRun, stream: SwappedLabels, trainer: ta.Trainer
 ) -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
     """Give the mini-batches, and mark on the dashboard what truly happens."""
-    swaps = {swap.index: swap for swap in stream.swaps}
+    swaps = {swap.place: swap for swap in stream.swaps}
     for index, batch in enumerate(stream.batches()):
         if (swap := swaps.get(index)) is not None:
             run.say(f"{index:>9,}  labels {swap.one} and {swap.other} are swapped")

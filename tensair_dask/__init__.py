@@ -18,7 +18,7 @@ _PUBLIC = {
     "Sub": "tensair_dask.pubsub",
     "Trainer": "tensair_dask.trainer",
 }
-_ROOMS = ("metrics", "pubsub", "streams")
+_ROOMS = ("drift", "metrics", "pubsub", "streams")
 
 __all__ = [
     "Prediction",
@@ -27,6 +27,7 @@ __all__ = [
     "Sub",
     "Trainer",
     "config",
+    "drift",
     "errors",
     "metrics",
     "pubsub",

@@ -51,12 +51,15 @@ class MiniBatch:
         Rows.
     nbytes
         Size of the leaves in bytes.
+    learn
+        Whether it is to be learned; otherwise it is only predicted and scored.
     """
 
     leaves: list[np.ndarray]
     kind: tuple[Any, ...]
     samples: int
     nbytes: int
+    learn: bool = True
 
     @classmethod
     def of(cls, x: Any, y: Any = ABSENT) -> MiniBatch:
@@ -117,11 +120,15 @@ class MiniBatch:
 
 @dataclass(slots=True)
 class Group:
-    """Neighbouring mini-batches of equal kind, joined along the first dimension."""
+    """Neighbouring mini-batches of equal kind, joined along the first dimension.
+
+    All of them are to be learned, or none.
+    """
 
     kind: tuple[Any, ...]
     lengths: list[int]
     leaves: list[np.ndarray]
+    learn: bool = True
 
 
 @dataclass(slots=True)
@@ -145,7 +152,7 @@ class Block:
         groups: list[Group] = []
         start = 0
         for stop in range(1, len(batches) + 1):
-            if stop == len(batches) or batches[stop].kind != batches[start].kind:
+            if stop == len(batches) or not _alike(batches[stop], batches[start]):
                 groups.append(_join(batches[start:stop]))
                 start = stop
         return cls(run_id, groups)
@@ -154,15 +161,20 @@ class Block:
         return sum(len(group.lengths) for group in self.groups)
 
 
+def _alike(one: MiniBatch, other: MiniBatch) -> bool:
+    return one.kind == other.kind and one.learn == other.learn
+
+
 def _join(batches: Sequence[MiniBatch]) -> Group:
     first = batches[0]
     if len(batches) == 1:
-        return Group(first.kind, [first.samples], first.leaves)
+        return Group(first.kind, [first.samples], first.leaves, first.learn)
     leaves = [
         np.concatenate(columns)
         for columns in zip(*(batch.leaves for batch in batches), strict=True)
     ]
-    return Group(first.kind, [batch.samples for batch in batches], leaves)
+    lengths = [batch.samples for batch in batches]
+    return Group(first.kind, lengths, leaves, first.learn)
 
 
 def width(structure: Structure) -> int:

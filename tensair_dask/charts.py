@@ -47,6 +47,7 @@ class Mark:
 # Bokeh's markers, and the same as SVG paths.
 _SIGNS = {
     "drift": ("inverted_triangle", "M-5-4h10l-5 9z"),
+    "policy": ("hex", "M-5 0l2.5-4.3h5l2.5 4.3-2.5 4.3h-5z"),
     "mode": ("square", "M-4-4h8v8h-8z"),
     "joined": ("triangle", "M-5 4h10l-5-9z"),
     "lost": ("diamond", "M0-5l4 5-4 5-4-5z"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import Client, Future
 from distributed.actor import ProxyRPC
@@ -25,11 +25,11 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.learner import Recipe
 from tensair_dask.placement import Place, WorkerFacts, place_replicas
-from tensair_dask.replica import Peer, Replica, ReplicaPlan
+from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
 
-__all__ = ["ReplicaHandle", "start_replicas"]
+__all__ = ["ReplicaHandle", "Started", "start_replicas"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,13 @@ class ReplicaHandle:
         self._future.release()
 
 
+class Started(NamedTuple):
+    """Replicas that have started, and which modules of the user their workers lack."""
+
+    handles: list[ReplicaHandle]
+    missing: list[str]
+
+
 async def start_replicas(
     client: Client,
     run_id: str,
@@ -123,7 +130,7 @@ async def start_replicas(
     device: str,
     settings: Settings | None = None,
     name: str | None = None,
-) -> list[ReplicaHandle]:
+) -> Started:
     """Build replicas that know each other and hold the same parameters.
 
     Raises
@@ -179,11 +186,11 @@ async def _start(
     name: str | None,
     seconds: float,
     started: list[Future],
-) -> list[ReplicaHandle]:
+) -> Started:
     modules = user_modules()
     facts, missing = await _inspect(client, modules)
     places = place_replicas(facts, replicas, device)
-    payload = dumps(recipe, missing, "The model, loss, optimizer or metrics")
+    payload = dumps(recipe, missing, RECIPE)
     direct = await _can_connect(client, places)
     for number, place in enumerate(places):
         plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, settings, name)
@@ -204,7 +211,7 @@ async def _start(
         for number, (place, future) in enumerate(zip(places, started, strict=True))
     ]
     await _build(handles, seconds)
-    return handles
+    return Started(handles, missing)
 
 
 async def _build(handles: Sequence[ReplicaHandle], seconds: float) -> None:

@@ -212,6 +212,8 @@ class Dispatcher:
         self._unreported = 0
         self._idle: list[asyncio.Future[None]] = []
         self._turn = 0
+        # While it is held: resolves when nothing is at the replicas any more.
+        self._held: asyncio.Future[None] | None = None
         self.redispatched = 0
         self.closed = False
 
@@ -304,7 +306,11 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._send, lane)
 
     def _may_send(self, lane: Lane) -> bool:
-        if not lane.gathered or len(lane.sent) >= self._limits.messages:
+        if (
+            self._held is not None
+            or not lane.gathered
+            or len(lane.sent) >= self._limits.messages
+        ):
             return False
         return not lane.sent or lane.message_is_full(self._limits)
 
@@ -337,12 +343,14 @@ class Dispatcher:
         self._send(lane)
         self._wake()
         self._report(lane, outcome, taken)
+        self._notice_rest()
 
     def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
         now = time.time()
         names = outcome.metric_names
         for position, pending in enumerate(taken):
             values = outcome.metrics[position]
+            error = outcome.errors.get(position)
             report = Report(
                 pending.index,
                 outcome.losses[position],
@@ -351,9 +359,10 @@ class Dispatcher:
                 outcome.seconds[position],
                 outcome.stalenesses[position],
                 lane.address,
-                outcome.errors.get(position),
+                error,
                 outcome.predictions[position],
                 now,
+                pending.batch.learn and error is None,
             )
             self._deliver(pending, report)
 
@@ -400,6 +409,43 @@ class Dispatcher:
                 waiter.set_result(None)
                 return
 
+    # ---- holding -------------------------------------------------------------------
+
+    async def hold(self, timeout: float) -> None:
+        """Send nothing more, and wait until all that was sent has been reported.
+
+        What is offered meanwhile gathers, within the limits of the lanes. Call
+        `go_on` in any case.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If the replicas take longer than ``timeout`` seconds.
+        """
+        self._held = asyncio.get_running_loop().create_future()
+        self._notice_rest()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._held), timeout)
+        except asyncio.TimeoutError:
+            count = sum(len(sent) for lane in self.lanes for sent in lane.sent.values())
+            raise TensairTimeoutError(
+                f"{count} mini-batches at the replicas were not reported within "
+                f"{timeout:g} s. Raise tensair.timeouts.drain if the steps are slow; "
+                "look at the workers if they are not."
+            ) from None
+
+    def go_on(self) -> None:
+        """End `hold`."""
+        self._held = None
+        for lane in self.lanes:
+            self._send(lane)
+
+    def _notice_rest(self) -> None:
+        if self._held is None or self._held.done():
+            return
+        if not any(lane.sent for lane in self.lanes):
+            self._held.set_result(None)
+
     # ---- losing replicas -----------------------------------------------------------
 
     def lose(self, lane: Lane, error: BaseException) -> None:
@@ -413,6 +459,7 @@ class Dispatcher:
         lane.sent.clear()
         lane.gathered.clear()
         lane.batches = lane.nbytes = 0
+        self._notice_rest()
         if self.closed:
             return
         logger.warning(

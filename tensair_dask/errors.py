@@ -9,6 +9,7 @@ __all__ = [
     "BatchError",
     "ClusterError",
     "ConfigurationError",
+    "DriftError",
     "DtypeError",
     "ForwardError",
     "LossError",
@@ -34,6 +35,10 @@ class TensairError(Exception):
 
 class ConfigurationError(TensairError, ValueError):
     """An argument or a configuration value is not allowed."""
+
+
+class DriftError(TensairError, ValueError):
+    """A drift detector was given a value that it cannot take."""
 
 
 class TrainerClosedError(TensairError, RuntimeError):

@@ -5,6 +5,7 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
+from tensair_dask.rollback import Rollback
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
 
@@ -70,7 +72,7 @@ class Recipe:
 
 @dataclass(slots=True)
 class Step:
-    """The outcome of learning one mini-batch."""
+    """The outcome of learning one mini-batch, or of only scoring it."""
 
     loss: float
     metrics: list[float]
@@ -143,15 +145,7 @@ class Learner:
         start = time.perf_counter()
         parameters = self.arena.parameters
         try:
-            prediction = self.forward(x)
-            loss = self._loss(prediction, y)
-            value = loss.item()
-            if value - value != 0.0:  # NaN or infinite
-                raise NonFiniteError(
-                    f"The loss is {value}, although the mini-batch is finite: the "
-                    "model or the loss overflows on it, or training has diverged. "
-                    "Lower the learning rate, or scale the inputs."
-                )
+            prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
             try:
                 loss.backward()
@@ -164,11 +158,66 @@ class Learner:
         finally:
             for parameter in parameters:
                 parameter.grad = None
-        kept = None
-        if self._recipe.keep_predictions:
-            kept = to_arrays(prediction)
-        seconds = time.perf_counter() - start
-        return Step(value, metrics, samples, seconds, kept), changes
+        return self._told(start, value, metrics, samples, prediction), changes
+
+    def score(self, x: Any, y: Any, samples: int) -> Step:
+        """Score one mini-batch in evaluation mode, and learn nothing from it.
+
+        Parameters and errors are those of `learn`.
+        """
+        start = time.perf_counter()
+        with evaluating(self.model), torch.no_grad():
+            prediction, _, value = self._assess(x, y)
+            metrics = self._score(prediction, y)
+        return self._told(start, value, metrics, samples, prediction)
+
+    def _assess(self, x: Any, y: Any) -> tuple[Any, torch.Tensor, float]:
+        """Predict, and compare with the target: prediction, loss, and its value."""
+        prediction = self.forward(x)
+        loss = self._loss(prediction, y)
+        value = loss.item()
+        if value - value != 0.0:  # NaN or infinite
+            raise NonFiniteError(
+                f"The loss is {value}, although the mini-batch is finite: the model or "
+                "the loss overflows on it, or training has diverged. Lower the "
+                "learning rate, or scale the inputs."
+            )
+        return prediction, loss, value
+
+    def _told(
+        self,
+        start: float,
+        loss: float,
+        metrics: list[float],
+        samples: int,
+        prediction: Any,
+    ) -> Step:
+        kept = to_arrays(prediction) if self._recipe.keep_predictions else None
+        return Step(loss, metrics, samples, time.perf_counter() - start, kept)
+
+    def change(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
+        """Call a function with model and optimizers; it may change both in place.
+
+        Raises
+        ------
+        ModelError
+            If it puts other parameters in the place of those that are trained.
+        Exception
+            What it raises. Model and optimizers are then as they were.
+        """
+        before = Rollback(self.model, self.optimizers)
+        try:
+            function(self.model, self.optimizers)
+            if not before.keeps_structure():
+                raise ModelError(
+                    "The function has put other parameters in the place of those that "
+                    "are trained, or frozen some. Change their values in place, for "
+                    "example with layer.reset_parameters() or parameter.copy_(...)."
+                )
+        except BaseException:
+            before.restore()
+            raise
+        self._stepper = Stepper(self.optimizers, self.arena)
 
     def apply(self, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients (or updates)."""
@@ -237,6 +286,7 @@ class Learner:
         self.model.load_state_dict(state)
         for optimizer, its_state in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(dict(its_state))
+        self._stepper = Stepper(self.optimizers, self.arena)
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
         """Say what was given and what is allowed; see `explain`."""
@@ -247,8 +297,6 @@ class Evaluation:
     """Loss and metrics over held-out mini-batches, in evaluation mode."""
 
     def __init__(self, learner: Learner, metrics: Mapping[str, Any]) -> None:
-        import copy
-
         self._learner = learner
         self._samples = 0
         self._loss = 0.0

@@ -29,7 +29,7 @@ class ReplicaRow:
     name, address, device
         Of the replica, of its worker, and where its model lies.
     state
-        ``"learning"``, ``"waiting"``, ``"lost"`` or ``"closed"``.
+        ``"learning"``, ``"predicting"``, ``"waiting"``, ``"lost"`` or ``"closed"``.
     steps, samples, staleness, version
         As `ReplicaInfo` has them.
     sent, received
@@ -96,11 +96,11 @@ class Overview:
     @property
     def alive(self) -> int:
         """How many replicas are alive."""
-        return sum(row.state in ("learning", "waiting") for row in self.replicas)
+        return sum(row.state not in ("lost", "closed") for row in self.replicas)
 
     @property
     def steps(self) -> int:
-        """Mini-batches learned."""
+        """Mini-batches learned, or only scored."""
         return int(self.curves["steps"].iloc[-1])
 
     @property
@@ -149,13 +149,14 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
 def replica_rows(trainer: Any) -> list[ReplicaRow]:
     """What is known of each replica; of those that were closed, their last counts."""
     rows = []
+    busy = "learning" if trainer.phase == "training" else "predicting"
     lanes = trainer._dispatcher.lanes
     for handle, lane, info in zip(
         trainer._handles, lanes, trainer.replicas, strict=True
     ):
         last = trainer._last_counts.get(handle.name, {})
         if info.alive:
-            state = "learning" if lane.batches else "waiting"
+            state = busy if lane.batches else "waiting"
         else:
             state = "closed" if handle.name in trainer._last_counts else "lost"
         rows.append(

@@ -25,6 +25,7 @@ GREY = "#666666"
 # a solid line), since colour alone does not reach everyone.
 EVENTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "drift": (VERMILLION, ()),
+    "policy": (ORANGE, (2, 4)),
     "mode": (PURPLE, (8, 4)),
     "joined": (GREEN, (2, 3)),
     "lost": (BLACK, (8, 3, 2, 3)),

@@ -30,7 +30,10 @@ from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
 
-__all__ = ["Peer", "Replica", "ReplicaPlan"]
+__all__ = ["RECIPE", "Peer", "Replica", "ReplicaPlan"]
+
+# What travels to the workers, in messages to people.
+RECIPE = "The model, loss, optimizer or metrics"
 
 
 @dataclass(frozen=True)
@@ -129,19 +132,76 @@ class Replica:
         await self.exchange.join(self._worker)
 
     async def adopt(self, peer: Peer) -> None:
-        """Take over a peer's model, optimizer state and clock."""
-        answer = await self._worker.rpc(peer.address).actor_execute(
-            function="snapshot", actor=peer.key, args=[], kwargs={}
-        )
+        """Take over a peer's model, optimizer state and clock.
+
+        Raises
+        ------
+        ClusterError
+            If the peer is lost.
+        """
+        try:
+            answer = await self._worker.rpc(peer.address).actor_execute(
+                function="snapshot", actor=peer.key, args=[], kwargs={}
+            )
+        except (OSError, KeyError) as error:
+            raise ClusterError(
+                f"The replica on {peer.address} was lost before "
+                f"{self._plan.place.address} had taken over its model."
+            ) from error
         if answer["status"] != "OK":
             raise answer["exception"]
         snapshot = unpack(answer["result"])
 
         def take_over() -> None:
-            self.learner.load(snapshot["model"], snapshot["optimizers"])
+            self._load(snapshot)
             self.exchange.adopted(snapshot["clock"])
 
         await self._thread.call(take_over)
+
+    async def restore(self, snapshot: Any) -> None:
+        """Take over a packed `snapshot` of before, but for its clock."""
+
+        def take_over() -> None:
+            self._load(unpack(snapshot))
+            self.exchange.replaced()
+
+        await self._thread.call(take_over)
+
+    def _load(self, snapshot: dict[str, Any]) -> None:
+        self.learner.load(snapshot["model"], snapshot["optimizers"])
+
+    async def change(self, function: bytes, seed: int) -> None:
+        """Let a pickled ``function(model, optimizers)`` change both in place.
+
+        Parameters
+        ----------
+        function
+            Pickled.
+        seed
+            For torch while it runs.
+
+        Raises
+        ------
+        Exception
+            What it raises; model and optimizers are then as they were.
+        """
+
+        def run() -> None:
+            call = _unpickled(function, self._plan, "The function")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.learner.change(call)
+            self.exchange.replaced()
+
+        await self._thread.call(run)
+
+    async def check(self, function: bytes) -> None:
+        """Call a pickled ``function(model)``, which raises if it does not like it."""
+
+        def run() -> None:
+            _unpickled(function, self._plan, "The policy")(self.learner.model)
+
+        await self._thread.call(run)
 
     async def snapshot(self) -> Any:
         """Give parameters, buffers, optimizer state and clock, packed."""
@@ -288,21 +348,25 @@ class Replica:
             )
 
 
-def _build(plan: ReplicaPlan) -> Learner:
+def _unpickled(payload: bytes, plan: ReplicaPlan, what: str) -> Any:
     try:
-        recipe = cloudpickle.loads(plan.recipe)
+        return cloudpickle.loads(payload)
     except ImportError as error:
         raise PackageMissingError(
-            f"Worker {plan.place.address} cannot import {error.name!r}, which the "
-            "model, loss, optimizer or metrics need. Install it on the workers, for "
-            f"example: pip install {(error.name or '').partition('.')[0]}."
+            f"Worker {plan.place.address} cannot import {error.name!r}, which is "
+            f"needed. {what} refers to it. Install it on the workers, for example: "
+            f"pip install {(error.name or '').partition('.')[0]}."
         ) from error
     except Exception as error:
         raise ModelError(
-            f"The model, loss, optimizer or metrics cannot be unpickled on worker "
-            f"{plan.place.address}: {type(error).__name__}: {error}. The client and "
-            "the workers should have the same versions of Python and torch."
+            f"{what} cannot be unpickled on worker {plan.place.address}: "
+            f"{type(error).__name__}: {error}. The client and the workers should have "
+            "the same versions of Python and torch."
         ) from error
+
+
+def _build(plan: ReplicaPlan) -> Learner:
+    recipe = _unpickled(plan.recipe, plan, RECIPE)
     try:
         device = torch.device(plan.place.device)
         torch.empty(0, device=device)

@@ -21,6 +21,7 @@ COLUMNS = (
     "seconds",
     "staleness",
     "replica",
+    "learned",
     "error",
 )
 
@@ -57,6 +58,9 @@ class Report:
         was made with ``keep_predictions=True``; else None.
     time
         Seconds since the epoch at which the report came back to the client.
+    learned
+        False if the mini-batch was only predicted and scored, as the mode of the
+        trainer wanted it, or refused. Scores are then of evaluation mode.
     """
 
     index: int
@@ -69,6 +73,7 @@ class Report:
     error: TensairError | None = None
     prediction: Any = field(default=None, repr=False)
     time: float = 0.0
+    learned: bool = True
 
     def raise_for_error(self) -> Report:
         """Raise the report's error if it has one, else return the report."""
@@ -79,7 +84,7 @@ class Report:
     @classmethod
     def refused(cls, index: int, samples: int, error: TensairError) -> Report:
         """Report a mini-batch that no replica learned."""
-        return cls(index, float("nan"), {}, samples, error=error)
+        return cls(index, float("nan"), {}, samples, error=error, learned=False)
 
 
 class History:
@@ -103,6 +108,7 @@ class History:
                 report.seconds,
                 report.staleness,
                 report.replica,
+                report.learned,
                 None if error is None else f"{type(error).__name__}: {error}",
             )
         )

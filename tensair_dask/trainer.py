@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import (
     Awaitable,
     Callable,
@@ -22,24 +21,26 @@ import pandas as pd
 from distributed import Client
 
 from tensair_dask import config
+from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
+from tensair_dask.adaptation.modes import as_detector, as_watch
+from tensair_dask.adapting import Adapting
 from tensair_dask.batches import ABSENT, Block, MiniBatch
+from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, start_replicas
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
 from tensair_dask.dashboard.plugin import TrainingDashboard
 from tensair_dask.dead_letters import DeadLetter, DeadLetters
 from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
+from tensair_dask.drift import Detector
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
-    NoReplicasError,
-    ReplicaLostError,
     SchedulerLostError,
     TensairError,
-    TensairTimeoutError,
-    TrainerClosedError,
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
+from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.live_view import Monitor
 from tensair_dask.overview import dashboard_link, look_at
@@ -149,6 +150,24 @@ class Trainer:
     name
         What people call it, on the dashboard for example; None for the name of what
         builds the model.
+    mode
+        When to train. ``"always"``: on everything. ``"never"``: only predict and
+        score. ``"auto"``: train until the loss has converged, then only predict and
+        score, and train again when the stream has drifted. All replicas switch at the
+        same mini-batch, and each switch is one of the `events`.
+    detector
+        What finds drift, one of `tensair_dask.drift`, or its name. None is OPTWIN in
+        mode auto, and no detection in the others. In mode auto it looks while the
+        model only predicts, in the others all the time.
+    watch
+        What the detector is given: ``"loss"``, the name of a metric, or a function of
+        a `Report`. Larger must be worse.
+    convergence
+        When the loss has converged; None for ``Convergence()``.
+    on_drift
+        What is done beside training: ``"train"`` (nothing), ``"raise-learning-rate"``,
+        ``"restore"``, a policy of `tensair_dask.adaptation` with its arguments, or a
+        function ``(model, optimizers, drift)`` that changes the model in place.
 
     Raises
     ------
@@ -164,7 +183,8 @@ class Trainer:
     use those of one replica. *Frozen parameters* are neither trained nor sent.
     *Parameters shared by several modules* are trained and sent once. *Scoring* uses
     the forward pass that training makes, in training mode: with dropout or BatchNorm
-    it is noisier than an evaluation; use `evaluate` for that.
+    it is noisier than an evaluation; use `evaluate` for that. Mini-batches that are
+    only predicted are scored in evaluation mode.
     """
 
     def __init__(
@@ -184,6 +204,11 @@ class Trainer:
         keep_predictions: bool = False,
         max_in_flight: int | None = None,
         name: str | None = None,
+        mode: str = "always",
+        detector: Detector | str | None = None,
+        watch: str | Callable[[Report], float] = "loss",
+        convergence: Convergence | None = None,
+        on_drift: Policy | str | Callable[..., Any] = "train",
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         self.client = client
@@ -196,6 +221,14 @@ class Trainer:
         self._replicas = replicas
         self._device = device
         self._settings = Settings.configured(share, compression, staleness)
+        modes = Modes(
+            mode,
+            as_detector(detector, mode),
+            convergence or Convergence(),
+            as_policy(on_drift),
+            as_watch(watch, metrics or {}),
+            int(config.get("drift.reorder")),
+        )
         self._history = History(int(config.get("history")))
         self._events = Events()
         self._curves = Curves(
@@ -210,11 +243,12 @@ class Trainer:
         # Of the streams that it learns from, until it is closed.
         self.nodes: set[Any] = set()
         self._handles: list[ReplicaHandle] = []
+        self._calls = Calls(self._handles, self._dispatcher)
+        interventions = Interventions(self._calls, self._dispatcher)
+        self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
         self._awaited: set[asyncio.Future[Report]] = set()
-        # Questions that a replica has not answered, by its actor key; and how many
-        # predictions there may be among them, of one replica until all have started.
-        self._under_way: Counter[str] = Counter()
+        # Of one replica, until all have started.
         self._most_predictions = _max_predictions()
         self._index = 0
         self._state = "new"
@@ -240,7 +274,7 @@ class Trainer:
 
     async def _start(self) -> Trainer:
         if self._state == "closed":
-            raise self._closed()
+            raise closed_error()
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start_replicas())
         await asyncio.shield(self._starting)
@@ -251,7 +285,7 @@ class Trainer:
         try:
             if shown:
                 await self._reporter.open()
-            self._handles = await start_replicas(
+            started = await start_replicas(
                 self.client,
                 self.run_id,
                 self._recipe,
@@ -260,12 +294,17 @@ class Trainer:
                 self._settings,
                 self.name if shown else None,
             )
+            for handle in started.handles:
+                self._handles.append(handle)
+                self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
+            self._adapting.interventions.missing = started.missing
+            await self._adapting.start()
         except BaseException:
             self._state = "closed"
+            for handle in self._handles:
+                handle.release()
             await self._reporter.close({})
             raise
-        for handle in self._handles:
-            self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
         self._most_predictions *= len(self._handles)
         self._predicting = asyncio.Semaphore(self._most_predictions)
         self._watching = asyncio.ensure_future(self._watch())
@@ -289,6 +328,8 @@ class Trainer:
             "backlog": self.backlog,
             "lag": self._dispatcher.lag(),
             "dead_letters": self.dead_letters.total,
+            "mode": self.mode,
+            "phase": self.phase,
         }
         if self._handles:
             told["target"] = len(self._handles)
@@ -309,15 +350,9 @@ class Trainer:
         if self._state == "new":
             await self._start()
         if self._state != "open":
-            raise self._closed()
+            raise closed_error()
         if self._client_is_closed:
             raise self._client_closed()
-
-    def _closed(self) -> TrainerClosedError:
-        return TrainerClosedError(
-            "The trainer is closed. Make a new one with Trainer(client, ...); to go on "
-            "from what this one learned, take its state_dict() before closing it."
-        )
 
     def _client_closed(self) -> SchedulerLostError:
         return SchedulerLostError(
@@ -367,7 +402,7 @@ class Trainer:
             seconds = config.get_seconds("timeouts.request")
             report = await asyncio.wait_for(done, seconds)
         except asyncio.TimeoutError:
-            raise _late("A report", seconds, "request") from None
+            raise late_error("A report", seconds, "request") from None
         finally:
             self._awaited.discard(done)
         if report.error is not None and not isinstance(report.error, BatchError):
@@ -404,6 +439,7 @@ class Trainer:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
             return self._refuse(index, item, error, deliver)
+        batch.learn = self._adapting.modes.learns
         pending = Pending(index, batch, item, deliver)
         if self._state == "open" and self._dispatcher.offer(pending):
             return None
@@ -436,12 +472,84 @@ class Trainer:
     def _record(self, item: Any, report: Report, taken: float) -> None:
         self._history.append(report)
         self._curves.observe(report, taken)
+        if self._adapting.modes.watches:
+            sound = report if report.error is None else None
+            self._adapting.observe(report.index, sound, self._index)
         if report.error is not None:
             self.dead_letters.append(
                 DeadLetter(
                     report.index, item, report.error, report.replica, report.time
                 )
             )
+
+    # ---- adapting -------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """``"always"``, ``"never"`` or ``"auto"``; see `set_mode`."""
+        return self._adapting.modes.mode
+
+    @property
+    def phase(self) -> str:
+        """``"training"``, or ``"predicting"`` if nothing is learned for now."""
+        return self._adapting.modes.phase
+
+    @property
+    def drifts(self) -> pd.DataFrame:
+        """The drifts that were detected, in order.
+
+        ``time``, ``index`` (the mini-batch at which it was detected), ``detector``,
+        ``before`` and ``after`` (means of what is watched), ``magnitude`` (their
+        difference in standard deviations of what was before).
+        """
+        return self._look(self._adapting.frame)
+
+    def set_mode(self, mode: str) -> Any:
+        """Change the mode, from the next mini-batch on.
+
+        Parameters
+        ----------
+        mode
+            ``"always"``, ``"never"`` or ``"auto"``. The last one starts by training,
+            and needs no detector: without one, OPTWIN is taken.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such mode.
+        """
+        return self._sync(self._set_mode, mode)
+
+    async def _set_mode(self, mode: str) -> None:
+        await self._ready()
+        for switch in self._adapting.modes.set_mode(mode, self._index):
+            self._adapting.switched(switch)
+
+    def apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> Any:
+        """Change the model, or its optimizers, on all replicas while it trains.
+
+        The stream is held for a moment, every gradient is applied everywhere, one
+        replica is changed, and the others take over its model and optimizer state.
+
+        Parameters
+        ----------
+        function
+            ``function(model, optimizers)``, which changes them in place, on a worker:
+            ``lambda model, optimizers: model.head.reset_parameters()``, or a learning
+            rate in ``optimizers[0].param_groups``.
+
+        Raises
+        ------
+        ModelError
+            If it puts other parameters in the place of those that are trained.
+        Exception
+            What the function raises. The models are then as they were.
+        """
+        return self._sync(self._apply, function)
+
+    async def _apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
+        await self._ready()
+        await self._adapting.interventions.change(function, seed=self._index)
 
     # ---- asking ---------------------------------------------------------------------
 
@@ -516,7 +624,7 @@ class Trainer:
         block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
-            answer: Prediction = await self._ask_any("predict", block)
+            answer: Prediction = await self._calls.ask_any("predict", block)
         value = unpack(answer.value)
         return replace(answer, value=value if _has_tensors(x) else to_arrays(value))
 
@@ -539,7 +647,7 @@ class Trainer:
     async def _evaluate(self, batches: Iterable[tuple[Any, Any]]) -> dict[str, float]:
         await self._ready()
         session = uuid.uuid4().hex
-        handle = self._least_loaded()
+        handle = self._calls.least_loaded()
         for pair in batches:
             try:
                 x, y = pair
@@ -549,8 +657,8 @@ class Trainer:
                     "should be: give pairs (x, y), for example evaluate([(x, y)])."
                 ) from error
             block = Block.join(self.run_id, [MiniBatch.of(x, y)])
-            await self._ask(handle, "evaluate", block, session)
-        scores = await self._ask(handle, "evaluate", None, session)
+            await self._calls.ask(handle, "evaluate", block, session)
+        scores = await self._calls.ask(handle, "evaluate", None, session)
         scores["samples"] = int(scores["samples"])
         return scores
 
@@ -568,7 +676,7 @@ class Trainer:
 
     async def _state_dict(self) -> dict[str, Any]:
         await self._ready()
-        return unpack(await self._ask_any("state_dict"))
+        return unpack(await self._calls.ask_any("state_dict"))
 
     def state_dicts(self) -> Any:
         """Like `state_dict`, of every living replica, by the address of its worker.
@@ -579,7 +687,7 @@ class Trainer:
 
     async def _state_dicts(self) -> dict[str, dict[str, Any]]:
         await self._ready()
-        states = await self._ask_all("state_dict")
+        states = await self._calls.ask_all("state_dict")
         return dict(
             zip(_names(list(states)), map(unpack, states.values()), strict=True)
         )
@@ -600,7 +708,7 @@ class Trainer:
 
     async def _exchange_stats(self) -> dict[str, dict[str, float]]:
         await self._ready()
-        stats = await self._ask_all("statistics")
+        stats = await self._calls.ask_all("statistics")
         return dict(zip(_names(list(stats)), stats.values(), strict=True))
 
     @property
@@ -701,7 +809,13 @@ class Trainer:
 
     @property
     def events(self) -> pd.DataFrame:
-        """What happened while it trained: ``time``, ``kind`` and ``text`` of each."""
+        """What happened while it trained: ``time``, ``kind``, ``text``, ``index``.
+
+        The index is that of the mini-batch, -1 where there is none. Kinds are
+        ``"drift"`` (detected), ``"policy"`` (what was done about it), ``"mode"`` (the
+        model learns, or only predicts, from now on), ``"lost"`` (a replica), and
+        whatever `mark` was given.
+        """
         return self._events.frame()
 
     def mark(self, text: str, kind: str = "note") -> Any:
@@ -723,12 +837,16 @@ class Trainer:
             raise ConfigurationError(
                 f"kind={kind!r} was given; allowed are {', '.join(map(repr, KINDS))}."
             )
-        return self._sync(self._log, Event(kind, plain(text, 1000)))
+        event = Event(kind, plain(text, 1000), index=self._index)
+        return self._sync(self._mark, event)
+
+    async def _mark(self, event: Event) -> None:
+        await self._ready()
+        self._events.append(event)
+        await self._log(event)
 
     async def _log(self, event: Event) -> None:
         """Write an event into Dask's event log, where the dashboard reads it."""
-        await self._ready()
-        self._events.append(event)
         await self.client.log_event(TOPIC, {"run_id": self.run_id, **event.plain()})
 
     def _lost(self, lane: Lane) -> None:
@@ -756,10 +874,11 @@ class Trainer:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
         await self._dispatcher.drained(seconds)
-        await self._ask_all("flush", seconds, timeout=seconds)
+        await self._adapting.settled()
+        await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
-        for handle, status in (await self._ask_all("status")).items():
-            self._lane(handle).status = status
+        for handle, status in (await self._calls.ask_all("status")).items():
+            self._calls.lane(handle).status = status
 
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
@@ -777,16 +896,17 @@ class Trainer:
             self._starting.cancel()
         if self._watching is not None:
             self._watching.cancel()
-        alive = [] if self._client_is_closed else self._alive()
+        alive = [] if self._client_is_closed else self._calls.alive()
         await self._dispatcher.close()
+        await self._adapting.close()
         for report in self._awaited:
             if not report.done():
-                report.set_exception(self._closed())
+                report.set_exception(closed_error())
         limit = config.get_seconds("timeouts.close")
         closing = [asyncio.ensure_future(handle.call("close")) for handle in alive]
         if closing:
-            _, late = await asyncio.wait(closing, timeout=limit)
-            for task in late:
+            _, unfinished = await asyncio.wait(closing, timeout=limit)
+            for task in unfinished:
                 logger.warning("A replica did not close within %g s", limit)
                 task.cancel()
             await asyncio.gather(*closing, return_exceptions=True)
@@ -864,97 +984,6 @@ class Trainer:
             return function()
 
         return self.client.sync(look)
-
-    def _alive(self) -> list[ReplicaHandle]:
-        return [handle for handle in self._handles if self._lane(handle).alive]
-
-    def _lane(self, handle: ReplicaHandle) -> Lane:
-        return self._dispatcher.lanes[self._handles.index(handle)]
-
-    def _least_loaded(self) -> ReplicaHandle:
-        # Questions first: a replica answers them before what it has to learn.
-        alive = [
-            (self._under_way[handle.key], lane.load, handle)
-            for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True)
-            if lane.alive
-        ]
-        if not alive:
-            raise NoReplicasError(
-                f"None of the {len(self._handles)} replicas is alive. Start workers "
-                "and a new trainer."
-            )
-        return min(alive, key=lambda each: each[:2])[2]
-
-    async def _ask_any(self, function: str, *args: Any) -> Any:
-        """Ask the least-loaded replica; the next one if that is lost."""
-        while True:
-            handle = self._least_loaded()
-            try:
-                return await self._ask(handle, function, *args)
-            except ReplicaLostError:
-                logger.info("Another replica is asked for %s", function)
-
-    async def _ask_all(
-        self, function: str, *args: Any, timeout: float | None = None
-    ) -> dict[ReplicaHandle, Any]:
-        """Ask every living replica; those that are lost meanwhile are left out."""
-        handles = self._alive()
-        answers = await asyncio.gather(
-            *(self._ask(each, function, *args, timeout=timeout) for each in handles),
-            return_exceptions=True,
-        )
-        found = {}
-        for handle, answer in zip(handles, answers, strict=True):
-            if isinstance(answer, ReplicaLostError):
-                continue
-            if isinstance(answer, BaseException):
-                raise answer
-            found[handle] = answer
-        return found
-
-    async def _ask(
-        self,
-        handle: ReplicaHandle,
-        function: str,
-        *args: Any,
-        timeout: float | None = None,
-    ) -> Any:
-        lane = self._lane(handle)
-        seconds = timeout or config.get_seconds("timeouts.request")
-        call = asyncio.ensure_future(handle.call(function, *args))
-        self._under_way[handle.key] += 1
-        try:
-            # A call to a worker that is gone may take long to find that out.
-            done, _ = await asyncio.wait(
-                (call, lane.lost),
-                timeout=seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if call in done:
-                return call.result()
-            if not done:
-                setting = "request" if timeout is None else "drain"
-                what = f"{function} on {handle.place.address}"
-                raise _late(what, seconds, setting)
-        except TensairTimeoutError:
-            raise
-        except (OSError, ReplicaLostError) as error:
-            self._dispatcher.lose(lane, error)
-        finally:
-            self._under_way[handle.key] -= 1
-            call.cancel()
-        if self._state == "closed":
-            raise self._closed()
-        raise ReplicaLostError(
-            f"The replica on {handle.place.address} was lost before it had answered."
-        )
-
-
-def _late(what: str, seconds: float, setting: str) -> TensairTimeoutError:
-    return TensairTimeoutError(
-        f"{what} did not come within {seconds:g} s. Raise tensair.timeouts.{setting} "
-        "if the work is that long; look at the worker if it is not."
-    )
 
 
 def _limits(max_in_flight: int | None) -> Limits:

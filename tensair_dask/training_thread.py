@@ -194,7 +194,7 @@ class TrainingThread:
         for _ in range(len(self._calls)):
             self._answer()
         if self._jobs:
-            self._learn_one(self._jobs[0])
+            self._take_one(self._jobs[0])
         if exchange is not None:
             due = exchange.due(busy=bool(self._jobs))
             if due is not None and time.monotonic() >= due:
@@ -245,7 +245,7 @@ class TrainingThread:
             for position, (x, y, samples) in enumerate(tensors):
                 yield group, x, y, samples, _not_finite() if position in bad else None
 
-    def _learn_one(self, job: _Job) -> None:
+    def _take_one(self, job: _Job) -> None:
         assert self._learner is not None
         assert self._exchange is not None
         outcome = job.outcome
@@ -253,13 +253,19 @@ class TrainingThread:
         try:
             if bad is not None:
                 raise bad
-            self._exchange.before_step()
-            step, changes = self._learner.learn(x, y, samples)
+            if group.learn:
+                self._exchange.before_step()
+                step, changes = self._learner.learn(x, y, samples)
+            else:
+                step = self._learner.score(x, y, samples)
         except Exception as error:
             self._refuse(outcome, error, group, samples)
         else:
-            self._exchange.learned(samples, step.seconds, changes)
-            self.counters.learned(samples, step.loss, step.metrics, step.seconds)
+            if group.learn:
+                self._exchange.learned(samples, step.seconds, changes)
+            self.counters.scored(
+                samples, step.loss, step.metrics, step.seconds, group.learn
+            )
             self._learner.learned_kind = group.kind
             outcome.losses.append(step.loss)
             outcome.metrics.append(step.metrics)

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from tensair_dask.drift.detector import Detector, Shift
+from tensair_dask.errors import DriftError
+
 RATE = 0.01
 SGD = functools.partial(torch.optim.SGD, lr=RATE)
 FEATURES, CLASSES = 6, 3
@@ -82,6 +85,38 @@ async def train_all(trainer: Any, data: list[tuple[Any, Any]]) -> list[Any]:
     reports = await asyncio.gather(*(trainer.train(x, y) for x, y in data))
     await trainer.drain()
     return reports
+
+
+class Above(Detector):
+    """A value above the limit is a drift; those below 0 it does not take.
+
+    After a drift it rests for so many values.
+    """
+
+    bytes = 0
+
+    def __init__(self, limit: float = 10.0, rest: int = 0) -> None:
+        super().__init__()
+        self.limit = limit
+        self.rest = rest
+        self.resting = 0
+        self.seen: list[float] = []
+
+    def _check(self, value: float) -> None:
+        if value < 0:
+            raise DriftError(f"{value} is below 0")
+
+    def _observe(self, value: float) -> bool:
+        self.seen.append(value)
+        self.shift = Shift.between(1.0, value, 4.0)
+        if self.resting:
+            self.resting -= 1
+            return False
+        return value > self.limit
+
+    def _restart(self) -> None:
+        self.seen = []
+        self.resting = self.rest
 
 
 def spread(states: dict[str, Any]) -> float:

@@ -16,13 +16,15 @@ PACKAGE = ROOT / "tensair_dask"
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
     ["__init__", "errors", "config", "palette"],
-    ["metrics", "memory", "pace", "placement", "pubsub", "drift", "prequential"],
+    ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub"],
+    ["drift", "prequential"],
     ["files", "templates", "images"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["dashboard"],
     [
         "optimization",
         "refusals",
+        "rollback",
         "learner",
         "reports",
         "dead_letters",
@@ -33,7 +35,7 @@ LEVELS = [
     ["dispatch", "training_thread", "replica"],
     ["charts", "overview"],
     ["notebook", "live_view"],
-    ["cluster", "trainer"],
+    ["cluster", "calls", "interventions", "adapting", "trainer"],
     ["streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
     ["run_page", "running", "scored", "monitor"],

@@ -33,9 +33,11 @@ def test_history_is_a_frame_with_a_column_for_each_metric():
         "seconds",
         "staleness",
         "replica",
+        "learned",
         "error",
     ]
     assert frame["index"].tolist() == [1, 0]
+    assert frame["learned"].tolist() == [True, False]
     assert frame["error"].tolist()[1] == "ShapeError: too wide"
     assert frame["accuracy"].isna().tolist() == [False, True]
 

@@ -389,7 +389,7 @@ def test_an_item_that_fails_lets_none_behind_it_overtake_those_before(echo, bad)
                 await source.emit(bad)  # at once: it waits for no other
             last = asyncio.ensure_future(source.emit(number(1)))
             await until(lambda: echo.entered == [0.0, 1.0])
-            answered = trainer._under_way
+            answered = trainer._calls.under_way
             await until(lambda: sum(answered.values()) == 1)
             assert passed == []
             echo.held[0.0].set()
@@ -453,7 +453,7 @@ def test_items_under_way_are_bounded(echo):
             emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(9)]
             # Four at once; two of them lie at the replica that waits. The other two
             # were answered, stand behind the first one, and keep their room.
-            await until(lambda: sum(trainer._under_way.values()) == 2)
+            await until(lambda: sum(trainer._calls.under_way.values()) == 2)
             assert sorted(echo.entered) == [0.0, 1.0, 3.0]
             assert not any(emit.done() for emit in emits)
             echo.held[0.0].set()
@@ -477,7 +477,7 @@ async def test_a_receiver_that_is_slow_holds_the_next_predictions_back(c, s, a, 
         sink = Sink(source.predict(trainer))
         emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(3)]
         await until(lambda: reached)
-        await until(lambda: sum(trainer._under_way.values()) == 0)
+        await until(lambda: sum(trainer._calls.under_way.values()) == 0)
         assert reached == [0.0]
         gate.set()
         await asyncio.gather(*emits)

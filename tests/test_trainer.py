@@ -540,12 +540,12 @@ def test_predictions_under_way_are_bounded_and_spread_over_the_replicas(hesitant
                 asyncio.ensure_future(trainer.predict(X, details=True))
                 for _ in range(20)
             ]
-            await until(lambda: sum(trainer._under_way.values()) == 6)
-            assert sorted(trainer._under_way.values()) == [3, 3]
+            await until(lambda: sum(trainer._calls.under_way.values()) == 6)
+            assert sorted(trainer._calls.under_way.values()) == [3, 3]
             hesitant.gate.set()
             answers = await asyncio.gather(*asking)
             assert {answer.replica for answer in answers} == {a.address, b.address}
-            assert sum(trainer._under_way.values()) == 0
+            assert sum(trainer._calls.under_way.values()) == 0
 
     run()
 
@@ -556,7 +556,7 @@ def test_a_prediction_whose_replica_is_lost_is_made_by_another(hesitant):
         async with ta.Trainer(c, **classes(model=hesitant)) as trainer:
             asking = asyncio.ensure_future(trainer.predict(X, details=True))
             await until(hesitant.entered.is_set)
-            (key,) = (key for key, count in trainer._under_way.items() if count)
+            (key,) = (key for key, count in trainer._calls.under_way.items() if count)
             asked, other = (a, b) if key in a.state.actors else (b, a)
             await asked.close()
             hesitant.gate.set()
@@ -571,7 +571,7 @@ def test_predictions_that_wait_for_their_turn_end_when_the_trainer_closes(hesita
     async def run(c, s, a):
         trainer = await ta.Trainer(c, **classes(model=hesitant))
         asking = [asyncio.ensure_future(trainer.predict(X)) for _ in range(5)]
-        await until(lambda: sum(trainer._under_way.values()) == 1)
+        await until(lambda: sum(trainer._calls.under_way.values()) == 1)
         closing = asyncio.ensure_future(trainer.close())
         for each in asking:
             with pytest.raises(errors.TrainerClosedError):

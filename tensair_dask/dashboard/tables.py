@@ -56,6 +56,7 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
     alive = len(record.alive)
     cells = [
         (f"trainer, {record.state}", record.name),
+        *_phase(record),
         ("replicas", f"{alive} of {record.told.get('target', alive)}"),
         ("samples/s", f"{row['samples']:,.0f}"),
         ("mini-batches/s", f"{row['steps']:,.0f}"),
@@ -76,6 +77,14 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
         "</div>"
         for name, value in cells
     )
+
+
+def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
+    """What it does, where that may change."""
+    mode = record.told.get("mode", "always")
+    if mode == "always" or record.is_over:
+        return []
+    return [(f"mode {mode}", str(record.told.get("phase", "")))]
 
 
 def _short(value: float, digits: int = 3) -> str:

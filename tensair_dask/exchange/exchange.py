@@ -192,6 +192,14 @@ class Exchange:
         """Record that the model of a peer was taken over, and what it holds."""
         for origin, count in counts.items():
             self.clock.advance(origin, count)
+        self.replaced()
+
+    def replaced(self) -> None:
+        """Record that the parameters were set on all replicas, to be the same.
+
+        There must be no gradient under way: call it after a drain.
+        """
+        self._accumulator.drop()
         self.changed = time.monotonic()
 
     def apply_arrived(self) -> int:

@@ -31,7 +31,13 @@ Told = dict[str, Any]
 RECENT = ("time", "samples", "loss")
 
 _STATES = {"starting": "yellow", "open": "green", "closed": "dim", "lost": "red"}
-_KINDS = {"drift": "magenta", "mode": "blue", "joined": "green", "lost": "red"}
+_KINDS = {
+    "drift": "magenta",
+    "policy": "yellow",
+    "mode": "blue",
+    "joined": "green",
+    "lost": "red",
+}
 
 # Characters of a fact with its name; metrics and events shown of a trainer; trainers
 # that are over; rows of a table where the page has no end.

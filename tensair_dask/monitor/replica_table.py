@@ -25,10 +25,16 @@ __all__ = ["STYLES", "chosen", "replica_table"]
 Row = dict[str, Any]
 
 # Of the states of replicas.
-STYLES = {"learning": "green", "waiting": "yellow", "lost": "red"}
+STYLES = {
+    "learning": "green",
+    "predicting": "blue",
+    "waiting": "yellow",
+    "silent": "red",
+    "lost": "red",
+}
 
 # The first is shown first where there is no room for all.
-_TROUBLE = ("lost", "waiting", "learning")
+_TROUBLE = ("lost", "silent", "waiting", "predicting", "learning")
 
 # Characters that an address gets at least, and its header.
 _ADDRESS = 12

@@ -61,7 +61,9 @@ class Counters:
         When counting began, in seconds since the epoch: two snapshots that differ in
         it have nothing to do with each other.
     steps, samples
-        Mini-batches learned, and rows in them.
+        Mini-batches learned or only scored, and rows in them.
+    predicted
+        How many of the steps only predicted and scored, as the mode wanted it.
     refused
         Mini-batches that were refused here (dead letters).
     predictions
@@ -80,6 +82,7 @@ class Counters:
         "busy",
         "loss",
         "metrics",
+        "predicted",
         "predictions",
         "refused",
         "samples",
@@ -91,14 +94,20 @@ class Counters:
     def __init__(self, metrics: Iterable[object] = ()) -> None:
         self.began = time.time()
         self.metrics = [plain(name) for name in metrics]
-        self.steps = self.samples = self.refused = self.predictions = 0
+        self.steps = self.samples = self.predicted = 0
+        self.refused = self.predictions = 0
         self.busy = 0.0
         self.loss = Total()
         self.sums = [Total() for _ in self.metrics]
         self.weights = [0] * len(self.metrics)
 
-    def learned(
-        self, samples: int, loss: float, metrics: Sequence[float], seconds: float
+    def scored(
+        self,
+        samples: int,
+        loss: float,
+        metrics: Sequence[float],
+        seconds: float,
+        learned: bool = True,
     ) -> None:
         """Count one mini-batch."""
         self.busy += seconds
@@ -108,6 +117,8 @@ class Counters:
                 self.weights[place] += samples
         self.steps += 1
         self.samples += samples
+        if not learned:
+            self.predicted += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Give the counts, with the worker's clock, as a heartbeat can carry them."""
@@ -116,6 +127,7 @@ class Counters:
             "began": self.began,
             "steps": self.steps,
             "samples": self.samples,
+            "predicted": self.predicted,
             "refused": self.refused,
             "predictions": self.predictions,
             "busy": self.busy,

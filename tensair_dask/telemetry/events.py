@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ TOPIC = "tensair"
 # What there is, and what pages call it.
 KINDS = {
     "drift": "drift",
+    "policy": "answer to drift",
     "mode": "change of mode",
     "joined": "replica joined",
     "lost": "replica lost",
@@ -38,15 +40,19 @@ class Event:
         For people.
     time
         Seconds since the epoch.
+    index
+        The mini-batch at which it happened, in the order of submission; -1 where that
+        is not known.
     """
 
     kind: str
     text: str
     time: float = field(default_factory=time.time)
+    index: int = -1
 
     def plain(self) -> dict[str, Any]:
         """As JSON and msgpack have it."""
-        return {"time": self.time, "kind": self.kind, "text": self.text}
+        return dataclasses.asdict(self)
 
 
 class Events:
@@ -87,7 +93,8 @@ class Events:
         import pandas as pd
 
         frame = pd.DataFrame(
-            [event.plain() for event in self], columns=["time", "kind", "text"]
+            [event.plain() for event in self],
+            columns=["time", "kind", "text", "index"],
         )
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         return frame

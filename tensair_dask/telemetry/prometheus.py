@@ -63,8 +63,9 @@ _OF_TRAINERS = [
     Family("trainer_open", "1 while the trainer is open, 0 once it is closed or lost"),
     Family("trainer_start_time_seconds", "When the trainer started, since the epoch"),
     Family("emitted_total", "Mini-batches that were given to the trainer"),
-    Family("steps_total", "Mini-batches learned, by all replicas"),
-    Family("samples_total", "Rows in the mini-batches learned"),
+    Family("steps_total", "Mini-batches learned or only scored, by all replicas"),
+    Family("predicted_total", "How many of the steps only predicted and scored"),
+    Family("samples_total", "Rows in the mini-batches of the steps"),
     Family("predictions_total", "Records predicted on request"),
     Family("dead_letters_total", "Mini-batches that were refused"),
     Family("busy_seconds_total", "Time spent in steps, by all replicas together"),
@@ -87,8 +88,9 @@ _OF_TRAINERS = [
 ]
 
 _OF_REPLICAS = [
-    Family("replica_steps_total", "Mini-batches learned", _REPLICA),
-    Family("replica_samples_total", "Rows in the mini-batches learned", _REPLICA),
+    Family("replica_steps_total", "Mini-batches learned or only scored", _REPLICA),
+    Family("replica_predicted_total", "Steps that only predicted and scored", _REPLICA),
+    Family("replica_samples_total", "Rows in the mini-batches of the steps", _REPLICA),
     Family("replica_predictions_total", "Records predicted on request", _REPLICA),
     Family("replica_refused_total", "Mini-batches that were refused", _REPLICA),
     Family("replica_busy_seconds_total", "Time spent in steps", _REPLICA),
@@ -247,6 +249,7 @@ def _counted(record: TrainerRecord) -> dict[str, float]:
         "trainer_start_time_seconds": record.started,
         "emitted_total": record.told.get("emitted", 0),
         "steps_total": totals["steps"],
+        "predicted_total": totals["predicted"],
         "samples_total": totals["samples"],
         "predictions_total": totals["predictions"],
         "dead_letters_total": record.dead_letters,
@@ -301,6 +304,7 @@ def _replicas(
 # Families of a replica, and what its counts are called in a heartbeat.
 _COUNTS = {
     "replica_steps_total": "steps",
+    "replica_predicted_total": "predicted",
     "replica_samples_total": "samples",
     "replica_predictions_total": "predictions",
     "replica_refused_total": "refused",

@@ -13,6 +13,7 @@ __all__ = ["COUNTS", "ReplicaRecord"]
 COUNTS = (
     "steps",
     "samples",
+    "predicted",
     "refused",
     "predictions",
     "busy",
@@ -108,7 +109,7 @@ class ReplicaRecord:
             self._gap = snapshot["at"] - before["at"]
         self._heard, self.silent = now, False
         self._keep(snapshot)
-        return {name: snapshot[name] - before.get(name, 0) for name in COUNTS}
+        return {name: snapshot.get(name, 0) - before.get(name, 0) for name in COUNTS}
 
     def _keep(self, snapshot: dict[str, Any]) -> None:
         kept = self._snapshots
@@ -147,7 +148,8 @@ class ReplicaRecord:
         """How much a count has grown over the window."""
         if not self._tells:
             return 0.0
-        return self._snapshots[-1][name] - self._snapshots[0][name]
+        first, last = self._snapshots[0], self._snapshots[-1]
+        return last.get(name, 0) - first.get(name, 0)
 
     def rate(self, name: str) -> float:
         """How fast a count grows, per second over the window."""
@@ -179,12 +181,18 @@ class ReplicaRecord:
 
     @property
     def state(self) -> str:
-        """``"closed"``, ``"lost"``, ``"silent"``, ``"learning"`` or ``"waiting"``."""
+        """What it does: ``"learning"``, ``"predicting"`` or ``"waiting"``; or its end.
+
+        That is ``"closed"``, ``"lost"`` or ``"silent"``.
+        """
         if self.lost:
             return "closed" if self.closed else "lost"
         if self.silent:
             return "silent"
-        return "learning" if self.grown("steps") else "waiting"
+        steps = self.grown("steps")
+        if not steps:
+            return "waiting"
+        return "predicting" if self.grown("predicted") == steps else "learning"
 
     def row(self) -> dict[str, Any]:
         """What tables show of it."""

@@ -28,7 +28,7 @@ class Replica:
         values = [0.75] * min(1, len(self.counters.metrics))
         values += [math.nan] * (len(self.counters.metrics) - 1)
         for _ in range(steps):
-            self.counters.learned(64, 0.25, values, 0.0)
+            self.counters.scored(64, 0.25, values, 0.0)
 
     def snapshot(self, seconds):
         steps = self.counters.steps

@@ -50,7 +50,7 @@ def truth_of(x: np.ndarray) -> np.ndarray:
 def test_labels_are_right_but_for_the_pairs_that_are_swapped():
     stream = swapped()
     assert [swap.sign for swap in stream.swaps] == ["3 ↔ 7", "2 ↔ 8", "5 ↔ 1"]
-    assert [swap.index for swap in stream.swaps] == [10, 20, 30]
+    assert [swap.place for swap in stream.swaps] == [10, 20, 30]
     batches = list(stream.batches())
     assert len(batches) == len(stream) == 40
     other = dict(enumerate(range(10)))
@@ -97,7 +97,7 @@ def test_a_limit_ends_the_stream_within_a_mini_batch():
     stream = swapped(limit=15 * 16 + 3)
     sizes = [len(y) for _, y in stream.batches()]
     assert sizes == [16] * 15 + [3]
-    assert [swap.index for swap in stream.swaps] == [10]
+    assert [swap.place for swap in stream.swaps] == [10]
     assert stream.records == 243
 
 

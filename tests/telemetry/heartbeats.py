@@ -46,7 +46,7 @@ class Learning:
         seconds: float = 0.001,
     ) -> None:
         for _ in range(steps):
-            self.counters.learned(samples, loss, metrics, seconds)
+            self.counters.scored(samples, loss, metrics, seconds)
 
     def beat(self, seconds: float = 0.5) -> dict[str, Any]:
         """Let time pass; what the heartbeat at its end brings."""

@@ -17,8 +17,8 @@ NAN = float("nan")
 
 def test_counts_are_sums():
     counters = Counters(["accuracy"])
-    counters.learned(4, 0.5, [1.0], 0.25)
-    counters.learned(12, 1.5, [0.5], 0.5)
+    counters.scored(4, 0.5, [1.0], 0.25)
+    counters.scored(12, 1.5, [0.5], 0.5)
     counters.refused += 1
     told = counters.snapshot()
     assert told["steps"] == 2
@@ -32,17 +32,17 @@ def test_counts_are_sums():
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_does_not_count(bad):
     counters = Counters(["a", "b"])
-    counters.learned(4, 1.0, [bad, 1.0], 0.0)
-    counters.learned(2, 1.0, [0.5, bad], 0.0)
+    counters.scored(4, 1.0, [bad, 1.0], 0.0)
+    counters.scored(2, 1.0, [0.5, bad], 0.0)
     assert counters.snapshot()["metrics"] == {"a": [1.0, 0.0, 2], "b": [4.0, 0.0, 4]}
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, 1e308])
 def test_a_loss_that_cannot_be_summed_spoils_nothing(bad):
     counters = Counters()
-    counters.learned(4, 1.0, [], 0.0)
-    counters.learned(4, bad, [], 0.0)
-    counters.learned(4, 1.0, [], 0.0)
+    counters.scored(4, 1.0, [], 0.0)
+    counters.scored(4, bad, [], 0.0)
+    counters.scored(4, 1.0, [], 0.0)
     assert counters.snapshot()["loss"] == 8.0
     assert counters.steps == 3
 
@@ -69,7 +69,7 @@ def test_totals_are_those_of_exact_arithmetic():
 
 def test_a_snapshot_is_small_plain_and_fit_for_msgpack():
     counters = Counters([f"metric number {number}" for number in range(4)])
-    counters.learned(4, 0.1, [0.1] * 4, 0.1)
+    counters.scored(4, 0.1, [0.1] * 4, 0.1)
     told = counters.snapshot()
     packed = msgpack.dumps(told)
     assert msgpack.loads(packed) == told
@@ -83,7 +83,7 @@ def test_a_snapshot_is_small_plain_and_fit_for_msgpack():
 )
 def test_any_name_of_a_metric_can_be_told(name):
     counters = Counters([name])
-    counters.learned(1, 1.0, [0.5], 0.0)
+    counters.scored(1, 1.0, [0.5], 0.0)
     told = msgpack.loads(msgpack.dumps(counters.snapshot()))
     assert told["metrics"] == {plain(name): [0.5, 0.0, 1]}
 
@@ -107,7 +107,7 @@ def test_counts_that_are_read_while_a_thread_writes_them_never_go_back():
 
     def learn() -> None:
         for _ in range(rounds):
-            counters.learned(2, 1.0, [1.0], 0.5)
+            counters.scored(2, 1.0, [1.0], 0.5)
 
     thread = threading.Thread(target=learn)
     thread.start()

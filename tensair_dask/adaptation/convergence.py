@@ -1,0 +1,119 @@
+"""Convergence: tells when the loss has stopped falling."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from tensair_dask.errors import ConfigurationError
+
+__all__ = ["Convergence"]
+
+
+class Convergence:
+    """Compares the mean losses of the newest epochs of a stream.
+
+    An epoch is so many mini-batches in a row. The loss has converged when there are
+    ``epochs`` epochs, and the newest one's mean is neither lower than that of any of
+    the others by more than ``factor`` (it falls still) nor clearly higher (the stream
+    drifts while the model learns).
+
+    Parameters
+    ----------
+    epoch
+        Mini-batches in an epoch.
+    epochs
+        How many epochs are compared, from 2: more are slower and surer.
+    factor
+        How much the mean loss must fall to count as progress: as a share of the
+        earlier epoch's (``relative=True``), or in units of the loss.
+    relative
+        A share does not depend on the scale of the loss: the same 0.02 serves a cross
+        entropy and minutes of delay.
+
+    Attributes
+    ----------
+    level
+        Mean loss of the newest epoch that is complete; NaN before there is one.
+
+    Notes
+    -----
+    ``relative=False`` is the rule of TensAIR (``convergence_factor``,
+    ``epochs_for_convergence``), where the right factor differs from task to task: its
+    own examples use 0.0001, 0.02 and 0.3. TensAIR takes a loss that rises for one that
+    has converged, and would stop learning in the middle of a drift. Here a rise by
+    more than ``factor`` and by more than three standard errors says that it has not.
+
+    An epoch's mean is noisy: with losses of standard deviation s it strays by about
+    s / sqrt(epoch). Choose epochs so long that this is small beside what you would
+    call progress; otherwise training ends early by chance, or late.
+
+    References
+    ----------
+    Tosi, Venugopal and Theobald, "TensAIR: Real-Time Training of Neural Networks from
+    Data-streams", arXiv 2211.10280.
+    """
+
+    def __init__(
+        self,
+        epoch: int = 100,
+        epochs: int = 2,
+        factor: float = 0.02,
+        relative: bool = True,
+    ) -> None:
+        _check_count("epoch", epoch, 1)
+        _check_count("epochs", epochs, 2)
+        if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
+            raise ConfigurationError(
+                f"factor={factor!r} was given; a number from 0 is allowed, for example "
+                "0.02 for two per cent."
+            )
+        self.epoch = epoch
+        self.epochs = epochs
+        self.factor = factor
+        self.relative = relative
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin afresh: nothing has been seen."""
+        # Of each epoch: the mean, and the square of its standard error.
+        self._means: deque[tuple[float, float]] = deque(maxlen=self.epochs)
+        self._mean = self._squares = 0.0  # of the one under way (Welford)
+        self._count = 0
+        self.level = math.nan
+
+    def update(self, loss: float) -> bool:
+        """Take in the loss of the next mini-batch; whether the loss has converged."""
+        self._count += 1
+        off = loss - self._mean
+        self._mean += off / self._count
+        self._squares += off * (loss - self._mean)
+        if self._count < self.epoch:
+            return False
+        self.level = self._mean
+        self._means.append((self._mean, self._squares / self._count**2))
+        self._mean = self._squares = 0.0
+        self._count = 0
+        return len(self._means) == self.epochs and not self._moves()
+
+    def _moves(self) -> bool:
+        *earlier, (newest, its_error) = self._means
+        for mean, error in earlier:
+            much = self.factor * (abs(mean) if self.relative else 1.0)
+            by_chance = 3 * math.sqrt(error + its_error)
+            if mean - newest > much or newest - mean > max(much, by_chance):
+                return True
+        return False
+
+    def __repr__(self) -> str:
+        return (
+            f"Convergence(epoch={self.epoch}, epochs={self.epochs}, "
+            f"factor={self.factor}, relative={self.relative})"
+        )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(
+            f"{name}={value!r} was given; a whole number from {least} is allowed."
+        )

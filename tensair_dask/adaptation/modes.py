@@ -1,0 +1,352 @@
+"""Modes: decide from the reports whether the model learns or only predicts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tensair_dask.adaptation.convergence import Convergence
+from tensair_dask.adaptation.order import InOrder
+from tensair_dask.adaptation.policies import Policy
+from tensair_dask.drift import Detector, make
+from tensair_dask.errors import ConfigurationError, DriftError
+from tensair_dask.reports import Report
+
+__all__ = [
+    "MODES",
+    "PREDICTING",
+    "TRAINING",
+    "Drift",
+    "Modes",
+    "PolicyEnded",
+    "Settled",
+    "Switch",
+    "as_detector",
+    "as_watch",
+    "check_mode",
+]
+
+logger = logging.getLogger(__name__)
+
+# When to train; as TensAIR calls them ALWAYS_TRAIN, NEVER_TRAIN and AUTOMATIC.
+MODES = ("always", "never", "auto")
+
+TRAINING = "training"
+PREDICTING = "predicting"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A drift that was detected.
+
+    Attributes
+    ----------
+    time
+        When, in seconds since the epoch.
+    index
+        The mini-batch at which it was detected, in the order of submission.
+    detector
+        Name of the detector.
+    before, after
+        Mean of what is watched (the loss most often) before and after the change,
+        as the detector has split it.
+    magnitude
+        Their difference in standard deviations of what was before; NaN if unknown.
+    """
+
+    time: float
+    index: int
+    detector: str
+    before: float
+    after: float
+    magnitude: float
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        return (
+            f"{self.detector} at mini-batch {self.index:,}: from {self.before:.4g} to "
+            f"{self.after:.4g} ({self.magnitude:+.1f} standard deviations)"
+        )
+
+
+@dataclass(frozen=True)
+class Switch:
+    """From mini-batch ``index`` on, the phase is another one."""
+
+    index: int
+    phase: str
+    why: str
+
+
+@dataclass(frozen=True)
+class PolicyEnded:
+    """What a policy began is to be undone."""
+
+    index: int
+    drift: Drift
+
+
+@dataclass(frozen=True)
+class Settled:
+    """All is well at this mini-batch: a good moment for a snapshot."""
+
+    index: int
+
+
+class Modes:
+    """The state of a trainer's mode: which phase it is in, and why it leaves it.
+
+    It sees one merged stream of reports, in the order in which the mini-batches were
+    submitted, whichever replica scored them. A switch holds from a mini-batch on:
+    those submitted later travel with the word whether to learn them, so that all
+    replicas switch at the same place of the stream.
+
+    Belongs to the client's event loop; knows neither Dask nor torch.
+
+    Parameters
+    ----------
+    mode
+        One of `MODES`.
+    detector
+        What finds drift; None for none.
+    convergence
+        When training may end in mode auto.
+    policy
+        What is done on drift.
+    watch
+        What the detector is given of each report; larger must be worse.
+    reorder
+        Reports that may wait for an earlier one; see `InOrder`.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        detector: Detector | None,
+        convergence: Convergence,
+        policy: Policy,
+        watch: Callable[[Report], float],
+        reorder: int,
+    ) -> None:
+        self.mode = check_mode(mode)
+        if mode == "auto" and detector is None:
+            raise ConfigurationError(
+                "mode='auto' needs a detector, and detector=None was given: without "
+                "one it would never train again. Leave detector out for OPTWIN."
+            )
+        self.detector = detector
+        self.convergence = convergence
+        self.policy = policy
+        self.phase = PREDICTING if mode == "never" else TRAINING
+        self._watch = watch
+        self._reorder = reorder
+        self._order: InOrder[Report] = InOrder(reorder)
+        # The first mini-batch of the phase, and the first of which anybody told.
+        self._since = self._first = 0
+        # What the detector would have been given of the newest epoch of training.
+        self._newest: deque[float] = deque(maxlen=convergence.epoch)
+        self._lasting: PolicyEnded | None = None
+        self._snapshot = policy.every or math.inf
+        self._complained = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether a mini-batch that is submitted now is to be learned."""
+        return self.phase == TRAINING
+
+    @property
+    def watches(self) -> bool:
+        """Whether reports are of any interest."""
+        return self.detector is not None or self.mode == "auto"
+
+    def set_mode(self, mode: str, index: int) -> list[Switch]:
+        """Change the mode; ``index`` is that of the next mini-batch."""
+        check_mode(mode)
+        if not self.watches:  # until now nobody has told of any report
+            self._order = InOrder(self._reorder, start=index)
+            self._since = self._first = index
+        if mode == "auto" and self.detector is None:
+            self.detector = make("optwin")
+        self.mode = mode
+        phase = PREDICTING if mode == "never" else TRAINING
+        if mode == "auto":
+            self.convergence.reset()
+        if phase == self.phase:
+            return []
+        return [self._switch(phase, index, f"the mode was set to {mode}")]
+
+    def observe(
+        self, index: int, report: Report | None, submitted: int
+    ) -> Iterator[Any]:
+        """Take in a report; give what follows from it.
+
+        Parameters
+        ----------
+        index
+            Of its mini-batch.
+        report
+            None for a mini-batch that was refused.
+        submitted
+            The index of the next mini-batch: what is decided holds from there.
+
+        Yields
+        ------
+        happening
+            `Drift`, `Switch`, `PolicyEnded` or `Settled`.
+        """
+        for each in self._order.put(index, report):
+            if each.index >= self._first:
+                yield from self._follow(each, submitted)
+
+    def _follow(self, report: Report, submitted: int) -> Iterator[Any]:
+        if self._lasting is not None and report.index >= self._lasting.index:
+            yield self._ended(report.index)
+        if self.mode == "auto" and self.phase == TRAINING:
+            if report.index >= self._since:
+                yield from self._train(report, submitted)
+        elif self.detector is not None:
+            yield from self._look(report, submitted)
+
+    def _train(self, report: Report, submitted: int) -> Iterator[Any]:
+        """See whether training in mode auto may end."""
+        with contextlib.suppress(Exception):  # said when it is to be looked at
+            self._newest.append(self._watch(report))
+        if not self.convergence.update(report.loss):
+            return
+        if self._lasting is not None:
+            yield self._ended(report.index)
+        yield Settled(report.index)
+        why = f"the loss has settled at {self.convergence.level:.4g}"
+        yield self._switch(PREDICTING, submitted, why)
+        self._prime()
+
+    def _prime(self) -> None:
+        """Show the detector what it is to compare with.
+
+        With no past it would take the stream as it is from now on for the past: a
+        drift that comes at once would never be found.
+        """
+        assert self.detector is not None
+        for value in self._newest:
+            with contextlib.suppress(DriftError):
+                self.detector.update(value)
+
+    def _look(self, report: Report, submitted: int) -> Iterator[Any]:
+        """Give the detector its value, and answer a drift."""
+        if self._detects(report):
+            drift = self._drift(report)
+            yield drift
+            if self._lasting is not None:  # before it is begun again
+                yield self._ended(report.index)
+            if self.policy.lasts is not None:
+                self._lasting = PolicyEnded(report.index + self.policy.lasts, drift)
+            if self.mode == "auto":
+                yield self._switch(TRAINING, submitted, "the stream has drifted")
+        elif report.index >= self._snapshot:
+            self._snapshot = report.index + (self.policy.every or math.inf)
+            yield Settled(report.index)
+
+    def _ended(self, index: int) -> PolicyEnded:
+        assert self._lasting is not None
+        drift, self._lasting = self._lasting.drift, None
+        return PolicyEnded(index, drift)
+
+    def _detects(self, report: Report) -> bool:
+        assert self.detector is not None
+        try:
+            return self.detector.update(self._watch(report))
+        except Exception as error:
+            if not self._complained:  # once: every mini-batch would say the same
+                self._complained = True
+                logger.warning(
+                    "Mini-batch %d cannot be watched for drift (%s: %s); others like "
+                    "it are skipped without a word",
+                    report.index,
+                    type(error).__name__,
+                    error,
+                )
+            return False
+
+    def _drift(self, report: Report) -> Drift:
+        assert self.detector is not None
+        shift = self.detector.shift
+        nan = math.nan
+        return Drift(
+            report.time,
+            report.index,
+            type(self.detector).__name__,
+            shift.before if shift else nan,
+            shift.after if shift else nan,
+            shift.magnitude if shift else nan,
+        )
+
+    def _switch(self, phase: str, index: int, why: str) -> Switch:
+        self.phase = phase
+        self._since = index
+        self.convergence.reset()
+        if phase == TRAINING:
+            self._newest.clear()
+        elif self.detector is not None:
+            self.detector.reset()
+        return Switch(index, phase, why)
+
+
+def check_mode(mode: Any) -> str:
+    """Return the mode if there is such a one.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is not.
+    """
+    if mode not in MODES:
+        raise ConfigurationError(
+            f"mode={mode!r} was given; allowed are {', '.join(map(repr, MODES))}."
+        )
+    return str(mode)
+
+
+def as_detector(given: Any, mode: str) -> Detector | None:
+    """Make a detector of what a user may give: a detector, a name, or None.
+
+    None is OPTWIN where the mode needs a detector.
+    """
+    if given is None:
+        return make("optwin") if mode == "auto" else None
+    if isinstance(given, str):
+        return make(given)
+    if isinstance(given, Detector):
+        return given
+    raise ConfigurationError(
+        f"detector is a {type(given).__name__}; give a name such as 'optwin', or a "
+        "detector such as tensair_dask.drift.OPTWIN()."
+    )
+
+
+def as_watch(given: Any, metrics: Any) -> Callable[[Report], float]:
+    """Make of what a user may give a function of a report, of which more is worse."""
+    if given == "loss":
+        return _loss
+    if isinstance(given, str) and given in metrics:
+        return lambda report: report.metrics[given]
+    if callable(given):
+        return given
+    names = ", ".join(map(repr, ["loss", *metrics]))
+    raise ConfigurationError(
+        f"watch={given!r} was given; allowed are {names}, or a function of a report of "
+        "which larger values are worse, for example "
+        "lambda report: 1 - report.metrics['accuracy']."
+    )
+
+
+def _loss(report: Report) -> float:
+    return report.loss
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Drift))

@@ -1,0 +1,177 @@
+"""Adapting: what a trainer does when its mode switches or its stream drifts."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from tensair_dask.adaptation.modes import (
+    COLUMNS,
+    Drift,
+    Modes,
+    PolicyEnded,
+    Settled,
+    Switch,
+)
+from tensair_dask.errors import TrainerClosedError
+from tensair_dask.interventions import Interventions
+from tensair_dask.one_by_one import OneByOne
+from tensair_dask.reports import Report
+from tensair_dask.telemetry.events import Event
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Adapting"]
+
+logger = logging.getLogger(__name__)
+
+# Drifts that are kept, the newest ones.
+REMEMBERED = 10_000
+
+# Snapshots of a good model: the newest may be of after a drift that is not seen yet.
+SNAPSHOTS = 2
+
+
+class Adapting:
+    """Carries out what `Modes` decides, and writes it into the events.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    modes
+        Decides.
+    interventions
+        Change the replicas.
+    note
+        Called with each event, at once.
+    log
+        Called with each event in its turn; what it returns is awaited.
+    """
+
+    def __init__(
+        self,
+        modes: Modes,
+        interventions: Interventions,
+        note: Callable[[Event], Any],
+        log: Callable[[Event], Awaitable[Any]],
+    ) -> None:
+        self.modes = modes
+        self.interventions = interventions
+        self.drifts: deque[Drift] = deque(maxlen=REMEMBERED)
+        self._note = note
+        self._log = log
+        self._acting = OneByOne("What follows from drift")
+        self._telling = OneByOne("Telling the scheduler")
+        self._snapshots: deque[tuple[int, Any]] = deque(maxlen=SNAPSHOTS)
+
+    async def start(self) -> None:
+        """See that the policy can be carried out; raise if it cannot."""
+        if self.modes.policy.acts and self.modes.watches:
+            await self.interventions.check(self.modes.policy.check)
+
+    def observe(self, index: int, report: Report | None, submitted: int) -> None:
+        """Take in a report; see `Modes.observe`."""
+        for each in self.modes.observe(index, report, submitted):
+            if isinstance(each, Drift):
+                self._drifted(each)
+            elif isinstance(each, Switch):
+                self.switched(each)
+            elif isinstance(each, PolicyEnded):
+                self._acting.do(functools.partial(self._undo, each))
+            elif isinstance(each, Settled) and self.modes.policy.every is not None:
+                self._acting.do(functools.partial(self._keep, each.index))
+
+    def switched(self, switch: Switch) -> None:
+        """Tell of a switch, which holds already."""
+        text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
+        self._tell("mode", text, switch.index)
+
+    def _drifted(self, drift: Drift) -> None:
+        self.drifts.append(drift)
+        self._tell("drift", drift.describe(), drift.index)
+        self._acting.do(functools.partial(self._answer, drift))
+
+    async def settled(self) -> None:
+        """Wait until everything that was decided is done and told."""
+        await self._acting.settled()
+        await self._telling.settled()
+
+    async def close(self) -> None:
+        """Give up what is not done."""
+        await self._acting.close()
+        await self._telling.close()
+
+    def _tell(self, kind: str, text: str, index: int) -> None:
+        self._note(event := Event(kind, text, index=index))
+        self._telling.do(lambda: self._log(event))
+
+    # ---- policies -------------------------------------------------------------------
+
+    async def _answer(self, drift: Drift) -> None:
+        policy = self.modes.policy
+        if not policy.acts:
+            self._tell("policy", policy.describe(drift), drift.index)
+            return
+        if policy.every is not None and not await self._restore(drift):
+            text = f"{policy.describe(drift)}: there is none from before the drift"
+            self._tell("policy", text, drift.index)
+            return
+        change = functools.partial(_change, policy, "on_drift", drift)
+        await self._intervene(change, drift, policy.describe(drift))
+
+    async def _undo(self, ended: PolicyEnded) -> None:
+        policy, drift = self.modes.policy, ended.drift
+        change = functools.partial(_change, policy, "undo", drift)
+        text = f"ended after {ended.index - drift.index:,} mini-batches"
+        await self._intervene(change, drift, f"{policy.describe(drift)}: {text}")
+
+    async def _intervene(
+        self, change: Callable[[Any, Any], Any], drift: Drift, text: str
+    ) -> None:
+        start = time.perf_counter()
+        try:
+            await self.interventions.change(change, seed=drift.index)
+        except TrainerClosedError:
+            raise
+        except Exception as error:
+            text = f"{text}: FAILED, {type(error).__name__}: {error}"
+            logger.warning("The answer to drift failed: %s", text)
+        else:
+            text = f"{text} ({time.perf_counter() - start:.2f} s)"
+        self._tell("policy", text, drift.index)
+
+    async def _keep(self, index: int) -> None:
+        self._snapshots.append((index, await self.interventions.snapshot()))
+
+    async def _restore(self, drift: Drift) -> bool:
+        """Go back to the newest snapshot that is old enough to be from before."""
+        least = drift.index - (self.modes.policy.every or 0)
+        old = [each for each in self._snapshots if each[0] <= least]
+        if not old:
+            return False
+        index, snapshot = old[-1]
+        await self.interventions.restore(snapshot)
+        self._snapshots.clear()
+        self._snapshots.append((index, snapshot))
+        return True
+
+    # ---- what is shown --------------------------------------------------------------
+
+    def frame(self) -> pd.DataFrame:
+        """One row a drift, in order; ``time`` is in UTC."""
+        import pandas as pd
+
+        rows = [[getattr(each, name) for name in COLUMNS] for each in self.drifts]
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
+        return frame
+
+
+def _change(policy: Any, method: str, drift: Drift, model: Any, optimizers: Any) -> Any:
+    return getattr(policy, method)(model, optimizers, drift)

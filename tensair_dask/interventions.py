@@ -1,0 +1,123 @@
+"""Interventions: the model of all replicas is changed, at one place of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tensair_dask import config
+from tensair_dask.calls import Calls
+from tensair_dask.cluster import ReplicaHandle
+from tensair_dask.dispatch import Dispatcher
+from tensair_dask.errors import ClusterError, ReplicaLostError
+from tensair_dask.transfer import dumps
+
+__all__ = ["Interventions"]
+
+
+class Interventions:
+    """Holds the stream, lets all gradients arrive, changes one replica, copies it.
+
+    So all replicas hold the same parameters afterwards, whatever the change does.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    calls
+        To the replicas.
+    dispatcher
+        What sends mini-batches to them.
+    """
+
+    def __init__(self, calls: Calls, dispatcher: Dispatcher) -> None:
+        self._calls = calls
+        self._dispatcher = dispatcher
+        self._lock = asyncio.Lock()
+        # Modules of the user's that the workers lack; known when they have started.
+        self.missing: list[str] = []
+
+    async def change(self, function: Callable[[Any, Any], Any], seed: int) -> None:
+        """Let ``function(model, optimizers)`` change all replicas in the same way.
+
+        Raises
+        ------
+        Exception
+            What the function raises, if it cannot be sent, or if no replica is
+            alive. The models are then as they were.
+        """
+        payload = dumps(function, self.missing, "The function")
+        await self._everywhere("change", payload, seed)
+
+    async def restore(self, snapshot: Any) -> None:
+        """Put a `snapshot` of before into all replicas."""
+        await self._everywhere("restore", snapshot)
+
+    async def snapshot(self) -> Any:
+        """Take the model and the optimizer state of one replica."""
+        return await self._calls.ask_any("snapshot")
+
+    async def check(self, function: Callable[[Any], Any]) -> None:
+        """Call ``function(model)`` at one replica, to see whether it raises."""
+        payload = dumps(function, self.missing, "The policy")
+        await self._calls.ask_any("check", payload)
+
+    async def _everywhere(self, method: str, *args: Any) -> None:
+        async with self._lock, self._rest():
+            changed: set[ReplicaHandle] = set()
+            while True:
+                alive = self._calls.alive()
+                source = next((each for each in alive if each in changed), None)
+                if source is None:
+                    source = await self._change_one(method, *args)
+                    changed.add(source)
+                others = [each for each in alive if each not in changed]
+                if not others:
+                    return
+                changed.update(await self._copy(source, others))
+
+    async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
+        while True:
+            handle = self._calls.least_loaded()
+            try:
+                await self._calls.ask(handle, method, *args)
+            except ReplicaLostError:
+                continue
+            return handle
+
+    async def _copy(
+        self, source: ReplicaHandle, others: list[ReplicaHandle]
+    ) -> list[ReplicaHandle]:
+        """Let others take over the source's model; give those that have.
+
+        The rest were lost, or the source was: `_calls` knows in the next round.
+        """
+        answers = await asyncio.gather(
+            *(self._calls.ask(each, "adopt", source.peer) for each in others),
+            return_exceptions=True,
+        )
+        copied = []
+        for handle, answer in zip(others, answers, strict=True):
+            if answer is None:
+                copied.append(handle)
+            elif not isinstance(answer, ClusterError):
+                raise answer
+        if not copied:
+            # One of both ends is lost, and perhaps not noticed yet: ask the source.
+            await asyncio.gather(
+                self._calls.ask(source, "status"), return_exceptions=True
+            )
+        return copied
+
+    @asynccontextmanager
+    async def _rest(self) -> AsyncIterator[None]:
+        """Hold the stream while nothing is being learned and no gradient travels."""
+        seconds = config.get_seconds("timeouts.drain")
+        try:
+            await self._dispatcher.hold(seconds)
+            await self._calls.ask_all("flush", seconds, timeout=seconds)
+            yield
+        finally:
+            self._dispatcher.go_on()

@@ -1,0 +1,108 @@
+"""When training may end."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from tensair_dask.adaptation import Convergence
+from tensair_dask.errors import ConfigurationError
+
+
+def settled_at(convergence: Convergence, losses) -> int | None:
+    """After how many mini-batches it says that the loss has converged."""
+    for number, loss in enumerate(losses, 1):
+        if convergence.update(float(loss)):
+            return number
+    return None
+
+
+def test_a_constant_loss_has_converged_when_there_are_enough_epochs():
+    assert settled_at(Convergence(epoch=10, epochs=2), [1.0] * 100) == 20
+    assert settled_at(Convergence(epoch=10, epochs=4), [1.0] * 100) == 40
+
+
+def test_a_falling_loss_has_not():
+    falling = 0.999 ** np.arange(5000)  # by 9.5 per cent in an epoch of 100
+    assert settled_at(Convergence(epoch=100), falling) is None
+
+
+def test_it_has_when_it_falls_by_less_than_the_factor():
+    # By 1 per cent in an epoch of 100.
+    slowly = 0.9999 ** np.arange(5000)
+    assert settled_at(Convergence(epoch=100, factor=0.02), slowly) == 200
+    assert settled_at(Convergence(epoch=100, factor=0.005), slowly) is None
+
+
+def test_more_epochs_see_slower_progress():
+    slowly = 0.9999 ** np.arange(5000)
+    assert settled_at(Convergence(epoch=100, epochs=4, factor=0.02), slowly) is None
+
+
+def test_a_share_does_not_depend_on_the_scale_of_the_loss():
+    losses = 1 + np.exp(-np.arange(3000) / 300)
+    moments = {
+        settled_at(Convergence(epoch=50), losses * scale) for scale in (1e-6, 1, 1e6)
+    }
+    assert len(moments) == 1
+    assert None not in moments
+
+
+def test_the_absolute_rule_compares_in_units_of_the_loss():
+    losses = [30.0] * 10 + [29.8] * 10
+    assert settled_at(Convergence(10, 2, factor=0.3, relative=False), losses) == 20
+    assert settled_at(Convergence(10, 2, factor=0.1, relative=False), losses) is None
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_clear_rise_is_no_convergence(relative):
+    rising = np.linspace(1, 100, 1000)
+    assert settled_at(Convergence(epoch=50, relative=relative), rising) is None
+
+
+def test_a_rise_by_chance_does_not_hold_it_up():
+    generator = np.random.default_rng(5)
+    for _ in range(20):
+        noise = generator.gamma(4, 0.25, size=(2, 50))
+        noise = noise[noise.mean(1).argsort()]  # the second epoch is the higher one
+        assert settled_at(Convergence(epoch=50), noise.reshape(-1)) == 100
+
+
+def test_it_tells_the_level():
+    convergence = Convergence(epoch=4)
+    assert math.isnan(convergence.level)
+    settled_at(convergence, [1, 2, 3, 4])
+    assert convergence.level == 2.5
+
+
+def test_after_a_reset_it_begins_afresh():
+    convergence = Convergence(epoch=10, epochs=2)
+    settled_at(convergence, [1.0] * 19)
+    convergence.reset()
+    assert settled_at(convergence, [1.0] * 100) == 20
+
+
+def test_a_pickled_one_goes_on_where_it_was():
+    convergence = Convergence(epoch=10, epochs=2)
+    settled_at(convergence, [1.0] * 13)
+    copy = pickle.loads(pickle.dumps(convergence))
+    assert settled_at(copy, [1.0] * 100) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"epoch": 0}, "epoch=0 was given; a whole number from 1"),
+        ({"epoch": 1.5}, "epoch=1.5"),
+        ({"epochs": 1}, "epochs=1 was given; a whole number from 2"),
+        ({"factor": -1}, "factor=-1 was given; a number from 0"),
+        ({"factor": float("nan")}, "factor=nan"),
+        ({"factor": "much"}, "factor='much'"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Convergence(**arguments)

@@ -1,0 +1,243 @@
+"""When the model learns: the state of a trainer's mode."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pytest
+from helpers import Above
+
+from tensair_dask.adaptation import Convergence, Drift, Modes, RaiseLearningRate
+from tensair_dask.adaptation.modes import (
+    PolicyEnded,
+    Settled,
+    Switch,
+    as_detector,
+    as_watch,
+)
+from tensair_dask.adaptation.policies import KeepTraining, RestoreLastGood
+from tensair_dask.drift import OPTWIN
+from tensair_dask.errors import ConfigurationError
+from tensair_dask.reports import Report
+
+
+def modes(mode: str = "auto", policy=None, **overrides) -> Modes:
+    arguments = {
+        "detector": Above(),
+        "convergence": Convergence(epoch=5, epochs=2),
+        "policy": policy or KeepTraining(),
+        "watch": as_watch("loss", {}),
+        "reorder": 100,
+    }
+    return Modes(mode, **{**arguments, **overrides})
+
+
+def go_on(modes: Modes, losses, start: int = 0, ahead: int = 1) -> list:
+    """Report one mini-batch after the other; ``ahead`` are submitted already."""
+    return [
+        each
+        for index, loss in enumerate(losses, start)
+        for each in modes.observe(index, Report(index, loss, {}, 8), index + ahead)
+    ]
+
+
+def test_auto_trains_until_the_loss_has_converged_and_then_predicts():
+    auto = modes()
+    assert auto.learns
+    happened = go_on(auto, [1.0] * 10)
+    assert happened[-1] == Switch(10, "predicting", "the loss has settled at 1")
+    assert auto.phase == "predicting"
+    assert not auto.learns
+
+
+def test_auto_trains_again_when_the_stream_drifts():
+    auto = modes()
+    go_on(auto, [1.0] * 20)
+    drift, switch = go_on(auto, [11.0], start=20)
+    assert drift == Drift(0.0, 20, "Above", 1.0, 11.0, 5.0)
+    assert switch == Switch(21, "training", "the stream has drifted")
+    assert auto.learns
+    assert isinstance(go_on(auto, [5.0] * 10, start=21)[-1], Switch)
+
+
+def test_the_detector_sees_nothing_while_auto_trains():
+    auto = modes()
+    assert go_on(auto, [50.0] * 9) == []
+
+
+def test_it_is_shown_the_newest_epoch_before_it_is_to_look():
+    auto = modes()
+    go_on(auto, [1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 0.99, 1.0, 1.01, 1.02])
+    assert auto.phase == "predicting"
+    assert auto.detector.seen == [0.98, 0.99, 1.0, 1.01, 1.02]
+
+
+def test_a_drift_right_after_convergence_is_found():
+    auto = modes(detector=OPTWIN(), convergence=Convergence(epoch=40))
+    losses = np.random.default_rng(0).normal(1.0, 0.1, 80)
+    assert go_on(auto, losses)[-1].phase == "predicting"
+    drift, _ = go_on(auto, losses[:60] + 1.0, start=80)
+    assert drift.index < 110
+
+
+def test_what_was_learned_after_convergence_and_before_the_switch_is_looked_at():
+    auto = modes()
+    go_on(auto, [1.0] * 10, ahead=100)  # predicting from 109 on
+    drift, switch = go_on(auto, [1.0] * 50 + [50.0], start=10, ahead=100)
+    assert (drift.index, switch.index) == (60, 160)
+
+
+def test_what_was_only_predicted_does_not_count_for_convergence():
+    auto = modes()
+    go_on(auto, [1.0] * 20)
+    go_on(auto, [11.0], start=20, ahead=30)  # training from 50 on
+    assert go_on(auto, [5.0] * 29, start=21, ahead=30) == []
+    assert auto.convergence.level != auto.convergence.level
+
+
+def test_the_detector_begins_afresh_after_a_switch():
+    auto = modes()
+    go_on(auto, [1.0] * 13)
+    assert auto.detector.seen == [1.0] * 8
+    go_on(auto, [11.0], start=13)
+    go_on(auto, [2.0] * 11, start=14)
+    assert auto.detector.seen == [2.0] * 6
+
+
+def test_reports_in_any_order_are_seen_in_the_order_of_submission():
+    always = modes("always")
+    for index in (3, 1, 2):
+        report = Report(index, float(index), {}, 8)
+        assert list(always.observe(index, report, 5)) == []
+    list(always.observe(0, Report(0, 0.0, {}, 8), 5))
+    assert always.detector.seen == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_refused_mini_batches_are_passed_over():
+    always = modes("always")
+    list(always.observe(0, None, 1))
+    go_on(always, [1.0], start=1)
+    assert always.detector.seen == [1.0]
+
+
+def test_always_detects_and_goes_on_to_train():
+    always = modes("always")
+    (drift,) = go_on(always, [1.0, 2.0, 12.0])
+    assert isinstance(drift, Drift)
+    assert always.learns
+    assert go_on(always, [12.0], start=3)[0].index == 3
+
+
+def test_never_detects_and_never_trains():
+    never = modes("never")
+    assert not never.learns
+    (drift,) = go_on(never, [1.0, 12.0])
+    assert isinstance(drift, Drift)
+    assert not never.learns
+
+
+@pytest.mark.parametrize("mode", ["always", "never"])
+def test_without_a_detector_there_is_nothing_to_watch(mode):
+    assert not modes(mode, detector=None).watches
+    assert modes(mode).watches
+
+
+def test_a_policy_that_lasts_is_ended_after_its_time():
+    always = modes("always", RaiseLearningRate(batches=5))
+    (drift,) = go_on(always, [12.0])
+    assert go_on(always, [1.0] * 4, start=1) == []
+    assert go_on(always, [1.0], start=5) == [PolicyEnded(5, drift)]
+    assert go_on(always, [1.0] * 20, start=6) == []
+
+
+def test_it_is_ended_when_the_loss_has_converged():
+    auto = modes(policy=RaiseLearningRate(batches=1000))
+    go_on(auto, [1.0] * 10)
+    drift, _ = go_on(auto, [12.0], start=10)
+    happened = go_on(auto, [1.0] * 10, start=11)
+    assert happened[0] == PolicyEnded(20, drift)
+    assert happened[-1].phase == "predicting"
+
+
+def test_it_is_ended_before_it_is_begun_again():
+    always = modes("always", RaiseLearningRate(batches=1000))
+    (first,) = go_on(always, [12.0])
+    second, ended = go_on(always, [13.0], start=1)
+    assert ended.drift == first
+    assert second.index == 1
+
+
+def test_moments_for_snapshots_come_while_all_is_well():
+    always = modes("always", RestoreLastGood(every=10))
+    assert go_on(always, [1.0] * 25) == [Settled(10), Settled(20)]
+    auto = modes("auto", RestoreLastGood(every=10))
+    assert Settled(9) in go_on(auto, [1.0] * 10)
+
+
+def test_the_mode_can_be_changed():
+    mode = modes("always", detector=None)
+    (switch,) = mode.set_mode("never", 7)
+    assert switch == Switch(7, "predicting", "the mode was set to never")
+    assert mode.set_mode("never", 8) == []
+    (switch,) = mode.set_mode("auto", 9)
+    assert switch.phase == "training"
+    assert isinstance(mode.detector, OPTWIN)
+
+
+def test_a_mode_that_begins_to_watch_begins_where_the_stream_is():
+    mode = modes("always", detector=None)
+    mode.set_mode("auto", 100_000)
+    late = Report(99_999, 50.0, {}, 8)
+    assert list(mode.observe(99_999, late, 100_001)) == []
+    happened = go_on(mode, [1.0] * 10, start=100_000)
+    assert happened[-1].phase == "predicting"
+
+
+def test_a_value_that_the_detector_refuses_is_skipped_and_said_once(caplog):
+    always = modes("always")
+    with caplog.at_level(logging.WARNING):
+        assert go_on(always, [-1.0, -2.0, 1.0]) == []
+    assert always.detector.seen == [1.0]
+    (record,) = caplog.records
+    assert "Mini-batch 0 cannot be watched for drift" in record.getMessage()
+    assert "-1.0 is below 0" in record.getMessage()
+
+
+def test_a_drift_says_itself_in_a_line():
+    drift = Drift(0.0, 1234, "OPTWIN", 0.5, 2.0, 3.0)
+    said = "OPTWIN at mini-batch 1,234: from 0.5 to 2 (+3.0 standard deviations)"
+    assert drift.describe() == said
+
+
+def test_what_is_watched_may_be_a_metric_or_a_function():
+    report = Report(0, 0.5, {"accuracy": 0.9}, 8)
+    metrics = {"accuracy": None}
+    assert as_watch("loss", metrics)(report) == 0.5
+    assert as_watch("accuracy", metrics)(report) == 0.9
+    assert as_watch(lambda r: 1 - r.metrics["accuracy"], metrics)(report) < 0.11
+    with pytest.raises(ConfigurationError, match="allowed are 'loss', 'accuracy'"):
+        as_watch("precision", metrics)
+
+
+def test_detectors_may_be_named():
+    assert isinstance(as_detector("optwin", "always"), OPTWIN)
+    assert isinstance(as_detector(None, "auto"), OPTWIN)
+    assert as_detector(None, "always") is None
+    with pytest.raises(ConfigurationError, match="detector is a float"):
+        as_detector(0.5, "always")
+
+
+def test_unknown_modes_are_refused():
+    with pytest.raises(ConfigurationError, match="'always', 'never', 'auto'"):
+        modes("sometimes")
+    with pytest.raises(ConfigurationError, match="needs a detector"):
+        modes("auto", detector=None)
+
+
+def test_a_drift_without_a_split_has_no_magnitude():
+    always = modes("always")
+    always.detector._observe = lambda value: value > 10
+    (drift,) = go_on(always, [11.0])
+    assert math.isnan(drift.magnitude)

@@ -1,0 +1,288 @@
+"""What every public detector promises."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import sys
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import torch
+
+from tensair_dask import drift
+from tensair_dask.drift import streams
+from tensair_dask.errors import ConfigurationError, DriftError, TensairError
+
+BINARY = "sudden, binary"
+GRADUAL = "gradual, non-binary"
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: type[drift.Detector]
+    # Alarms of the detector as it comes, in the first three streams of each kind.
+    binary: list[list[int]]
+    gradual: list[list[int]]
+
+
+CASES = [
+    Case(
+        drift.OPTWIN,
+        [[1025, 1839], [276, 1020], [1022, 1524]],
+        [
+            [1102, 1291, 1437, 1565, 1762, 1826, 1994],
+            [478, 1104, 1260, 1470, 1516, 1683, 1801, 1949, 2552],
+            [1090, 1264, 1437, 1543, 1700, 1822, 1947, 2020],
+        ],
+    ),
+    Case(
+        drift.ADWIN,
+        [[1055], [1055], [1055]],
+        [[1215, 1631, 2015], [1215, 1631, 2015], [1247, 1631, 2015]],
+    ),
+    Case(
+        drift.PageHinkley,
+        [[1012], [1013], [1017]],
+        [[1095, 1321, 1766], [1110, 1553, 1990], [1144, 1570, 1999]],
+    ),
+    Case(
+        drift.DDM,
+        [[1037], [279, 1041], [1184]],
+        [[1324, 1983], [1341, 1811], [1373, 1965]],
+    ),
+    Case(drift.KSWIN, [[1024], [1018], [1028]], [[1103], [], [1542]]),
+]
+KINDS = [case.kind for case in CASES]
+TWO_SIDED = [kind for kind in KINDS if "both" in kind.directions]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind.name)
+every_detector = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+def alarms(detector, values):
+    return [place for place, value in enumerate(values) if detector.update(value)]
+
+
+def errors_that(fall_or_rise, runs=6):
+    found = [values for values, _ in streams.generate(BINARY, runs)]
+    return [1 - values for values in found] if fall_or_rise == "fall" else found
+
+
+def test_the_contract_is_tried_on_every_public_detector():
+    public = {getattr(drift, name) for name in drift.__all__}
+    detectors = {
+        one
+        for one in public
+        if isinstance(one, type) and issubclass(one, drift.Detector)
+    }
+    assert detectors - {drift.Detector} == set(KINDS)
+
+
+@every_case
+def test_alarms_come_at_exactly_these_values(case):
+    for kind, expected in ((BINARY, case.binary), (GRADUAL, case.gradual)):
+        result = drift.evaluate(case.kind(), streams.generate(kind, 3))
+        assert [list(run.alarms) for run in result.runs] == expected
+
+
+@every_detector
+def test_a_stationary_stream_is_quiet(kind):
+    result = drift.evaluate(kind(), streams.stationary("errors 0.2", 5))
+    assert result.false_alarms_per_run <= 0.4
+
+
+@every_detector
+def test_an_abrupt_rise_is_found(kind):
+    result = drift.evaluate(kind(), streams.generate(BINARY, 5), horizon=250)
+    assert result.recall == 1
+
+
+@every_detector
+def test_a_fall_is_no_drift(kind):
+    for values in errors_that("fall"):
+        found = alarms(kind(), values[:1060])
+        assert not [place for place in found if place >= 1000]
+
+
+@pytest.mark.parametrize("kind", TWO_SIDED, ids=lambda kind: kind.name)
+def test_a_fall_is_a_drift_in_both_directions(kind):
+    for values in errors_that("fall"):
+        detector = kind(direction="both")
+        found = alarms(detector, values[:1060])
+        assert len([place for place in found if place >= 1000]) == 1
+        assert detector.shift.after < detector.shift.before
+        assert detector.shift.magnitude < 0
+
+
+@every_detector
+def test_a_direction_that_does_not_exist_is_refused(kind):
+    if kind in TWO_SIDED:
+        with pytest.raises(ConfigurationError, match="give 'up' or 'both'"):
+            kind(direction="down")
+    else:
+        assert kind.directions == ("up",)
+
+
+@every_detector
+@pytest.mark.parametrize("place", [17, 700, 1010])
+def test_a_pickle_goes_on_where_the_stream_was(kind, place):
+    (values, _), *_ = streams.generate(BINARY, 1, seed=1)
+    original = kind()
+    before = alarms(original, values[:place])
+    copied = pickle.loads(pickle.dumps(original))
+    assert copied.observed == original.observed
+    assert copied.shift == original.shift
+    after = [place + each for each in alarms(copied, values[place:])]
+    assert after == [place + each for each in alarms(original, values[place:])]
+    assert before + after == alarms(kind(), values)
+
+
+@every_detector
+def test_a_reset_detector_is_as_new(kind):
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    expected = alarms(detector, values)
+    detector.update(values[0])
+    detector.reset()
+    assert detector.observed == 0
+    assert detector.shift is None
+    assert not detector.drift_detected
+    assert not detector.warning_detected
+    assert alarms(detector, values) == expected
+
+
+@every_detector
+def test_after_a_drift_it_starts_afresh(kind):
+    values = errors_that("rise", 1)[0].tolist()
+    detector, place = kind(), 0
+    while not detector.update(values[place]):
+        place += 1
+        assert detector.observed == place
+    assert detector.drift_detected
+    assert detector.observed == 0
+    rest = values[place + 1 :]
+    detector.update(rest[0])
+    assert not detector.drift_detected
+    assert detector.observed == 1
+    assert alarms(detector, rest[1:]) == [
+        each - 1 for each in alarms(kind(), rest) if each
+    ]
+
+
+@every_detector
+def test_the_shift_tells_what_has_changed(kind):
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    assert detector.shift is None
+    place = 0
+    while not detector.update(values[place]):
+        place += 1
+    shift = detector.shift
+    assert shift.before == pytest.approx(0.2, abs=0.05)
+    assert 0.4 < shift.after <= 0.95
+    assert shift.spread == pytest.approx(0.4, abs=0.05)
+    assert shift.magnitude == (shift.after - shift.before) / shift.spread
+    detector.update(0.0)
+    assert detector.shift is shift
+
+
+@every_detector
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(math.nan, math.inf, -math.inf, np.float64("nan"), torch.tensor(math.nan)),
+        *(None, "0.5", b"1", 1j, 10**400),
+        *([0.5], np.array([0.1, 0.2]), torch.tensor([0.1, 0.2])),
+    ],
+    ids=str,
+)
+def test_what_is_no_finite_number_is_refused_and_changes_nothing(kind, value):
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    for each in values[:1005]:
+        detector.update(each)
+    before = pickle.dumps(detector)
+    with pytest.raises(DriftError, match="not a finite number") as caught:
+        detector.update(value)
+    assert isinstance(caught.value, (TensairError, ValueError))
+    assert pickle.dumps(detector) == before
+
+
+@every_detector
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(1, True, 0.5, Decimal("0.5")),
+        *(np.float32(0.5), np.int64(1), np.bool_(True), np.array(0.5)),
+        *(torch.tensor(0.5), torch.tensor([0.5])),
+    ],
+    ids=repr,
+)
+def test_all_kinds_of_numbers_are_taken(kind, value):
+    detector = kind()
+    assert detector.update(value) is False
+    assert detector.observed == 1
+
+
+@every_detector
+def test_the_state_is_bounded(kind):
+    detector = kind()
+    sizes = []
+    for seed in range(4):
+        values = np.random.default_rng(seed).uniform(0, 1, 1500)
+        for value in values:
+            detector.update(value)
+        sizes.append(len(pickle.dumps(detector)))
+    # Names of classes and attributes come on top.
+    assert max(sizes) <= detector.bytes + 2048
+
+
+@every_detector
+def test_a_warning_comes_before_an_alarm_or_never(kind):
+    warned = []
+    for values in errors_that("rise"):
+        detector = kind()
+        for place, value in enumerate(values[:1200]):
+            if detector.update(value):
+                assert not detector.warning_detected
+                break
+            if detector.warning_detected:
+                warned.append(place)
+    assert bool(warned) is (kind in (drift.OPTWIN, drift.DDM))
+
+
+@every_detector
+def test_copies_do_not_share_their_state(kind):
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    alarms(detector, values[:900])
+    copied = copy.deepcopy(detector)
+    alarms(copied, values[900:])
+    assert detector.observed == 900
+    assert [900 + each for each in alarms(detector, values[900:])] == [
+        each for each in alarms(kind(), values) if each >= 900
+    ]
+
+
+@every_detector
+def test_a_detector_is_built_by_name(kind):
+    for name in (kind.name, kind.name.upper()):
+        assert type(drift.make(name)) is kind
+
+
+@every_detector
+def test_it_says_what_it_is(kind):
+    detector = kind()
+    detector.update(0.0)
+    assert repr(detector) == (f"<{kind.__name__} observed=1, drift_detected=False>")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not drift.OPTWIN])
+def test_a_missing_river_is_told_with_the_line_to_type(kind, monkeypatch):
+    monkeypatch.setitem(sys.modules, "river.drift", None)
+    with pytest.raises(ConfigurationError) as caught:
+        kind()
+    assert 'pip install "tensair-dask[drift]"' in str(caught.value)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tensair_dask import drift
+from tensair_dask.drift import streams
+from tensair_dask.errors import ConfigurationError
+
+
+class AtOnes(drift.Detector):
+    """Raises an alarm at every 1: alarms are where a test wants them."""
+
+    name = "atones"
+    bytes = 0
+
+    def _observe(self, value):
+        return value == 1
+
+    def _restart(self):
+        pass
+
+
+def stream(length, alarms, changes):
+    values = np.zeros(length)
+    values[alarms] = 1
+    return values, changes
+
+
+def test_the_first_alarm_after_a_change_finds_it_and_all_others_are_false():
+    result = drift.evaluate(AtOnes(), [stream(100, [5, 40, 43, 90], [40, 60])])
+    (run,) = result.runs
+    assert run.alarms == (5, 40, 43, 90)
+    assert run.delays == (1, 31)
+    assert run.missed == 0
+    assert run.false_alarms == 2
+    assert (result.precision, result.recall) == (0.5, 1)
+    assert result.f1 == pytest.approx(2 / 3)
+    assert (result.delay_mean, result.delay_median) == (16, 16)
+
+
+def test_an_alarm_beyond_the_horizon_is_false_and_the_change_is_missed():
+    one = stream(100, [59, 90], [50, 80])
+    assert drift.evaluate(AtOnes(), [one], horizon=10).runs[0].delays == (10,)
+    result = drift.evaluate(AtOnes(), [one], horizon=9)
+    assert (result.found, result.missed, result.false_alarms) == (0, 2, 2)
+    assert math.isnan(result.delay_mean)
+    assert result.f1 == 0
+
+
+def test_an_alarm_after_the_next_change_does_not_find_the_one_before():
+    result = drift.evaluate(AtOnes(), [stream(100, [70], [50, 60])])
+    assert result.runs[0].delays == (11,)
+    assert result.missed == 1
+
+
+def test_scores_are_of_all_streams_together():
+    result = drift.evaluate(
+        AtOnes(), [stream(50, [20], [20]), stream(50, [10, 30], [25])]
+    )
+    assert result.found == 2
+    assert result.false_alarms_per_run == 0.5
+    assert result.precision == pytest.approx(2 / 3)
+    assert result.delay_mean == 3.5
+    assert repr(result) == (
+        "AtOnes on 2 streams: found 2 of 2 changes, delay 3.5 (median 3.5), 0.50 false "
+        "alarms a stream, precision 0.667, recall 1.000, F1 0.800"
+    )
+
+
+def test_without_changes_only_false_alarms_can_be_told():
+    result = drift.evaluate(AtOnes(), [stream(50, [20], [])])
+    assert result.false_alarms == 1
+    assert math.isnan(result.recall)
+    quiet = drift.evaluate(AtOnes(), [stream(50, [], [])])
+    assert math.isnan(quiet.precision)
+    assert math.isnan(quiet.f1)
+
+
+def test_every_stream_gets_a_fresh_detector_and_the_given_one_stays_as_it_is():
+    detector = drift.OPTWIN()
+    detector.update(5.0)
+    one = streams.generate("sudden, binary", 1)
+    result = drift.evaluate(detector, one * 2)
+    assert result.runs[0] == result.runs[1]
+    assert result.runs[0] == drift.evaluate(drift.OPTWIN(), one).runs[0]
+    assert detector.observed == 1
+
+
+@pytest.mark.parametrize("changes", [[60, 40], [40, 40], [100], [-1]])
+def test_change_points_outside_or_out_of_order_are_refused(changes):
+    with pytest.raises(ConfigurationError, match="Stream 0 has the change points"):
+        drift.evaluate(AtOnes(), [stream(100, [], changes)])
+
+
+def test_nothing_to_evaluate_on_is_refused():
+    with pytest.raises(ConfigurationError, match="no streams"):
+        drift.evaluate(AtOnes(), [])
+    with pytest.raises(ConfigurationError, match="horizon=0"):
+        drift.evaluate(AtOnes(), [stream(10, [], [])], horizon=0)
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_streams_are_labelled_where_they_change(kind):
+    found = streams.generate(kind, runs=20)
+    assert len(found) == 20
+    for one in found:
+        values, changes = one
+        assert changes == (1000,)
+        assert len(values) == (1999 if kind.startswith("sudden") else 2999)
+        assert values.min() >= 0
+        assert values.max() <= 1
+        assert set(values) == {0, 1} or "non-binary" in kind
+    values = np.stack([one.values for one in found])
+    assert values[:, :1000].mean() == pytest.approx(0.2, abs=0.01)
+    assert values[:, -900:].mean() == pytest.approx(0.8, abs=0.01)
+    middle = 0.8 if kind.startswith("sudden") else 0.5
+    assert values[:, 1450:1550].mean() == pytest.approx(middle, abs=0.03)
+
+
+def test_streams_come_from_their_seeds():
+    (one, two), (again,) = (
+        streams.generate("gradual, binary", 2, seed=4),
+        streams.generate("gradual, binary", 1, seed=5),
+    )
+    assert (two.values == again.values).all()
+    assert not (one.values == two.values).all()
+
+
+@pytest.mark.parametrize("kind", [each for each in streams.STATIONARY if "58" in each])
+def test_stationary_losses_have_the_mean_and_the_deviation_of_their_name(kind):
+    values = np.concatenate([one.values for one in streams.stationary(kind, 30)])
+    assert values.mean() == pytest.approx(58, rel=0.02)
+    assert values.std() == pytest.approx(29, rel=0.03)
+
+
+def test_an_unknown_kind_is_refused_with_those_that_are_known():
+    with pytest.raises(ConfigurationError, match="'gradual, binary'"):
+        streams.generate("sudden")

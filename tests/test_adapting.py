@@ -1,0 +1,374 @@
+"""Modes and drift, on a real cluster in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import numpy as np
+import pytest
+import torch
+from distributed.utils_test import gen_cluster
+from helpers import FEATURES, Above, class_data, classes, linear, linear_data, spread
+
+import tensair_dask as ta
+from tensair_dask.adaptation import Convergence, RaiseLearningRate, Reinitialise
+from tensair_dask.adaptation.policies import RestoreLastGood
+from tensair_dask.errors import ConfigurationError
+from tensair_dask.telemetry.events import TOPIC
+
+one = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
+)
+two = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
+)
+
+CONVERGENCE = Convergence(epoch=50, epochs=3, factor=0.1)
+
+
+def auto(**overrides):
+    arguments = {"mode": "auto", "convergence": CONVERGENCE, "detector": Above(1.0)}
+    arguments["optimizer"] = functools.partial(torch.optim.SGD, lr=0.2)
+    return classes(**{**arguments, **overrides})
+
+
+def spikes():
+    """What sees a loss that no steady stream has."""
+    return Above(2.0, rest=200)
+
+
+def steady(count: int = 4000):
+    """So many new records, and enough in each mini-batch, that losses are steady."""
+    return class_data(count, samples=64)
+
+
+def swapped(data):
+    """The same with other labels."""
+    return [(x, (y + 1) % 3) for x, y in data]
+
+
+async def stream(trainer, data, window: int = 20) -> list:
+    """Emit with a few under way at a time, as a stream does."""
+    reports = []
+    for start in range(0, len(data), window):
+        part = data[start : start + window]
+        reports += await asyncio.gather(*(trainer.train(x, y) for x, y in part))
+    return reports
+
+
+async def until_phase(trainer, phase: str, data) -> list:
+    reports = []
+    for start in range(0, len(data), 20):
+        if trainer.phase == phase:
+            return reports
+        reports += await stream(trainer, data[start : start + 20])
+    raise AssertionError(f"never {phase}: {trainer.events}")
+
+
+@two()
+async def test_auto_trains_predicts_detects_and_trains_again(c, s, a, b):
+    data = steady()
+    async with ta.Trainer(c, **auto()) as trainer:
+        assert (trainer.mode, trainer.phase) == ("auto", "training")
+        first = await until_phase(trainer, "predicting", data)
+        assert all(report.learned for report in first[:100])
+        settled = await stream(trainer, data[:300])
+        assert not any(report.learned for report in settled)
+        level = np.mean([report.loss for report in settled])
+        again = await until_phase(trainer, "training", swapped(data))
+        (drift,) = trainer.drifts.itertuples()
+        assert next(r.loss for r in again if r.index == drift.index) > 2 * level
+        await until_phase(trainer, "predicting", swapped(data))
+        learned = await stream(trainer, swapped(data[:100]))
+        assert np.mean([report.loss for report in learned]) < 0.5
+        events = trainer.events
+        switches = events[events.kind == "mode"].text.str.partition(" ")[0].tolist()
+        assert switches == ["predicting", "training", "predicting"]
+        assert drift.detector == "Above"
+        assert drift.after > drift.before
+        assert drift.magnitude > 0
+        detected = events[events.kind == "drift"]
+        assert detected["index"].tolist() == [drift.index]
+        decided = events[events.kind == "policy"]
+        assert decided.text.tolist() == ["train on"]
+        assert events.time.is_monotonic_increasing
+
+
+@two()
+async def test_all_replicas_switch_at_the_same_mini_batch(c, s, a, b):
+    data = steady()
+    async with ta.Trainer(c, **auto()) as trainer:
+        await until_phase(trainer, "predicting", data)
+        await until_phase(trainer, "training", swapped(data))
+        await trainer.drain()
+        events, history = trainer.events, trainer.history
+    history = history.sort_values("index")
+    assert history.replica.nunique() == 2
+    off, on = events[events.kind == "mode"]["index"]
+    learned = history.set_index("index")["learned"]
+    assert learned.loc[: off - 1].all()
+    assert not learned.loc[off : on - 1].any()
+    assert learned.loc[on:].all()
+
+
+@two()
+async def test_nothing_changes_while_it_only_predicts(c, s, a, b):
+    data = class_data(40)
+    async with ta.Trainer(c, **classes()) as trainer:
+        await stream(trainer, data)
+        await trainer.set_mode("never")
+        await trainer.drain()
+        before = await trainer.state_dicts()
+        steps = sum(info.steps for info in trainer.replicas)
+        await stream(trainer, data)
+        await trainer.drain()
+        after = await trainer.state_dicts()
+        assert spread(after) < 1e-5
+        assert all(
+            torch.equal(before[name][key], after[name][key])
+            for name in before
+            for key in before[name]
+        )
+        assert sum(info.steps for info in trainer.replicas) == steps
+        samples = int(trainer.curves["samples"].iloc[-1])
+        assert samples == 16 * len(trainer.history)
+
+
+@one()
+async def test_never_only_predicts_in_evaluation_mode(c, s, a):
+    class Dropping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(FEATURES, 3)
+
+        def forward(self, x):
+            return torch.nn.functional.dropout(self.layer(x), 0.9, self.training)
+
+    arguments = classes(model=Dropping, mode="never", keep_predictions=True)
+    metrics = {"accuracy": ta.metrics.accuracy}
+    (x, y), *_ = class_data(1)
+    async with ta.Trainer(c, **arguments, metrics=metrics) as trainer:
+        assert trainer.phase == "predicting"
+        reports = await stream(trainer, [(x, y)] * 30)
+        assert len({report.loss for report in reports}) == 1
+        assert not any(report.learned for report in reports)
+        prediction = await trainer.predict(x)
+        assert np.allclose(reports[0].prediction, prediction)
+        right = (prediction.argmax(1) == y).mean()
+        assert reports[0].metrics["accuracy"] == pytest.approx(right)
+        loss = torch.nn.functional.cross_entropy(
+            torch.as_tensor(prediction), torch.as_tensor(y)
+        )
+        assert reports[0].loss == pytest.approx(loss.item(), abs=1e-6)
+
+
+@one()
+async def test_a_bad_mini_batch_is_refused_while_it_only_predicts(c, s, a):
+    async with ta.Trainer(c, **classes(mode="never")) as trainer:
+        bad = np.full((2, FEATURES), np.nan, "float32")
+        report = await trainer.train(bad, np.zeros(2, int))
+        assert isinstance(report.error, ta.errors.NonFiniteError)
+        assert not report.learned
+        wide = np.zeros((2, FEATURES + 1), "float32")
+        report = await trainer.train(wide, np.zeros(2, int))
+        assert isinstance(report.error, ta.errors.BatchError)
+        assert len(trainer.dead_letters) == 2
+        report = await trainer.train(wide[:, 1:], np.zeros(2, int))
+        assert report.error is None
+
+
+@one()
+async def test_the_mode_can_be_changed_while_it_trains(c, s, a):
+    data = class_data(40)
+    async with ta.Trainer(c, **classes()) as trainer:
+        assert all(report.learned for report in await stream(trainer, data))
+        await trainer.set_mode("never")
+        assert not any(report.learned for report in await stream(trainer, data))
+        await trainer.set_mode("auto")
+        assert all(report.learned for report in await stream(trainer, data))
+        assert (trainer.mode, trainer.phase) == ("auto", "training")
+        await trainer.drain()
+        assert len(trainer.events) == 2
+        with pytest.raises(ConfigurationError, match="'always', 'never', 'auto'"):
+            await trainer.set_mode("sometimes")
+
+
+@two()
+async def test_always_with_a_detector_answers_drift_and_trains_on(c, s, a, b):
+    data = class_data(100)
+    policy = Reinitialise("2")
+    arguments = auto(mode="always", detector=spikes(), on_drift=policy)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 2)
+        assert trainer.drifts.empty
+        await stream(trainer, swapped(data))
+        await trainer.drain()
+        assert len(trainer.drifts) == 1
+        decided = trainer.events.query("kind == 'policy'")
+        assert decided.text.iloc[0].startswith("re-initialise 2 (0.")
+        assert trainer.history["learned"].all()
+        assert spread(await trainer.state_dicts()) < 1e-5
+
+
+@one()
+async def test_the_rate_is_raised_for_a_while(c, s, a):
+    data = class_data(100)
+    rates = []
+    policy = RaiseLearningRate(3, batches=25)
+    arguments = auto(mode="always", detector=spikes(), on_drift=policy)
+    async with ta.Trainer(c, **arguments) as trainer:
+        (replica,) = a.state.actors.values()
+
+        def rate():
+            return replica.learner.optimizers[0].param_groups[0]["lr"]
+
+        await stream(trainer, data * 2)
+        rates.append(rate())
+        for part in range(60):
+            if not trainer.drifts.empty:
+                break
+            await stream(trainer, swapped(data[part : part + 2]), window=1)
+        await trainer.drain()
+        rates.append(rate())
+        await stream(trainer, swapped(data[:40]), window=1)
+        await trainer.drain()
+        rates.append(rate())
+        texts = trainer.events.query("kind == 'policy'").text.tolist()
+    assert rates == pytest.approx([0.2, 0.6, 0.2])
+    assert texts[0].startswith("learning rate times 3 for 25 mini-batches (0.")
+    assert "ended after 25 mini-batches" in texts[1]
+
+
+@two()
+async def test_the_last_good_model_is_restored(c, s, a, b):
+    data = class_data(100)
+    arguments = auto(mode="always", detector=spikes(), on_drift=RestoreLastGood(50))
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 3)
+        before = await trainer.evaluate(data[:10])
+        noise = [(x, np.random.default_rng(0).permutation(y)) for x, y in data]
+        for part in range(50):
+            if not trainer.drifts.empty:
+                break
+            await stream(trainer, swapped(noise[part : part + 5]), window=5)
+        await trainer.drain()
+        after = await trainer.evaluate(data[:10])
+        assert after["loss"] < before["loss"] + 0.1
+        assert spread(await trainer.state_dicts()) == 0.0
+        decided = trainer.events.query("kind == 'policy'")
+        assert decided.text.iloc[0].startswith("restore the last good model (0.")
+
+
+@one()
+async def test_a_users_function_is_called_with_the_drift(c, s, a):
+    def to_magnitude(model, optimizers, drift):
+        with torch.no_grad():
+            model[2].bias.fill_(drift.magnitude)
+
+    data = class_data(100)
+    arguments = auto(mode="always", detector=spikes(), on_drift=to_magnitude)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 2)
+        for part in range(0, 100, 2):
+            if not trainer.drifts.empty:
+                break
+            await stream(trainer, swapped(data[part : part + 2]), window=1)
+        await trainer.drain()
+        bias = (await trainer.state_dict())["2.bias"]
+        (drift,) = trainer.drifts.itertuples()
+        assert torch.allclose(bias, torch.tensor(drift.magnitude).float(), atol=1.0)
+
+
+@one()
+async def test_a_policy_that_fails_is_told_and_the_stream_goes_on(c, s, a):
+    def fail(model, optimizers, drift):
+        raise ZeroDivisionError("no way")
+
+    data = class_data(100)
+    arguments = auto(mode="always", detector=spikes(), on_drift=fail)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 2 + swapped(data))
+        await trainer.drain()
+        decided = trainer.events.query("kind == 'policy'")
+        assert "call fail: FAILED, ZeroDivisionError: no way" in decided.text.iloc[0]
+        assert trainer.history["learned"].all()
+
+
+@one()
+async def test_a_policy_that_the_model_does_not_allow_is_refused_at_the_start(c, s, a):
+    arguments = auto(on_drift=Reinitialise("head"))
+    with pytest.raises(ConfigurationError, match="no such layer"):
+        await ta.Trainer(c, **arguments)
+    while a.state.actors:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"mode": "sometimes"}, "mode='sometimes'"),
+        ({"detector": "nose"}, "nose"),
+        ({"detector": 3}, "detector is a int"),
+        ({"watch": "precision"}, "watch='precision'"),
+        ({"on_drift": "panic"}, "on_drift='panic'"),
+    ],
+)
+@one()
+async def test_wrong_arguments_are_refused(c, s, a, arguments, words):
+    with pytest.raises(ConfigurationError, match=words):
+        ta.Trainer(c, **linear(**arguments))
+
+
+@one()
+async def test_what_happens_is_written_into_dasks_event_log(c, s, a):
+    data = steady()
+    async with ta.Trainer(c, **auto()) as trainer:
+        await until_phase(trainer, "predicting", data)
+        await until_phase(trainer, "training", swapped(data))
+        await trainer.drain()
+        logged = [event for _, event in await c.get_events(TOPIC)]
+        ours = [each for each in logged if each.get("run_id") == trainer.run_id]
+        kinds = [each["kind"] for each in ours if "kind" in each]
+        assert kinds == ["mode", "drift", "mode", "policy"]
+
+
+@one()
+async def test_a_trainer_may_be_closed_while_a_policy_is_carried_out(c, s, a):
+    data = class_data(100)
+    arguments = auto(mode="always", detector=spikes(), on_drift=Reinitialise("2"))
+    trainer = await ta.Trainer(c, **arguments)
+    await stream(trainer, data * 2)
+    for part in range(100):
+        if not trainer.drifts.empty:
+            break
+        await stream(trainer, swapped(data[part : part + 1]), window=1)
+    assert not trainer.drifts.empty
+    await trainer.close()
+
+
+@one()
+async def test_without_detection_reports_are_not_kept(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await stream(trainer, linear_data(50))
+        assert trainer._adapting.modes._order._next == 0
+        assert not trainer._adapting.modes._order._early
+
+
+def test_with_an_ordinary_client_the_same_calls_block():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, dashboard_address=None, protocol="tcp"
+        ) as cluster,
+        Client(cluster) as client,
+        ta.Trainer(client, **classes(mode="never")) as trainer,
+    ):
+        (x, y), *_ = class_data(1)
+        assert not trainer.train(x, y).learned
+        trainer.set_mode("always")
+        assert trainer.train(x, y).learned
+        trainer.apply(lambda model, optimizers: model[2].reset_parameters())
+        assert trainer.drifts.empty
+        assert trainer.phase == "training"

@@ -1,0 +1,251 @@
+"""The model of all replicas is changed while the stream goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import dask
+import numpy as np
+import pytest
+import torch
+from distributed.utils_test import gen_cluster
+from helpers import (
+    FEATURES,
+    RATE,
+    class_data,
+    classes,
+    expected_weight,
+    linear,
+    linear_data,
+    spread,
+    train_all,
+)
+
+import tensair_dask as ta
+from tensair_dask.errors import (
+    ConfigurationError,
+    ModelError,
+    NoReplicasError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
+
+one = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
+)
+two = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
+)
+three = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60
+)
+
+
+def to_zero(model, optimizers):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+
+@two()
+async def test_all_replicas_are_changed(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        await train_all(trainer, class_data(50))
+        await trainer.apply(to_zero)
+        for state in (await trainer.state_dicts()).values():
+            assert all(not value.any() for value in state.values())
+
+
+@two()
+async def test_they_agree_afterwards_whatever_is_random(c, s, a, b):
+    def shuffle(model, optimizers):
+        for module in model:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        await trainer.apply(shuffle)
+        assert spread(await trainer.state_dicts()) == 0.0
+
+
+@three()
+@pytest.mark.parametrize("share", ["gradient", "update"])
+async def test_nothing_is_lost_or_learned_twice_around_it(c, s, *workers, share):
+    # Linear: what is learned after the change adds to it, what was before is gone.
+    before, after = linear_data(200), linear_data(150, seed=1)
+    async with ta.Trainer(c, **linear(share=share)) as trainer:
+        learning = asyncio.gather(*(trainer.train(x, y) for x, y in before))
+        while trainer.backlog < 200:
+            await asyncio.sleep(0)
+        await learning
+        await trainer.apply(to_zero)
+        await train_all(trainer, after)
+        expected = expected_weight(after) - 1.0  # from zeros, not from ones
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
+
+
+@two()
+async def test_it_may_come_in_the_middle_of_a_busy_stream(c, s, a, b):
+    data = linear_data(600)
+    async with ta.Trainer(c, **linear()) as trainer:
+        learning = asyncio.gather(*(trainer.train(x, y) for x, y in data))
+        await trainer.train(*linear_data(1)[0])
+
+        def shift(model, optimizers):
+            with torch.no_grad():
+                model.weight.add_(5.0)
+
+        await trainer.apply(shift)
+        reports = await learning
+        await trainer.drain()
+        assert all(report.error is None for report in reports)
+        # Sums commute: it does not matter where in the stream it came.
+        first = linear_data(1)
+        expected = expected_weight(data + first) + 5.0
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(state["weight"].double(), expected, atol=1e-3)
+
+
+@two()
+async def test_a_rate_is_changed_for_own_and_for_peers_gradients(c, s, a, b):
+    def halve(model, optimizers):
+        optimizers[0].param_groups[0]["lr"] = RATE / 2
+
+    data = linear_data(100)
+    async with ta.Trainer(c, **linear()) as trainer:
+        await trainer.apply(halve)
+        await train_all(trainer, data)
+        expected = 1.0 + (expected_weight(data) - 1.0) / 2
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
+
+
+@two()
+async def test_a_function_that_fails_changes_nothing_and_the_stream_goes_on(c, s, a, b):
+    def fail(model, optimizers):
+        to_zero(model, optimizers)
+        raise ZeroDivisionError("in the middle")
+
+    data = linear_data(100)
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, data[:50])
+        with pytest.raises(ZeroDivisionError, match="in the middle"):
+            await trainer.apply(fail)
+        await train_all(trainer, data[50:])
+        expected = expected_weight(data)
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
+
+
+@one()
+async def test_parameters_must_stay_the_same_objects(c, s, a):
+    def replace(model, optimizers):
+        model.weight = torch.nn.Parameter(torch.zeros(3, FEATURES))
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(ModelError, match="in place"):
+            await trainer.apply(replace)
+        await train_all(trainer, linear_data(10))
+
+
+@one()
+async def test_a_function_that_cannot_travel_is_refused(c, s, a):
+    lock = asyncio.Lock()
+    async with ta.Trainer(c, **linear()) as trainer:
+        generator = (each for each in ())
+        with pytest.raises(ConfigurationError, match="The function cannot be sent"):
+            await trainer.apply(lambda model, optimizers: (generator, lock))
+
+
+@one()
+async def test_two_changes_come_one_after_the_other(c, s, a):
+    def double(model, optimizers):
+        with torch.no_grad():
+            model.weight.mul_(2)
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        await asyncio.gather(*(trainer.apply(double) for _ in range(5)))
+        assert (await trainer.state_dict())["weight"].unique().item() == 32
+
+
+@two()
+async def test_predictions_are_answered_meanwhile(c, s, a, b):
+    x = np.ones((1, FEATURES), "float32")
+    async with ta.Trainer(c, **linear()) as trainer:
+        asking = [trainer.apply(to_zero)]
+        asking += [trainer.predict(x) for _ in range(20)]
+        _, *answers = await asyncio.gather(*asking)
+        assert {float(answer[0, 0]) for answer in answers} <= {float(FEATURES), 0.0}
+
+
+@two()
+async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(20))
+        _, lost = trainer._handles
+        changing = asyncio.ensure_future(trainer.apply(to_zero))
+        workers = {a.address: a, b.address: b}
+        await workers[lost.place.address].close(reason="test")
+        await changing
+        await train_all(trainer, linear_data(20))
+        assert len(await trainer.state_dicts()) == 1
+
+
+@two()
+async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, a, b):
+    workers = {a.address: a, b.address: b}
+    async with ta.Trainer(c, **linear()) as trainer:
+        interventions = trainer._adapting.interventions
+        copy = interventions._copy
+
+        async def lose_the_source(source, others):
+            await workers[source.place.address].close(reason="test")
+            return await copy(source, others)
+
+        interventions._copy = lose_the_source
+        await trainer.apply(to_zero)
+        (state,) = (await trainer.state_dicts()).values()
+        assert not state["weight"].any()
+        assert trainer._calls.alive()
+
+
+@one()
+async def test_without_a_replica_it_says_so(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await a.close(reason="test")
+        with pytest.raises(NoReplicasError):
+            await trainer.apply(to_zero)
+
+
+@one()
+async def test_after_the_end_it_says_so(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        pass
+    with pytest.raises(TrainerClosedError):
+        await trainer.apply(to_zero)
+
+
+@one()
+async def test_a_step_that_takes_too_long_ends_the_wait(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        dispatcher = trainer._dispatcher
+        (lane,) = dispatcher.lanes
+        learn, permit = lane.learn, asyncio.Event()
+
+        async def slowly(block):
+            await permit.wait()
+            return await learn(block)
+
+        lane.learn = slowly
+        learning = asyncio.ensure_future(trainer.train(*linear_data(1)[0]))
+        while not lane.sent:
+            await asyncio.sleep(0.001)
+        with (
+            dask.config.set({"tensair.timeouts.drain": "10ms"}),
+            pytest.raises(TensairTimeoutError, match="1 mini-batches at the replicas"),
+        ):
+            await trainer.apply(to_zero)
+        permit.set()
+        assert (await learning).error is None
