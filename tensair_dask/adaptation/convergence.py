@@ -25,8 +25,8 @@ class Convergence:
     epochs
         How many epochs are compared, from 2: more are slower and surer.
     factor
-        How much the mean loss must fall to count as progress: as a share of the
-        earlier epoch's (``relative=True``), or in units of the loss.
+        How much the mean loss must fall to count as progress: as a share of that of
+        the first epoch (``relative=True``), or in units of the loss.
     relative
         A share does not depend on the scale of the loss: the same 0.02 serves a cross
         entropy and minutes of delay.
@@ -43,6 +43,12 @@ class Convergence:
     own examples use 0.0001, 0.02 and 0.3. TensAIR takes a loss that rises for one that
     has converged, and would stop learning in the middle of a drift. Here a rise by
     more than ``factor`` and by more than three standard errors says that it has not.
+
+    Progress is measured by where training began, at the first mini-batch or at the
+    newest drift, and not by the earlier epoch: where a task can be learned perfectly
+    the loss falls for ever by the same share of itself, long after that has stopped to
+    matter. Give an absolute factor where training begins at a loss that is out of all
+    proportion.
 
     An epoch's mean is noisy: with losses of standard deviation s it strays by about
     s / sqrt(epoch). Choose epochs so long that this is small beside what you would
@@ -80,6 +86,7 @@ class Convergence:
         self._means: deque[tuple[float, float]] = deque(maxlen=self.epochs)
         self._mean = self._squares = 0.0  # of the one under way (Welford)
         self._count = 0
+        self._much: float | None = None  # what counts as progress
         self.level = math.nan
 
     def update(self, loss: float) -> bool:
@@ -91,15 +98,19 @@ class Convergence:
         if self._count < self.epoch:
             return False
         self.level = self._mean
+        if self._much is None:
+            scale = abs(self.level) if self.relative else 1.0
+            self._much = self.factor * scale
         self._means.append((self._mean, self._squares / self._count**2))
         self._mean = self._squares = 0.0
         self._count = 0
         return len(self._means) == self.epochs and not self._moves()
 
     def _moves(self) -> bool:
+        assert self._much is not None
+        much = self._much
         *earlier, (newest, its_error) = self._means
         for mean, error in earlier:
-            much = self.factor * (abs(mean) if self.relative else 1.0)
             by_chance = 3 * math.sqrt(error + its_error)
             if mean - newest > much or newest - mean > max(much, by_chance):
                 return True

@@ -26,8 +26,19 @@ def test_a_constant_loss_has_converged_when_there_are_enough_epochs():
 
 
 def test_a_falling_loss_has_not():
-    falling = 0.999 ** np.arange(5000)  # by 9.5 per cent in an epoch of 100
+    falling = np.linspace(1.0, 0.0, 2000)  # by 5 per cent in an epoch of 100
     assert settled_at(Convergence(epoch=100), falling) is None
+
+
+def test_progress_is_measured_by_where_training_began():
+    # For ever by 18 per cent of itself in an epoch; by less than 2 of the first in the
+    # twelfth and those after it.
+    falling = 0.998 ** np.arange(5000)
+    assert settled_at(Convergence(epoch=100), falling) == 1200
+    convergence = Convergence(epoch=100)
+    settled_at(convergence, falling)
+    convergence.reset()
+    assert settled_at(convergence, falling[1100:]) == 1200
 
 
 def test_it_has_when_it_falls_by_less_than_the_factor():
