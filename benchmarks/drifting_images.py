@@ -160,7 +160,7 @@ def render(data: dict[str, Any], markdown: bool) -> str:
 @click.command(help=__doc__)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--modes", default=",".join(MODES), show_default=True)
-@click.option("--rate", default="3000", show_default=True, help="Images a second.")
+@click.option("--rate", default="max", show_default=True, help="Images a second.")
 @click.option("--json", "json_path", type=Path, help="Write all that was measured.")
 @click.option("--markdown", is_flag=True, help="Tables in Markdown.")
 @click.argument("more", nargs=-1)
