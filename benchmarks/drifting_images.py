@@ -143,8 +143,8 @@ def render(data: dict[str, Any], markdown: bool) -> str:
             json.dumps(data["environment"]),
             f"{first['dataset']}, {len(rounds)} seeds; options: "
             f"{' '.join(data['options'])}. Median (smallest to largest). Delays are in "
-            "mini-batches. Other load is the CPU that foreign processes used, in cores: "
-            "nothing here is a timing, but replicas that have to wait are staler.",
+            "mini-batches. Other load is the CPU that foreign processes used, in "
+            "cores: nothing here is a timing, but replicas that wait are staler.",
             f"Accuracy of guesses without a model: {baselines}.",
             table("Modes", header, _rows(rounds), markdown),
             table(
