@@ -84,7 +84,7 @@ class OPTWIN(Detector):
     - Its t divides by standard deviations where variances belong, so alarms depend on
       the unit of the values. Here: Welch's t-test, with Welch's degrees of freedom
       taken from the values.
-    - Its F-test assumes normal values. By itself it raised so many false alarms in 2,000
+    - Its F-test assumes normal values. By itself it raised so many alarms in 2,000
       stationary values: 0.2 (normal), 0.8 (gamma), 2.8 (lognormal), 5 (exponential), 16
       (0/1 errors at a rate of 0.02). What it finds sooner are rises of six deviations:
       by 7 values. So it is off. Levene's test in its place raised 0.1 to 0.3 and gained
