@@ -30,9 +30,9 @@ class Pipelines(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Command of one pipeline: the ``main`` of its module."""
-        if cmd_name not in _pipelines():
+        if (path := _pipelines().get(cmd_name)) is None:
             return None
-        found = importlib.import_module(f"{PIPELINES}.{cmd_name}").main
+        found = importlib.import_module(f"{PIPELINES}.{path.stem}").main
         assert isinstance(found, click.Command)
         return found
 
@@ -135,12 +135,13 @@ def main() -> None:
 
 
 def _pipelines() -> dict[str, Path]:
-    """Name and file of each pipeline, sorted by name."""
+    """Name and file of each pipeline, sorted by name; ``my_own.py`` is my-own."""
     found = {}
     for folder in importlib.import_module(PIPELINES).__path__:
         for module in pkgutil.iter_modules([folder]):
             if not module.name.startswith("_"):
-                found[module.name] = Path(folder, f"{module.name}.py")
+                name = module.name.replace("_", "-")
+                found[name] = Path(folder, f"{module.name}.py")
     return dict(sorted(found.items()))
 
 

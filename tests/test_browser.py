@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, FLAGS, needs_browser
 from test_charts import curves, events
+from test_drift_plots import CHANGES, rows
 
+from tensair_dask import drift_plots
 from tensair_dask.charts import Plot
+from tensair_dask.drift_plots import Course
 from tensair_dask.run_page import Ending, Page
 from tensair_dask.running import Run
 
@@ -66,3 +69,22 @@ def test_a_page_is_whole_without_a_network(browser, pages, name, width):
     assert [url for url in asked if not url.startswith(own)] == []
     assert failed == []
     page.close()
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width):
+    course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
+    path = tmp_path / "drift.html"
+    drift_plots.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
+    page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+    failed: list[str] = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_function(
+        "window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
+    )
+    for words in ("Labels are swapped", "false alarm", "predicting only"):
+        assert page.get_by_text(words, exact=True).is_visible()
+    # Nothing stands beyond the right edge, the legend least of all.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert failed == []

@@ -43,7 +43,10 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run", "nothing"], "There is no pipeline 'nothing'; there is: flights"),
+        (
+            ["run", "nothing"],
+            "There is no pipeline 'nothing'; there is: drifting-images",
+        ),
         (["run", "flights", "--rate", "fast"], "'fast' is not allowed"),
         (["run", "flights", "--rate", "0"], "for example 5000, or max"),
         (["run", "flights", "--workers", "0"], "'--workers'"),

@@ -18,7 +18,7 @@ LEVELS = [
     ["__init__", "errors", "config", "palette"],
     ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub"],
     ["drift", "prequential"],
-    ["files", "templates"],
+    ["files", "templates", "images"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["dashboard"],
     [
@@ -29,6 +29,7 @@ LEVELS = [
         "reports",
         "dead_letters",
         "tally",
+        "course",
     ],
     ["adaptation"],
     ["dispatch", "training_thread", "replica"],
@@ -36,7 +37,7 @@ LEVELS = [
     ["notebook", "live_view"],
     ["cluster", "calls", "interventions", "adapting", "trainer"],
     ["streams"],
-    ["joining", "plots", "terminal", "interrupts", "programs"],
+    ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
     ["run_page", "running", "scored", "monitor"],
     ["cli", "__main__"],
     ["pipelines"],
@@ -45,11 +46,11 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
 # Who may import what, at module level or within functions.
 ONLY_IN = {
-    "bokeh": {"plots", "charts", "dashboard"},
+    "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "pipelines"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "drift_plots"},
     "IPython": {"live_view"},
     "jinja2": {"dashboard", "templates"},
     "river": {"drift", "prequential", "pipelines"},

@@ -1,0 +1,154 @@
+"""What happened along a stream that drifts: scores, phases, and what was detected."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from tensair_dask.reports import Report
+
+__all__ = ["Detections", "Record"]
+
+
+class Record:
+    """Loss, one metric and phase of each mini-batch, by its place in the stream.
+
+    Give it to ``reports.sink(record.add)``.
+
+    Parameters
+    ----------
+    length
+        Mini-batches of the stream; 9 bytes are kept for each.
+    metric
+        Name of the metric.
+    newest
+        Reports over which `recent` looks back.
+
+    Attributes
+    ----------
+    records
+        Records that were scored.
+    learned, predicted
+        Mini-batches that were learned, and those that were only predicted.
+    """
+
+    def __init__(
+        self, length: int, metric: str = "accuracy", newest: int = 100
+    ) -> None:
+        self.metric = metric
+        self._loss = np.full(length, np.nan, dtype=np.float32)
+        self._score = np.full(length, np.nan, dtype=np.float32)
+        self._learned = np.zeros(length, dtype=bool)
+        self._newest: deque[tuple[float, int]] = deque(maxlen=newest)
+        self._sum = 0.0
+        self.records = self.learned = self.predicted = 0
+
+    def add(self, report: Report) -> None:
+        """Keep what one report tells; a refused mini-batch tells nothing."""
+        if report.error is not None:
+            return
+        score = report.metrics[self.metric]
+        self._loss[report.index] = report.loss
+        self._score[report.index] = score
+        self._learned[report.index] = report.learned
+        self._newest.append((score * report.samples, report.samples))
+        self._sum += score * report.samples
+        self.records += report.samples
+        self.learned += report.learned
+        self.predicted += not report.learned
+
+    @property
+    def mean(self) -> float:
+        """Of the metric over all records, each scored before it was learned."""
+        return self._sum / self.records if self.records else math.nan
+
+    def recent(self) -> float:
+        """Mean of the metric over the newest reports; NaN if there is none."""
+        records = sum(samples for _, samples in self._newest)
+        return (
+            sum(total for total, _ in self._newest) / records if records else math.nan
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the mini-batches that were learned."""
+        return self.learned / max(self.learned + self.predicted, 1)
+
+    def frame(self) -> pd.DataFrame:
+        """One row for each mini-batch that was scored, in the order of the stream."""
+        scored = np.flatnonzero(np.isfinite(self._loss))
+        return pd.DataFrame(
+            {
+                "index": scored,
+                "loss": self._loss[scored],
+                "learned": self._learned[scored],
+                self.metric: self._score[scored],
+            }
+        )
+
+
+class Detections:
+    """Which alarms belong to which changes of a stream.
+
+    The rules are those of `tensair_dask.drift.evaluate`: the first alarm at or after a
+    change, and before the next one, finds it; every other alarm is false.
+
+    Parameters
+    ----------
+    changes
+        Mini-batches at which the stream changed, and what changed.
+    alarms
+        Mini-batches at which a drift was detected.
+
+    Attributes
+    ----------
+    found
+        For each change, the alarm that finds it; None where it was missed.
+    false
+        Alarms that find no change.
+    """
+
+    def __init__(self, changes: Mapping[int, str], alarms: Iterable[int]) -> None:
+        self.changes = dict(sorted(changes.items()))
+        self.alarms = sorted(alarms)
+        places = list(self.changes)
+        self.found = [
+            next((alarm for alarm in self.alarms if place <= alarm < end), None)
+            for place, end in zip_longest(places, places[1:], fillvalue=math.inf)
+        ]
+        self.false = [alarm for alarm in self.alarms if alarm not in self.found]
+
+    @property
+    def delays(self) -> list[int | None]:
+        """Mini-batches that each detection took: 1 is the first that had changed."""
+        return [
+            None if alarm is None else alarm - place + 1
+            for place, alarm in zip(self.changes, self.found, strict=True)
+        ]
+
+    @property
+    def delay(self) -> float | None:
+        """Mean of the delays that there are."""
+        known = [delay for delay in self.delays if delay is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def missed(self) -> int:
+        """Changes that no alarm found."""
+        return self.found.count(None)
+
+    def rows(self) -> list[tuple[str, int, int | None, int | None]]:
+        """What changed, where, where it was detected, and the delay, of each change."""
+        return [
+            (text, place, alarm, delay)
+            for (place, text), alarm, delay in zip(
+                self.changes.items(), self.found, self.delays, strict=True
+            )
+        ]
