@@ -332,9 +332,9 @@ def as_detector(given: Any, mode: str) -> Detector | None:
 def default_detector() -> Detector:
     """OPTWIN, surer than its own default: a false alarm costs a training.
 
-    Where the loss of a small network had settled, confidence 0.99 raised an alarm in
-    one of two stretches of 1,000 mini-batches, 0.998 in none of 48; swapped labels
-    were found after 7 mini-batches, and after 10.
+    A small network in mode auto, labels swapped three times, 16 runs: confidence 0.99
+    raised 11 false alarms in 39,000 mini-batches that were predicted, and found swaps
+    after 8 mini-batches; 0.998 raised none in 42,000, and took 11.
     """
     return OPTWIN(confidence=0.998)
 
