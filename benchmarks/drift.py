@@ -149,7 +149,7 @@ def detectors(arguments: argparse.Namespace) -> Iterator[str]:
             markdown=True,
         )
         yield table(
-            f"CPU time of one update at a full window, median of {arguments.rounds} rounds",
+            f"CPU of one update at a full window, median of {arguments.rounds} rounds",
             ["detector", "us", "range", "pickled, bytes", "bytes at most", "alarms"],
             time_updates(arguments.rounds),
             markdown=True,

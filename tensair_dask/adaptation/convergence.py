@@ -42,7 +42,8 @@ class Convergence:
     ``epochs_for_convergence``), where the right factor differs from task to task: its
     own examples use 0.0001, 0.02 and 0.3. TensAIR takes a loss that rises for one that
     has converged, and would stop learning in the middle of a drift. Here a rise by
-    more than ``factor`` and by more than three standard errors says that it has not.
+    more than ``factor`` and by more than three standard errors says that it has not;
+    and a fall that is less than one standard error is no progress.
 
     Progress is measured by where training began, at the first mini-batch or at the
     newest drift, and not by the earlier epoch: where a task can be learned perfectly
@@ -52,7 +53,7 @@ class Convergence:
 
     An epoch's mean is noisy: with losses of standard deviation s it strays by about
     s / sqrt(epoch). Choose epochs so long that this is small beside what you would
-    call progress; otherwise training ends early by chance, or late.
+    call progress; otherwise training ends early by chance.
 
     References
     ----------
@@ -111,8 +112,10 @@ class Convergence:
         much = self._much
         *earlier, (newest, its_error) = self._means
         for mean, error in earlier:
-            by_chance = 3 * math.sqrt(error + its_error)
-            if mean - newest > much or newest - mean > max(much, by_chance):
+            chance = math.sqrt(error + its_error)
+            if mean - newest > max(much, chance) or newest - mean > max(
+                much, 3 * chance
+            ):
                 return True
         return False
 

@@ -26,8 +26,8 @@ class DDM(Detector):
     -----
     For: 0/1 errors on the least memory and time (1.7 kB, 1 µs a value), and to compare
     with the literature. A rise of the rate from 0.2 to 0.8 is found after 60 values,
-    with 0.2 false alarms in 2,000. Take `ADWIN` where errors are rare: at a rate of 0.01
-    there are 4.6 false alarms (after 30 values without an error the first error is
+    with 0.2 false alarms in 2,000. Take `ADWIN` where errors are rare: at a rate of
+    0.01 there are 4.6 false alarms (after 30 values without an error the first error is
     one). Take `OPTWIN` where the model learned before: after 0.8 and 0.2, a rise
     to 0.5 was missed in all of 30 streams, as the rate is that since the start.
 

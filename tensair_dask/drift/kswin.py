@@ -31,11 +31,11 @@ class KSWIN(Detector):
 
     Notes
     -----
-    For: changes of the distribution that leave the mean as it is (``direction="both"``),
-    in a stream that is not fast: 200 to 300 µs a value, 200 times the others; 8 kB.
-    It forgets after ``window`` values, so a slow change is missed: all gradual ones of
-    0/1 errors, and 26 of 30 sudden ones by half a standard deviation. Take `OPTWIN` for a
-    change of the mean.
+    For: changes of the distribution that leave the mean as it is
+    (``direction="both"``), in a stream that is not fast: 200 to 300 µs a value, 200
+    times the others; 8 kB. It forgets after ``window`` values, so a slow change is
+    missed: all gradual ones of 0/1 errors, and 26 of 30 sudden ones by half a standard
+    deviation. Take `OPTWIN` for a change of the mean.
 
     A level of 0.005, which is often seen, raises 1 to 2 false alarms in 2,000 values;
     the default 0 to 0.2.

@@ -98,7 +98,7 @@ def test_ddm_takes_error_rates_only(value):
 
 
 def test_kswin_draws_by_its_seed():
-    values = ta.drift.streams.generate("gradual, non-binary", 1)[0].values[:1600]
+    values = ta.drift.streams.generate("gradual, non-binary", 1)[0].values[1000:1600]
 
     def found(seed):
         detector = KSWIN(alpha=0.005, seed=seed)
