@@ -34,7 +34,13 @@ from torch import nn
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import drift_plots, running, terminal
-from tensair_dask.adaptation import MODES, POLICIES, TRAINING, Reinitialise
+from tensair_dask.adaptation import (
+    MODES,
+    POLICIES,
+    TRAINING,
+    Convergence,
+    Reinitialise,
+)
 from tensair_dask.course import Detections, Record
 from tensair_dask.drift_plots import Course
 from tensair_dask.images import NAMES, Images, ImageSet, load
@@ -48,6 +54,12 @@ PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]
 # fourteen runs had a false alarm.
 CONFIDENCE = 0.998
 DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
+
+# Nats by which the loss must fall in 100 mini-batches, or it has settled; as in TensAIR.
+# A share of the loss with which training began would do as well after a swap. After a
+# false alarm, where the loss is low from the beginning, it asks for more than 400
+# mini-batches of training in place of 200, and a swap may fall among them unnoticed.
+PROGRESS = 0.02
 
 # The last layer: what swapped labels make wrong, while the features stay right.
 REINITIALISE = "reinitialise"
@@ -325,6 +337,7 @@ def build(
         seed=seed,
         mode=mode,
         detector=_detector(detector),
+        convergence=Convergence(factor=PROGRESS, relative=False),
         watch=_errors if detector == "ddm" else "loss",
         on_drift=Reinitialise("head") if on_drift == REINITIALISE else on_drift,
         name="drifting images",
