@@ -55,8 +55,8 @@ PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]
 CONFIDENCE = 0.998
 DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
 
-# Nats by which the loss must fall in 100 mini-batches, or it has settled; as in TensAIR.
-# A share of the loss with which training began would do as well after a swap. After a
+# The loss has settled where it falls by less in 100 mini-batches, in nats: TensAIR's
+# rule. A share of the loss with which training began does as well after a swap. After a
 # false alarm, where the loss is low from the beginning, it asks for more than 400
 # mini-batches of training in place of 200, and a swap may fall among them unnoticed.
 PROGRESS = 0.02
