@@ -375,11 +375,16 @@ def embed(figures: Sequence[Any]) -> tuple[str, list[str], str]:
         what fills these, to stand at the end.
     """
     from bokeh.embed import components
+    from bokeh.models import Widget
     from bokeh.resources import Resources
 
     if not figures:
         return "", [], ""
-    library = Resources(mode="inline", components=["bokeh"])
+    models = {model for figure in figures for model in figure.references()}
+    parts = ["bokeh"]
+    if any(isinstance(model, Widget) for model in models):
+        parts.append("bokeh-widgets")
+    library = Resources(mode="inline", components=parts)
     script, divs = components(tuple(figures))
     return library.render(), list(divs), script
 

@@ -71,11 +71,24 @@ def test_a_page_is_whole_without_a_network(browser, pages, name, width):
     page.close()
 
 
+class Drifting(Run):
+    """A run that shows a drift on its page."""
+
+    def figures(self) -> list[tuple[str, Any]]:
+        course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
+        return [("Labels are swapped", drift_plots.panels(course))]
+
+
 @pytest.mark.parametrize("width", [1400, 390])
-def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width):
-    course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
+@pytest.mark.parametrize("name", ["alone", "page of a run"])
+def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width, name):
     path = tmp_path / "drift.html"
-    drift_plots.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
+    if name == "alone":
+        course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
+        drift_plots.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
+    else:
+        text = Page(Drifting(), Ending("finished", "Finished."), 0.0, 1.0).html()
+        path.write_text(text, encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
     failed: list[str] = []
     page.on("pageerror", lambda error: failed.append(str(error)))
@@ -85,6 +98,8 @@ def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width):
     )
     for words in ("Labels are swapped", "false alarm", "predicting only"):
         assert page.get_by_text(words, exact=True).is_visible()
+    drawn = page.locator("canvas").evaluate_all("all => all.map(one => one.width)")
+    assert len([width for width in drawn if width > 200]) >= 2, "both panels are there"
     # Nothing stands beyond the right edge, the legend least of all.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert failed == []
