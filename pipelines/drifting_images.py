@@ -39,6 +39,7 @@ from tensair_dask.adaptation import (
     POLICIES,
     TRAINING,
     Convergence,
+    RaiseLearningRate,
     Reinitialise,
 )
 from tensair_dask.course import Detections, Record
@@ -61,9 +62,14 @@ DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
 # mini-batches of training in place of 200, and a swap may fall among them unnoticed.
 PROGRESS = 0.02
 
-# The last layer: what swapped labels make wrong, while the features stay right.
-REINITIALISE = "reinitialise"
-ANSWERS = (*POLICIES, REINITIALISE)
+# Answers to drift that need to know the model: its last layer, which swapped labels
+# make wrong while the features stay right; and a rate that it can bear (five times its
+# own, the default, makes it diverge).
+POLICY = {
+    "reinitialise": Reinitialise("head"),
+    "raise-learning-rate": RaiseLearningRate(factor=2, batches=100),
+}
+ANSWERS = (*POLICIES, *(POLICY.keys() - POLICIES.keys()))
 
 FIRST, MAJORITY, LAST = "first labels, never updated", "majority", "last label"
 
@@ -339,7 +345,7 @@ def build(
         detector=_detector(detector),
         convergence=Convergence(factor=PROGRESS, relative=False),
         watch=_errors if detector == "ddm" else "loss",
-        on_drift=Reinitialise("head") if on_drift == REINITIALISE else on_drift,
+        on_drift=POLICY.get(on_drift, on_drift),
         name="drifting images",
     )
     source = Stream(asynchronous=True)

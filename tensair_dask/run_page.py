@@ -213,10 +213,19 @@ class Page:
         tally, records = self._run.tally, self._run.records
         if not tally.records:
             return [("learned", "nothing")]
+        predicted = tally.batches - tally.learned
+        only_predicted = [("mini-batches only predicted", number(predicted))]
+        if not predicted:
+            only_predicted = []
         return [
             (records, number(tally.records)),
             (f"{records} per second", number(tally.rate, 0)),
-            ("mini-batches learned", number(tally.batches)),
+            ("mini-batches learned", number(tally.learned)),
+            *(
+                [("mini-batches only predicted", number(predicted))]
+                if predicted
+                else []
+            ),
             ("mini-batches refused", number(tally.refused.total())),
             ("seconds of streaming", number(tally.seconds)),
         ]

@@ -27,7 +27,9 @@ class Tally:
     records
         Records in all reports, refused ones included.
     batches
-        Mini-batches that were learned.
+        Mini-batches that were not refused.
+    learned
+        Those of them that were learned; the others were only predicted.
     refused
         Mini-batches that were refused, by the name of the error.
     staleness_most
@@ -39,6 +41,7 @@ class Tally:
     def __init__(self, newest: int = 200, span: float = 3.0) -> None:
         self.records = 0
         self.batches = 0
+        self.learned = 0
         self.refused: Counter[str] = Counter()
         self.staleness_most = 0
         self.lost: set[str] = set()
@@ -59,6 +62,7 @@ class Tally:
             self.refused[type(report.error).__name__] += 1
             return
         self.batches += 1
+        self.learned += report.learned
         self._batches_of[report.replica] += 1
         self._records_of[report.replica] += report.samples
         self._staleness_sum += report.staleness
