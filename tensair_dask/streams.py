@@ -473,7 +473,7 @@ class predict_then_train(_OrderedNode):
             self._not_scored(asked.samples, error)
 
     async def _hold(self, asked: _Asked) -> None:
-        if self._held.waiting + asked.samples > self._pending:
+        if self._delay.amount and self._held.waiting + asked.samples > self._pending:
             error = BatchError(
                 f"{self._held.waiting} records wait for their labels, and pending="
                 f"{self._pending} may. Give predict_then_train a shorter delay=, or a "
@@ -561,7 +561,7 @@ class predict_then_train(_OrderedNode):
                 try:
                     self._scores.add(y, self._decide(prediction))
                 except Exception as error:
-                    self._not_scored(len(y), error)
+                    self._not_scored(len(prediction), error)
 
 
 def _check_delay(

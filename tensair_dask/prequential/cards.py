@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from itertools import repeat
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -102,26 +101,47 @@ class Card:
         weights: Sequence[float] | None,
         out: bool = False,
     ) -> None:
-        pairs: dict[tuple[Any, Any], list[float]] = defaultdict(lambda: [0.0, 0])
-        for true, label, weight in zip(target, labels, weights or repeat(1)):  # noqa: B905
-            sums = pairs[true, label]
-            sums[0] += weight
-            sums[1] += 1
+        if len(target) == 1:
+            weight = 1.0 if weights is None else weights[0]
+            for positive, matrix in self._matrices:
+                change = matrix.revert if out else matrix.update
+                if positive is None:
+                    change(target[0], labels[0], weight)
+                else:
+                    value = positive[0]
+                    change(target[0] == value, labels[0] == value, weight)
+            return
+        sums: Mapping[tuple[Any, Any], float] = (
+            Counter(zip(target, labels, strict=True))
+            if weights is None
+            else _sums(target, labels, weights)
+        )
         for positive, matrix in self._matrices:
             change = matrix.revert if out else matrix.update
-            for (true, label), (weight, count) in pairs.items():
+            for (true, label), weight in sums.items():
                 if positive is None:
                     change(true, label, weight)
                 else:
                     change(true == positive[0], label == positive[0], weight)
-                # It has counted one record where there were several.
-                matrix.n_samples += 1 - count if out else count - 1
+            # It has counted one record for each kind of pair.
+            missed = len(target) - len(sums)
+            matrix.n_samples += -missed if out else missed
 
     def values(self) -> list[float]:
         """Value of each metric; NaN while there is none."""
         if not self.records:
             return [_NAN] * len(self._metrics)
         return [_value(metric) for metric in self._metrics]
+
+
+def _sums(
+    target: Sequence[Any], labels: Sequence[Any], weights: Sequence[float]
+) -> dict[tuple[Any, Any], float]:
+    """Sum of the weights of each kind of pair."""
+    sums: dict[tuple[Any, Any], float] = defaultdict(float)
+    for true, label, weight in zip(target, labels, weights, strict=True):
+        sums[true, label] += weight
+    return sums
 
 
 def _value(metric: Any) -> float:

@@ -218,7 +218,7 @@ class Prequential:
             self._now = max(self._now, *times)
             self._arrive(self._now)
         if labels is None:
-            block = [target, *([None] * count for _ in range(self._width))]
+            block: Block = [target, *([None] * count for _ in range(self._width))]
         else:
             block = [target, *self._guesses(labels, chances)]
         if self.delay is None:
@@ -235,7 +235,8 @@ class Prequential:
         due = self._simulated.take(now)
         if due:
             columns = zip(*due, strict=True)
-            self._settle([[part[0] for part in column] for column in columns])
+            block: Block = [[part[0] for part in column] for column in columns]
+            self._settle(block)
         return len(due)
 
     def flush(self) -> int:
@@ -454,9 +455,7 @@ class Prequential:
         with self._lock:
             row = self._row()
         scores: dict[str, dict[str, dict[str, float]]]
-        scores = {
-            name: {metric: {} for metric in self._metrics} for name in self._names
-        }
+        scores = {whose: {name: {} for name in self._metrics} for whose in self._names}
         for (metric, horizon, whose), value in zip(self._columns, row, strict=True):
             scores[whose][metric][horizon] = value
         return scores
@@ -516,9 +515,8 @@ class Prequential:
 
     def __repr__(self) -> str:
         counted = [f"{self.records:,} records"]
-        for word in ("waiting", "forgotten", "unmatched"):
-            if number := getattr(self, word):
-                counted.append(f"{number:,} {word}")
+        words = ("waiting", "forgotten", "unmatched")
+        counted += [f"{number:,} {w}" for w in words if (number := getattr(self, w))]
         return f"<Prequential: {', '.join(counted)}>\n{self._shown().to_string()}"
 
     def _repr_html_(self) -> str:
@@ -573,8 +571,8 @@ def _baselines(given: Iterable[str] | None, regression: bool) -> list[str]:
     if set(names) - set(allowed) or len(set(names)) < len(names):
         kind = "regression" if regression else "classification"
         raise ConfigurationError(
-            f"baselines={names!r} was given; for a {kind} these are allowed, each once: "
-            f"{', '.join(map(repr, allowed))}."
+            f"baselines={names!r} was given; for a {kind} these are allowed, each "
+            f"once: {', '.join(map(repr, allowed))}."
         )
     return names
 

@@ -156,7 +156,7 @@ class Fading:
         # In records: how long one serves, and how long its successor is filled before.
         self._life = max(2, int(math.log(_HEAVIEST) / self._growth))
         lost = math.ceil(-math.log(_LIGHTEST) / self._growth)
-        self._overlap = min(lost, self._life - 1)
+        self._overlap = min(lost, self._life // 2)
 
     def take(self, block: Block) -> None:
         """Score records."""

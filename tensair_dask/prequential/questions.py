@@ -17,7 +17,7 @@ class Question(NamedTuple):
 
     Attributes
     ----------
-    index
+    number
         Number of the record in the stream, from 0.
     x
         Its features.
@@ -25,7 +25,7 @@ class Question(NamedTuple):
         When it came: seconds, or how many records came before it.
     """
 
-    index: int
+    number: int
     x: Any
     time: float
 
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
     Attributes
     ----------
-    index
+    number
         Number of the record, as in its question.
     x, y
         The record.
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
         When the label came, in the unit of the questions.
     """
 
-    index: int
+    number: int
     x: Any
     y: Any
     time: float

@@ -127,8 +127,8 @@ class Reader:
             return
         if given.ndim > 1:
             raise ShapeError(
-                f"{name} has shape {given.shape}; one label for each record is allowed, "
-                f"shape ({len(given)},)."
+                f"{name} has shape {given.shape}; one label for each record is "
+                f"allowed, shape ({len(given)},)."
             )
         if given.dtype.kind in "bi" or (given.dtype.kind in "uU"):
             if given.dtype.kind == "U" and self.regression:

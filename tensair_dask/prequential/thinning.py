@@ -7,7 +7,7 @@ import numpy as np
 __all__ = ["Thinning"]
 
 # Records between two rows, at first.
-FINEST = 10
+FINEST = 50
 
 
 class Thinning:
