@@ -84,7 +84,7 @@ class Chosen:
                 if not found:
                     found = [_river().ConfusionMatrix()]
                     matrices.append((positive, found[0]))
-                fresh = _with_matrix(metric, found[0])
+                fresh = _with_matrix(metric, found[0], positive is not None)
             metrics.append(fresh)
         return matrices, alone, metrics
 
@@ -298,12 +298,18 @@ def _reads_matrix(metric: Any) -> tuple[bool, Any]:
     return False, None
 
 
-def _with_matrix(metric: Any, matrix: Any) -> Any:
-    """Make a fresh metric of the same parameters that reads this confusion matrix."""
+def _with_matrix(metric: Any, matrix: Any, binary: bool) -> Any:
+    """Make a fresh metric of the same parameters that reads this confusion matrix.
+
+    A binary one's matrix knows only whether a label is the positive one. Asked for the
+    label itself, river's metrics find nothing in it, and give 0 for pos_val="spam".
+    """
     parameters: Iterable[str] = inspect.signature(type(metric)).parameters
     values = {
         name: copy.deepcopy(getattr(metric, name))
         for name in parameters
         if name != "cm"
     }
+    if binary:
+        values["pos_val"] = True
     return type(metric)(**values, cm=matrix)

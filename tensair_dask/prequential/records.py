@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tensair_dask.errors import BatchError, DtypeError, NonFiniteError, ShapeError
 
@@ -274,26 +274,14 @@ def as_seconds(time: Any, count: int) -> list[float]:
     """
     if isinstance(time, (int, float)) and not isinstance(time, bool):
         seconds = [float(time)]
-    elif isinstance(time, datetime) and time.tzinfo is not None:
-        seconds = [time.timestamp()]
     else:
-        values = list(time) if isinstance(time, (list, tuple)) else time
-        if isinstance(values, list) and any(getattr(t, "tzinfo", None) for t in values):
-            values = [one.timestamp() for one in values]
-        array = np.asarray(values)
-        if getattr(getattr(time, "dt", time), "tz", None) is not None:  # of pandas
-            array = np.asarray(time, dtype="datetime64[ns]")
-        if array.dtype == object or array.dtype.kind == "M":
-            try:
-                array = array.astype("datetime64[us]")
-            except (TypeError, ValueError) as error:
-                raise _no_time(time) from error
-            missing = np.isnat(array)
-            array = array.astype("int64") / 1e6
-            array = np.where(missing, np.nan, array)
-        if array.dtype.kind not in "iuf":
+        array = np.asarray(time)
+        if array.dtype.kind in "iuf":
+            seconds = np.atleast_1d(array).astype(float).tolist()
+        elif array.dtype.kind in "OM":
+            seconds = _since_epoch([time] if array.ndim == 0 else time)
+        else:
             raise _no_time(time)
-        seconds = np.atleast_1d(array).astype(float).tolist()
     if not all(map(math.isfinite, seconds)):
         raise NonFiniteError(_NOT_FINITE.format(name="time", value=time))
     if len(seconds) == 1:
@@ -304,6 +292,14 @@ def as_seconds(time: Any, count: int) -> list[float]:
             "them, or one for each."
         )
     return seconds
+
+
+def _since_epoch(dates: Any) -> list[float]:
+    try:
+        stamps = pd.DatetimeIndex(pd.to_datetime(dates, utc=True))
+    except (TypeError, ValueError) as error:
+        raise _no_time(dates) from error
+    return ((stamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta("1s")).tolist()
 
 
 def _no_time(time: Any) -> DtypeError:
