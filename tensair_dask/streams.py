@@ -21,6 +21,7 @@ from tensair_dask.errors import (
     BatchError,
     ClusterError,
     ConfigurationError,
+    NonFiniteError,
 )
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
@@ -288,7 +289,7 @@ class _Asked:
     metadata
         References that are held until its report has passed.
     key
-        Of its predictions in the scores.
+        Of its predictions in the scores; None where these have none.
     moment
         When it came, on the clock of the delay.
     prediction
@@ -299,7 +300,7 @@ class _Asked:
     pair: tuple[Any, Any] = field(repr=False)
     samples: int
     metadata: list[Any]
-    key: Hashable
+    key: Hashable | None
     moment: float
     prediction: Any = field(default=None, repr=False)
 
@@ -483,10 +484,13 @@ class predict_then_train(_OrderedNode):
             if rest is not None:
                 await rest
             return
-        if self._scores is not None and asked.prediction is not None:
+        if self._scores is None or asked.prediction is None:
+            asked.key = None
+        else:
             try:
                 self._scores.predicted(self._decide(asked.prediction), asked.key)
             except Exception as error:
+                asked.key = None
                 self._not_scored(asked.samples, error)
         self._held.put(asked.moment + self._delay.amount, asked.samples, asked)
         await self._answer(self._now)
@@ -501,7 +505,7 @@ class predict_then_train(_OrderedNode):
                 await rest
 
     def _score(self, asked: _Asked) -> None:
-        if self._scores is None:
+        if self._scores is None or asked.key is None:
             return
         try:
             self._scores.labelled(asked.key, asked.pair[1])
@@ -590,6 +594,8 @@ def _decided(output: Any) -> Any:
         output = output.detach().cpu().numpy()
     array = np.asarray(output)
     if array.ndim == 2 and array.shape[1] > 1:
+        if not np.isfinite(array).all():  # the arg max would be the NaN
+            raise NonFiniteError("The model's output is NaN or infinite.")
         return array.argmax(1)
     return array
 
