@@ -168,6 +168,31 @@ async def test_a_prediction_is_of_the_model_that_knows_no_later_label(c, s, a, b
 
 
 @two()
+async def test_labels_that_come_with_a_record_are_learned_before_it_is_predicted(
+    c, s, a, b
+):
+    async with ta.Trainer(c, **classes()) as trainer:
+        calls = []
+        feed, ask = trainer.feed, trainer._predict
+
+        def fed(*args):
+            calls.append("learn")
+            return feed(*args)
+
+        def asked(x):
+            calls.append("predict")
+            return ask(x)
+
+        trainer.feed, trainer._predict = fed, asked
+        source = Stream(asynchronous=True)
+        source.predict_then_train(trainer, delay=4)
+        for _ in range(3):
+            await source.emit((X, Y))
+        await trainer.drain()
+    assert calls == ["predict", "learn", "predict", "learn", "predict"]
+
+
+@two()
 async def test_a_delay_in_time_goes_by_the_moments_of_the_items(c, s, a, b):
     scores = accuracies()
     async with ta.Trainer(c, **classes()) as trainer:
@@ -299,18 +324,24 @@ async def test_no_more_wait_for_their_labels_than_may(c, s, a, b):
 def test_emit_waits_while_no_replica_has_room(slow):
     @two()
     async def run(c, s, a, b):
+        async def answered(x):
+            return np.zeros((len(x), 3), "float32")  # no question waits for the step
+
         arguments = classes(model=slow, replicas=1, max_in_flight=1)
         async with ta.Trainer(c, **arguments) as trainer:
+            trainer._predict = answered
             source = Stream(asynchronous=True)
             source.predict_then_train(trainer, accuracies(), delay=4)
             await source.emit((X, Y))  # waits for its labels
             await source.emit((X, Y))  # the first one is learned
             await until(slow.entered.is_set)
             third = asyncio.ensure_future(source.emit((X, Y)))
-            _, pending = await asyncio.wait([third], timeout=0.1)
-            assert pending
+            fourth = asyncio.ensure_future(source.emit((X, Y)))
+            await until(lambda: trainer._dispatcher._waiting)
+            assert not third.done()
+            assert not fourth.done()
             slow.gate.set()
-            await third
+            await asyncio.gather(third, fourth)
             await trainer.drain()
 
     run()
