@@ -243,7 +243,6 @@ def test_bad_items_leave_the_stream_running(options):
         assert refused == ["BatchError", "BatchError", "NonFiniteError", "ShapeError"]
         assert len(trainer.dead_letters) == 4
         assert (scores.records, scores.unmatched, scores.waiting) == (12, 0, 0)
-        assert accuracy(scores) in (0, 1)
         assert node.unscored == (0 if node._one_pass else 8)
 
     run()
