@@ -10,12 +10,12 @@ import pandas as pd
 
 from tensair_dask.errors import TensairError
 from tensair_dask.palette import BLUE, GREEN, ORANGE
-from tensair_dask.prequential import MAJORITY, MODEL, PREVIOUS
+from tensair_dask.prequential import LAST_LABEL, MAJORITY, MODEL
 
 __all__ = ["draw", "html", "panels", "png"]
 
-COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, PREVIOUS: GREEN}
-DASHES = {MODEL: "solid", MAJORITY: "dashed", PREVIOUS: "dotted"}
+COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, LAST_LABEL: GREEN}
+DASHES = {MODEL: "solid", MAJORITY: "dashed", LAST_LABEL: "dotted"}
 
 
 def draw(

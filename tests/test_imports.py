@@ -101,6 +101,7 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
         "tensair_dask.pubsub.scheduler",
         "tensair_dask.dashboard.preload",
         "tensair_dask.monitor.program",
+        "tensair_dask.prequential",
     ],
 )
 def test_what_schedulers_and_monitors_load_does_not_load_torch(module):
