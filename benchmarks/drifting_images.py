@@ -143,8 +143,8 @@ def render(data: dict[str, Any], markdown: bool) -> str:
             json.dumps(data["environment"]),
             f"{first['dataset']}, {len(rounds)} seeds; options: "
             f"{' '.join(data['options'])}. Median (smallest to largest). Delays are in "
-            "mini-batches. Other load is the CPU that foreign processes used, in cores: "
-            "nothing here is a timing, but replicas that have to wait are staler.",
+            "mini-batches. Other load is the CPU that foreign processes used, in "
+            "cores: nothing here is a timing, but replicas that wait are staler.",
             f"Accuracy of guesses without a model: {baselines}.",
             table("Modes", header, _rows(rounds), markdown),
             table(
@@ -160,7 +160,7 @@ def render(data: dict[str, Any], markdown: bool) -> str:
 @click.command(help=__doc__)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--modes", default=",".join(MODES), show_default=True)
-@click.option("--rate", default="3000", show_default=True, help="Images a second.")
+@click.option("--rate", default="max", show_default=True, help="Images a second.")
 @click.option("--json", "json_path", type=Path, help="Write all that was measured.")
 @click.option("--markdown", is_flag=True, help="Tables in Markdown.")
 @click.argument("more", nargs=-1)
