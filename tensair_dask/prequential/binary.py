@@ -134,9 +134,9 @@ class BinaryPrequential:
         self.records += int(np.isfinite(probability).sum() - before)
         self._newest = max(self._newest, end)
 
-    def overall(self) -> Scores:
-        """Score all predictions so far."""
-        return self._scores(0, self._newest)
+    def overall(self, start: int = 0) -> Scores:
+        """Score all predictions so far, of the record ``start`` and those after it."""
+        return self._scores(min(start, self._newest), self._newest)
 
     def recent(self) -> Scores:
         """Score the newest ``window`` records of the stream."""
