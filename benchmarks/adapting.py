@@ -23,7 +23,7 @@ import torch
 from distributed import Client, LocalCluster
 from measure import Load, Spread, environment
 from replicas import Tally, check_everything_learned
-from report import table
+from report import QUIET_CORES, table
 from streamz import Stream
 from workloads import LEARNING_RATE, SEED, WORKLOADS, Pool, load_pool
 
