@@ -11,6 +11,7 @@ your own, copy this file: `load` becomes your source, `FlightModel` your model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ from torch import nn
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import running
+from tensair_dask.adaptive import AdaptiveRun
 from tensair_dask.prequential import BinaryPrequential
-from tensair_dask.scored import ScoredRun
 
 LATE = 15  # minutes after the scheduled arrival
 
@@ -231,7 +232,15 @@ class Pipeline(NamedTuple):
 
 
 def build(
-    client: Client, *, replicas: int | None = None, window: int = 10_000
+    client: Client,
+    *,
+    source: Stream | None = None,
+    mode: str = "always",
+    detector: str | None = None,
+    on_drift: str = "train",
+    replicas: int | None = None,
+    window: int = 10_000,
+    name: str = "flights",
 ) -> Pipeline:
     """Wire source, trainer and scores.
 
@@ -239,10 +248,17 @@ def build(
     ----------
     client
         Asynchronous; the source lives on its event loop.
+    source
+        Gives the mini-batches; None for a new one to emit into.
+    mode, detector, on_drift
+        When to learn, what finds drift, and what is done then; see `Trainer`. DDM,
+        which takes errors only, watches the share of wrong predictions.
     replicas
         How many replicas learn; None for one on each worker.
     window
         Flights in the sliding window of the scores.
+    name
+        Of the trainer, on the dashboard.
     """
     trainer = ta.Trainer(
         client,
@@ -250,9 +266,13 @@ def build(
         loss=nn.functional.binary_cross_entropy_with_logits,
         optimizer=build_optimizer,
         metrics={"accuracy": ta.metrics.binary_accuracy},
+        mode=mode,
+        detector=detector,
+        watch=_errors if detector == "ddm" else "loss",
+        on_drift=on_drift,
         replicas=replicas,
         keep_predictions=True,
-        name="flights",
+        name=name,
     )
     scores = BinaryPrequential(window)
 
@@ -261,29 +281,47 @@ def build(
             # The logistic function, in the form that cannot overflow.
             scores.add(report.index, (1 + np.tanh(report.prediction / 2)) / 2)
 
-    source = Stream(asynchronous=True)
+    source = source or Stream(asynchronous=True)
     source.sink(lambda batch: scores.expect(batch[1]))
     reports = source.train(trainer)
     reports.sink(score)
     return Pipeline(source, reports, trainer, scores)
 
 
-@running.command(ScoredRun, records="flights", rate=5_500)
-async def main(run: ScoredRun) -> None:
+def _errors(report: ta.Report) -> float:
+    return 1.0 - report.metrics["accuracy"]
+
+
+@running.command(AdaptiveRun, records="flights", rate=5_500)
+async def main(run: AdaptiveRun) -> None:
     """Learn which flights arrive late while the flights of 2013 go by."""
     flights = load(run.limit)
     run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
-    async with run.client() as client:
-        source, reports, trainer, scores = build(
-            client, replicas=run.workers, window=run.window
-        )
-        async with trainer:
-            with run.watch_scores(trainer, reports, scores, times=flights.time):
-                await run.feed_batches(source, flights.batches(run.batch_size))
-                await trainer.drain()
-            await run.save(trainer, scores)
+    source = Stream(asynchronous=True)
+    async with run.client() as client, contextlib.AsyncExitStack() as open_trainers:
+        for mode in run.modes:  # one, or all of them side by side
+            pipeline = build(
+                client,
+                source=source,
+                mode=run.begins_in(mode),
+                detector=run.detector_in(mode),
+                on_drift=run.on_drift,
+                replicas=run.workers,
+                window=run.window,
+                name="flights" if len(run.modes) == 1 else f"flights, {mode}",
+            )
+            await open_trainers.enter_async_context(pipeline.trainer)
+            run.follow(mode, pipeline, times=flights.time)
+        first = run.sides[0]
+        with run.watch_scores(
+            first.trainer, first.reports, first.scores, times=flights.time
+        ):
+            batches = run.stopping(flights.batches(run.batch_size))
+            await run.feed_batches(source, batches)
+            await run.drain()
+        await run.save(first.trainer, first.scores)
     run.finish(
-        scores,
+        first.scores,
         times=flights.time,
         title=f"Arrives {LATE} minutes late or more",
         axis="scheduled departure",

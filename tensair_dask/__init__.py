@@ -13,23 +13,27 @@ __version__ = "0.1.0"
 # this package for its half of pubsub and must not pay for torch.
 _PUBLIC = {
     "Prediction": "tensair_dask.predictions",
+    "Prequential": "tensair_dask.prequential",
     "Pub": "tensair_dask.pubsub",
     "Report": "tensair_dask.reports",
     "Sub": "tensair_dask.pubsub",
     "Trainer": "tensair_dask.trainer",
 }
-_ROOMS = ("drift", "metrics", "pubsub", "streams")
+_ROOMS = ("adaptation", "drift", "metrics", "prequential", "pubsub", "streams")
 
 __all__ = [
     "Prediction",
+    "Prequential",
     "Pub",
     "Report",
     "Sub",
     "Trainer",
+    "adaptation",
     "config",
     "drift",
     "errors",
     "metrics",
+    "prequential",
     "pubsub",
 ]
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from tensair_dask.errors import TensairError
-from tensair_dask.palette import BLUE, GREEN, ORANGE
-from tensair_dask.prequential import MAJORITY, MODEL, PREVIOUS
+from tensair_dask.palette import BLACK, BLUE, GREEN, ORANGE, VERMILLION
+from tensair_dask.prequential import LAST_LABEL, MAJORITY, MODEL
 
 __all__ = ["draw", "html", "panels", "png"]
 
-COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, PREVIOUS: GREEN}
-DASHES = {MODEL: "solid", MAJORITY: "dashed", PREVIOUS: "dotted"}
+COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, LAST_LABEL: GREEN}
+COLOURS |= {"always": BLUE, "auto": VERMILLION, "never": BLACK}  # modes
+DASHES = {MODEL: "solid", MAJORITY: "dashed", LAST_LABEL: "dotted"}
 
 
 def draw(
@@ -99,7 +100,7 @@ def png(
                 curves[name][whose],
                 color=COLOURS.get(whose),
                 linestyle=DASHES.get(whose, "solid"),
-                linewidth=1.8 if whose == MODEL else 1.3,
+                linewidth=1.3 if whose in DASHES and whose != MODEL else 1.8,
             )
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
@@ -177,12 +178,12 @@ def panels(
                 source=source,
                 color=COLOURS.get(whose, "grey"),
                 line_dash=DASHES.get(whose, "solid"),
-                line_width=2.5 if whose == MODEL else 1.5,
+                line_width=1.5 if whose in DASHES and whose != MODEL else 2.5,
             )
             lines.setdefault(whose, []).append(line)
         panel.add_tools(
             HoverTool(
-                renderers=[lines[MODEL][-1]],
+                renderers=[lines[curves[name].columns[0]][-1]],
                 mode="vline",
                 tooltips=[
                     ("time", "@time{%F}"),

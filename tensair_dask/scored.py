@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,9 @@ class ScoredRun(Run):
         return self.watch(trainer, reports, view)
 
     async def feed_batches(
-        self, source: Any, batches: Iterable[tuple[Any, Any]]
+        self,
+        source: Any,
+        batches: Iterable[tuple[Any, Any]] | AsyncIterable[tuple[Any, Any]],
     ) -> None:
         """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
         await self.feed(source, batches, lambda batch: len(batch[1]))
@@ -112,20 +114,33 @@ class ScoredRun(Run):
         if not scores.records:
             self.say("Nothing was learned.")
             return
-        self.console.print(terminal.scores_table(scores, title, self.records))
-        self.console.print(terminal.run_table(self.tally, self.records), soft_wrap=True)
-        self.files |= plots.draw(
-            scores.curves(),
-            times,
-            folder=self.output,
-            title=title,
-            subtitle=f"scores over the last {scores.window:,} {self.records}",
-            axis=axis,
-        )
+        for part in self.results(title):
+            self.console.print(part, soft_wrap=True)
+        self.files |= self.draw(title)
         for name, path in self.files.items():
             self.say(f"{name:>6}  {path}")
         if self.as_json:
             click.echo(json.dumps(self.result(scores)))
+
+    def results(self, title: str) -> list[Any]:
+        """Tables for the terminal; other kinds of runs have more."""
+        assert self.scores is not None
+        return [
+            terminal.scores_table(self.scores, title, self.records),
+            terminal.run_table(self.tally, self.records),
+        ]
+
+    def draw(self, title: str) -> dict[str, str]:
+        """Draw the curves; the files, by what they are."""
+        assert self.scores is not None
+        return plots.draw(
+            self.scores.curves(),
+            self.times,
+            folder=self.output,
+            title=title,
+            subtitle=f"scores over the last {self.scores.window:,} {self.records}",
+            axis=self.axis,
+        )
 
     def result(self, scores: BinaryPrequential) -> dict[str, Any]:
         """Everything that a script wants to know of the run, fit for JSON."""

@@ -1,4 +1,4 @@
-"""streamz nodes: `Stream.train` and `Stream.predict`.
+"""streamz nodes: `Stream.train`, `Stream.predict` and `Stream.predict_then_train`.
 
 Importing this module adds the methods to `streamz.Stream`.
 """
@@ -6,22 +6,38 @@ Importing this module adds the methods to `streamz.Stream`.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from streamz import Stream
 
-from tensair_dask.batches import as_pair, stack
-from tensair_dask.errors import BatchError, ClusterError
+from tensair_dask.batches import MiniBatch, as_pair, stack
+from tensair_dask.errors import (
+    BatchError,
+    ClusterError,
+    ConfigurationError,
+    NonFiniteError,
+)
+from tensair_dask.prequential.records import as_seconds
+from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
 from tensair_dask.trainer import Trainer
 
-__all__ = ["predict", "train"]
+if TYPE_CHECKING:
+    from tensair_dask.prequential import Prequential
+
+__all__ = ["predict", "predict_then_train", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 class _TrainerNode(Stream):
-    """What both nodes share: two event loops, and references held to the end.
+    """What all nodes share: two event loops, and references held to the end.
 
     The trainer lives on its client's event loop, the stream on its own; most often
     they are one and the same, and nothing is handed over.
@@ -98,6 +114,35 @@ class _TrainerNode(Stream):
             self._release_refs(metadata)
 
 
+class _OrderedNode(_TrainerNode):
+    """A node that asks for many predictions at once and passes them on in order."""
+
+    def __init__(self, upstream: Stream, trainer: Trainer, **kwargs: Any) -> None:
+        super().__init__(upstream, trainer, **kwargs)
+        # One for each item under way, in their order; resolved when it has passed.
+        self._passing: deque[asyncio.Future[None]] = deque()
+
+    def _queue_up(
+        self,
+    ) -> tuple[asyncio.Future[None] | None, asyncio.Future[None] | None]:
+        """Take a place behind all items under way.
+
+        Returns
+        -------
+        before, room
+            What resolves when the item before has passed, and when there is room for
+            this one; None where there is nothing to wait for.
+        """
+        passing = self._passing
+        while passing and passing[0].done():
+            passing.popleft()
+        before = passing[-1] if passing else None
+        most = self.trainer._most_predictions
+        room = passing[-most] if len(passing) >= most else None
+        passing.append(asyncio.get_running_loop().create_future())
+        return before, room
+
+
 async def _all(awaitables: list[Any]) -> None:
     for awaitable in awaitables:
         await awaitable
@@ -151,7 +196,7 @@ class train(_TrainerNode):
 
 
 @Stream.register_api()
-class predict(_TrainerNode):
+class predict(_OrderedNode):
     """Predict for every item of a stream with the model as it is at that time.
 
     Parameters
@@ -191,8 +236,6 @@ class predict(_TrainerNode):
         super().__init__(upstream, trainer, **kwargs)
         self._collate = collate or _as_inputs
         self._details = details
-        # One for each item under way, in their order; resolved when it has passed.
-        self._passing: deque[asyncio.Future[None]] = deque()
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         return self._predict(x, metadata)
@@ -217,26 +260,6 @@ class predict(_TrainerNode):
         finally:
             _resolve_after(before, passed)
 
-    def _queue_up(
-        self,
-    ) -> tuple[asyncio.Future[None] | None, asyncio.Future[None] | None]:
-        """Take a place behind all items under way.
-
-        Returns
-        -------
-        before, room
-            What resolves when the item before has passed, and when there is room for
-            this one; None where there is nothing to wait for.
-        """
-        passing = self._passing
-        while passing and passing[0].done():
-            passing.popleft()
-        before = passing[-1] if passing else None
-        most = self.trainer._most_predictions
-        room = passing[-most] if len(passing) >= most else None
-        passing.append(asyncio.get_running_loop().create_future())
-        return before, room
-
 
 def _resolve_after(
     before: asyncio.Future[None] | None, passed: asyncio.Future[None]
@@ -251,6 +274,330 @@ def _resolve_after(
         resolve(None)
     else:
         before.add_done_callback(resolve)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A mini-batch that was predicted, and waits for its labels to be learned.
+
+    Attributes
+    ----------
+    item, pair
+        What the stream gave, and ``(x, y)`` of it.
+    samples
+        Rows.
+    metadata
+        References that are held until its report has passed.
+    key
+        Of its predictions in the scores; None where these have none.
+    moment
+        When it came, on the clock of the delay.
+    prediction
+        What the model returned; None where it could not.
+    """
+
+    item: Any = field(repr=False)
+    pair: tuple[Any, Any] = field(repr=False)
+    samples: int
+    metadata: list[Any]
+    key: Hashable | None
+    moment: float
+    prediction: Any = field(default=None, repr=False)
+
+
+@Stream.register_api()
+class predict_then_train(_OrderedNode):
+    """Predict every mini-batch when it comes; learn it when its labels have come.
+
+    Parameters
+    ----------
+    upstream
+        As in `train`.
+    trainer
+        An open `Trainer`.
+    scores
+        A `Prequential` without a delay of its own, which scores the predictions and
+        guesses its baselines at the same moments; None for none.
+    delay
+        How much later than the records their labels come: records as a whole number,
+        or a time (``"2h"``, a timedelta, seconds as a float), which needs ``moment``.
+        A mini-batch is learned as a whole, when the label of its last record has come.
+        None for at once.
+    collate
+        As in `train`.
+    decide
+        ``decide(output) -> y_pred``, which makes of the model's output what ``scores``
+        takes: labels, numbers or probabilities. By default the arg max over the classes
+        where the output is two-dimensional, else its values.
+    moment
+        ``moment(item)``, when the records of an item came: seconds or a date, one for
+        all of them or one for each.
+    pending
+        Records that may wait for their labels. Mini-batches beyond are refused, with a
+        `BatchError` in their report; they go to ``trainer.dead_letters``.
+
+    Attributes
+    ----------
+    unscored
+        Records whose prediction could not be scored; the first reason is logged.
+
+    Notes
+    -----
+    Emits a `Report` for each mini-batch that was learned, as `train` does; its
+    ``prediction`` is what was predicted when the mini-batch came. ``flush`` learns
+    what still waits at the end of a stream.
+
+    Each mini-batch is asked for at a replica and, later, sent to be learned: two
+    messages. Without a delay, and with a trainer that has ``keep_predictions=True``,
+    one is enough: the mini-batch is scored by the forward pass that training makes (in
+    training mode, so with dropout).
+
+    Back-pressure: the awaited ``emit`` returns when the mini-batch was predicted, and
+    replicas had room for all whose labels came with it. References in streamz
+    ``metadata`` are held until the report has passed through the stream, so also while
+    the labels are waited for.
+
+    What `train` would refuse is refused here: a report with its ``error`` comes when
+    its labels come, or at once if the item is no mini-batch.
+    """
+
+    def __init__(
+        self,
+        upstream: Stream,
+        trainer: Trainer,
+        scores: Prequential | None = None,
+        delay: Any = None,
+        collate: Callable[[Any], tuple[Any, Any]] | None = None,
+        decide: Callable[[Any], Any] | None = None,
+        moment: Callable[[Any], Any] | None = None,
+        pending: int = 100_000,
+        **kwargs: Any,
+    ) -> None:
+        later = Delay.of(0 if delay is None else delay)
+        _check_delay(later, delay, scores, moment, pending)
+        super().__init__(upstream, trainer, **kwargs)
+        self._scores = scores
+        self._delay = later
+        self._collate = collate or as_pair
+        self._decide = decide or _decided
+        self._moment = moment
+        self._pending = pending
+        self._one_pass = delay is None and trainer._recipe.keep_predictions
+        self._held: UntilDue[_Asked] = UntilDue()
+        self._records = 0
+        self._now = -math.inf
+        # In one pass: what there is to score, by number, until all before has come.
+        self._number = 0
+        self._settled = 0
+        self._outcomes: dict[int, tuple[Any, Any] | None] = {}
+        self.unscored = 0
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait for their labels."""
+        return self._held.waiting
+
+    def flush(self) -> Any:
+        """Let all labels come that the delay holds back, as at the end of a stream.
+
+        Awaitable where the trainer's methods are. Returns when replicas had room for
+        all of it; `Trainer.drain` waits until it is learned.
+        """
+        return self.trainer._sync(self._flush)
+
+    async def _flush(self) -> None:
+        if self._passing:
+            await asyncio.wait([self._passing[-1]])
+        await self._answer(math.inf)
+
+    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        if self._one_pass:
+            return self._train_at_once(x, metadata)
+        number, self._number = self._number, self._number + 1
+        try:
+            pair = self._collate(x)
+            samples = MiniBatch.of(*pair).samples
+            moment = self._moment_of(x, samples)
+        except Exception as error:
+            return self._refuse(x, error, metadata)
+        asked = _Asked(x, pair, samples, metadata, (id(self), number), moment)
+        self._records += samples
+        return self._pass_through(asked)
+
+    def _moment_of(self, item: Any, samples: int) -> float:
+        """When the last record of an item came, on the clock of the delay."""
+        if not self._delay.in_time:
+            return float(self._records + samples - 1)
+        assert self._moment is not None
+        return max(as_seconds(self._moment(item), samples))
+
+    def _refuse(
+        self, item: Any, error: Exception, metadata: list[Any]
+    ) -> Awaitable[Any] | None:
+        """Let the trainer report what is no mini-batch, or must not wait."""
+
+        def refuse(_: Any) -> tuple[Any, Any]:
+            raise error
+
+        return self.trainer.feed(
+            item, refuse, lambda report: self._pass_on(report, metadata)
+        )
+
+    # ---- a question now, the answer later ------------------------------------------
+
+    async def _pass_through(self, asked: _Asked) -> None:
+        before, room = self._queue_up()
+        passed = self._passing[-1]
+        try:
+            if room is not None:
+                await asyncio.wait([room])
+            if before is None or before.done():
+                # The labels that come with it, before it is predicted.
+                await self._arrive(asked)
+            await self._predict(asked)
+            if before is not None:  # replicas answer in any order
+                await asyncio.wait([before])
+            await self._arrive(asked)
+            await self._hold(asked)
+        finally:
+            _resolve_after(before, passed)
+
+    async def _arrive(self, asked: _Asked) -> None:
+        self._now = max(self._now, asked.moment)
+        await self._answer(self._now)
+
+    async def _predict(self, asked: _Asked) -> None:
+        try:
+            asked.prediction = await self.trainer._predict(asked.pair[0])
+        except BatchError as error:
+            # Learning refuses it as well, and reports it.
+            self._not_scored(asked.samples, error)
+
+    async def _hold(self, asked: _Asked) -> None:
+        if self._delay.amount and self._held.waiting + asked.samples > self._pending:
+            error = BatchError(
+                f"{self._held.waiting} records wait for their labels, and pending="
+                f"{self._pending} may. Give predict_then_train a shorter delay=, or a "
+                "larger pending=."
+            )
+            rest = self._refuse(asked.item, error, asked.metadata)
+            if rest is not None:
+                await rest
+            return
+        if self._scores is None or asked.prediction is None:
+            asked.key = None
+        else:
+            try:
+                self._scores.predicted(self._decide(asked.prediction), asked.key)
+            except Exception as error:
+                asked.key = None
+                self._not_scored(asked.samples, error)
+        self._held.put(asked.moment + self._delay.amount, asked.samples, asked)
+        await self._answer(self._now)
+
+    async def _answer(self, now: float) -> None:
+        """Score and learn what has its labels by now."""
+        while self._held.waiting and self._held.next_due <= now:
+            _, asked = self._held.take_first()
+            self._score(asked)
+            rest = self._learn(asked)
+            if rest is not None:
+                await rest
+
+    def _score(self, asked: _Asked) -> None:
+        if self._scores is None or asked.key is None:
+            return
+        try:
+            self._scores.labelled(asked.key, asked.pair[1])
+        except Exception as error:
+            self._not_scored(asked.samples, error)
+
+    def _learn(self, asked: _Asked) -> Awaitable[None] | None:
+        def deliver(report: Report) -> Awaitable[Any] | None:
+            report.prediction = asked.prediction
+            kept = isinstance(report.error, ClusterError)
+            return self._pass_on(report, [] if kept else asked.metadata)
+
+        return self.trainer.feed(asked.item, lambda _: asked.pair, deliver)
+
+    def _not_scored(self, records: int, error: Exception) -> None:
+        if not self.unscored:
+            logger.warning("Predictions are not scored; the stream goes on: %s", error)
+        self.unscored += records
+
+    # ---- both in one pass ----------------------------------------------------------
+
+    def _train_at_once(self, item: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        number, self._number = self._number, self._number + 1
+        targets: list[Any] = []
+
+        def collate(given: Any) -> tuple[Any, Any]:
+            pair = self._collate(given)
+            targets.append(pair[1])
+            return pair
+
+        def deliver(report: Report) -> Awaitable[Any] | None:
+            learned = targets and report.error is None
+            self._settle(number, (targets[0], report.prediction) if learned else None)
+            kept = isinstance(report.error, ClusterError)
+            return self._pass_on(report, [] if kept else metadata)
+
+        rest = self.trainer.feed(item, collate, deliver)
+        return None if rest is None else self._when_fed(rest, number)
+
+    async def _when_fed(self, rest: Awaitable[Any], number: int) -> None:
+        try:
+            await rest
+        except BaseException:
+            self._settle(number, None)  # nobody will report it
+            raise
+
+    def _settle(self, number: int, outcome: tuple[Any, Any] | None) -> None:
+        """Score in the order of the stream, whichever replica was faster."""
+        if number < self._settled:
+            return
+        self._outcomes.setdefault(number, outcome)
+        while self._settled in self._outcomes:
+            ready = self._outcomes.pop(self._settled)
+            self._settled += 1
+            if ready is not None and self._scores is not None:
+                y, prediction = ready
+                try:
+                    self._scores.add(y, self._decide(prediction))
+                except Exception as error:
+                    self._not_scored(len(prediction), error)
+
+
+def _check_delay(
+    later: Delay, delay: Any, scores: Any, moment: Any, pending: int
+) -> None:
+    if scores is not None and scores.delay is not None:
+        raise ConfigurationError(
+            "scores has a delay of its own; give the delay to predict_then_train, and "
+            "Prequential(...) without one."
+        )
+    if later.in_time and moment is None:
+        raise ConfigurationError(
+            f"delay={delay!r} is a time, so the time of each item is needed: give "
+            "moment=, a function of the item, or the delay in records (delay=500)."
+        )
+    if not later.in_time and later.amount > pending:
+        raise ConfigurationError(
+            f"delay={delay!r} records was given, and pending={pending} may wait; give "
+            "a pending= that is larger by a mini-batch or more."
+        )
+
+
+def _decided(output: Any) -> Any:
+    """Arg max over the classes of two-dimensional outputs, else the values."""
+    if hasattr(output, "detach"):
+        output = output.detach().cpu().numpy()
+    array = np.asarray(output)
+    if array.ndim == 2 and array.shape[1] > 1:
+        if not np.isfinite(array).all():  # the arg max would be the NaN
+            raise NonFiniteError("The model's output is NaN or infinite.")
+        return array.argmax(1)
+    return array
 
 
 def _as_inputs(item: Any) -> Any:

@@ -168,6 +168,24 @@ def scores_table(scores: BinaryPrequential, title: str, records: str) -> Rendera
     return Group("", Text(f"  {title}", style="bold"), table)
 
 
+def results_table(results: Any) -> RenderableType:
+    """Draw a table of results, as the page of the run has it."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, numeric in results.headings:
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in results.rows:
+        table.add_row(*(_cell(value) for value in row))
+    title = Text(f"  {results.title}", style="bold")
+    note = [Text(f"  {results.note}\n", style="dim")] if results.note else []
+    return Group(title, table, *note)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return _score(value) if isinstance(value, float) else str(value)
+
+
 def run_table(tally: Tally, records: str) -> RenderableType:
     """How fast it went, and what each replica learned."""
     table = Table(box=box.SIMPLE_HEAD)

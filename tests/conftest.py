@@ -50,6 +50,17 @@ def nothing_left_behind() -> Iterator[None]:
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="session")
+def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let matplotlib open its fonts before a test counts open files: they stay open."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    panel = figure.subplots()
+    panel.set_title("some", weight="bold")
+    panel.plot([0.0, 1e-3], label="some")
+    panel.legend()
+    figure.savefig(tmp_path_factory.mktemp("fonts") / "some.png")
+
+
 def _threads() -> set[str]:
     return {one.name for one in threading.enumerate() if "tensair" in one.name}
 

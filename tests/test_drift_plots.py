@@ -37,14 +37,6 @@ def course() -> Course:
     )
 
 
-@pytest.fixture(scope="module")
-def fonts(tmp_path_factory) -> None:
-    """Let matplotlib open its fonts before a test counts open files: they stay open."""
-    pytest.importorskip("matplotlib", reason="needs matplotlib")
-    some = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
-    drift_plots.png(some, tmp_path_factory.mktemp("fonts") / "some.png", "a", "b")
-
-
 # -------------------------------------------------------------------------- stretches
 
 

@@ -38,7 +38,7 @@ LEVELS = [
     ["cluster", "calls", "interventions", "adapting", "trainer"],
     ["streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
-    ["run_page", "running", "scored", "monitor"],
+    ["run_page", "running", "scored", "adaptive", "monitor"],
     ["cli", "__main__"],
     ["pipelines"],
 ]
@@ -49,7 +49,7 @@ ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
     "streamz": {"streams", "pipelines", "running"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
-    "click": {"cli", "programs", "running", "scored", "pipelines"},
+    "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},
     "matplotlib": {"plots", "drift_plots"},
     "IPython": {"live_view"},
     "jinja2": {"dashboard", "templates"},
@@ -101,6 +101,7 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
         "tensair_dask.pubsub.scheduler",
         "tensair_dask.dashboard.preload",
         "tensair_dask.monitor.program",
+        "tensair_dask.prequential",
     ],
 )
 def test_what_schedulers_and_monitors_load_does_not_load_torch(module):

@@ -20,15 +20,6 @@ def scores() -> BinaryPrequential:
     return scores
 
 
-@pytest.fixture(scope="module")
-def fonts(tmp_path_factory) -> None:
-    """Let matplotlib open its fonts before a test counts open files: they stay open."""
-    figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib")
-    some = figure.Figure()
-    some.suptitle("text")
-    some.savefig(tmp_path_factory.mktemp("fonts") / "some.png")
-
-
 def test_picture_and_page(fonts, scores, tmp_path):
     times = pd.date_range("2013-01-01", "2013-12-31", 3_000).to_numpy()
     files = plots.draw(

@@ -236,7 +236,7 @@ def test_ctrl_c_shows_what_was_learned_and_cancels_the_jobs(lab):
         rest = read_until(screen, None)
         assert process.wait() == 130
     assert "Traceback" not in rest
-    assert "same as previous" in rest
+    assert "last label" in rest
     assert_cancelled(lab, {job})
 
 

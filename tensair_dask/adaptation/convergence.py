@@ -25,8 +25,8 @@ class Convergence:
     epochs
         How many epochs are compared, from 2: more are slower and surer.
     factor
-        How much the mean loss must fall to count as progress: as a share of that of
-        the first epoch (``relative=True``), or in units of the loss.
+        How much the mean loss must fall to count as progress: as a share of the loss
+        with which training began (``relative=True``), or in units of the loss.
     relative
         A share does not depend on the scale of the loss: the same 0.02 serves a cross
         entropy and minutes of delay.
@@ -45,11 +45,12 @@ class Convergence:
     more than ``factor`` and by more than three standard errors says that it has not;
     and a fall that is less than one standard error is no progress.
 
-    Progress is measured by where training began, at the first mini-batch or at the
-    newest drift, and not by the earlier epoch: where a task can be learned perfectly
-    the loss falls for ever by the same share of itself, long after that has stopped to
-    matter. Give an absolute factor where training begins at a loss that is out of all
-    proportion.
+    Progress is measured by the first epoch of a training, and of all trainings so far
+    by the one that began highest; not by the earlier epoch: where a task can be learned
+    perfectly the loss falls for ever by the same share of itself, long after that has
+    stopped to matter. Nor by the newest training alone: one that a false alarm has
+    begun starts where the last one ended. Give an absolute factor where training
+    begins at a loss that is out of all proportion.
 
     An epoch's mean is noisy: with losses of standard deviation s it strays by about
     s / sqrt(epoch). Choose epochs so long that this is small beside what you would
@@ -79,15 +80,16 @@ class Convergence:
         self.epochs = epochs
         self.factor = factor
         self.relative = relative
+        self._highest = 0.0  # of the first epochs of all trainings
         self.reset()
 
     def reset(self) -> None:
-        """Begin afresh: nothing has been seen."""
+        """Begin a new training: what was seen is forgotten, but not its scale."""
         # Of each epoch: the mean, and the square of its standard error.
         self._means: deque[tuple[float, float]] = deque(maxlen=self.epochs)
         self._mean = self._squares = 0.0  # of the one under way (Welford)
         self._count = 0
-        self._much: float | None = None  # what counts as progress
+        self._first = True  # epoch of the training
         self.level = math.nan
 
     def update(self, loss: float) -> bool:
@@ -99,17 +101,16 @@ class Convergence:
         if self._count < self.epoch:
             return False
         self.level = self._mean
-        if self._much is None:
-            scale = abs(self.level) if self.relative else 1.0
-            self._much = self.factor * scale
+        if self._first:
+            self._first = False
+            self._highest = max(self._highest, abs(self.level))
         self._means.append((self._mean, self._squares / self._count**2))
         self._mean = self._squares = 0.0
         self._count = 0
         return len(self._means) == self.epochs and not self._moves()
 
     def _moves(self) -> bool:
-        assert self._much is not None
-        much = self._much
+        much = self.factor * (self._highest if self.relative else 1.0)
         *earlier, (newest, its_error) = self._means
         for mean, error in earlier:
             chance = math.sqrt(error + its_error)

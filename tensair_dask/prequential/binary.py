@@ -8,18 +8,15 @@ import numpy as np
 import pandas as pd
 
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.prequential.baselines import LAST_LABEL, MAJORITY, MODEL
 
 __all__ = [
     "BinaryPrequential",
     "Scores",
+    "last_label",
     "majority_so_far",
-    "previous_label",
     "share_so_far",
 ]
-
-MODEL = "model"
-MAJORITY = "majority class"
-PREVIOUS = "same as previous"
 
 # Probabilities are float32: closer to 0 or 1 than this they cannot be told apart.
 _EPSILON = float(np.finfo(np.float32).eps)
@@ -137,9 +134,9 @@ class BinaryPrequential:
         self.records += int(np.isfinite(probability).sum() - before)
         self._newest = max(self._newest, end)
 
-    def overall(self) -> Scores:
-        """Score all predictions so far."""
-        return self._scores(0, self._newest)
+    def overall(self, start: int = 0) -> Scores:
+        """Score all predictions so far, of the record ``start`` and those after it."""
+        return self._scores(min(start, self._newest), self._newest)
 
     def recent(self) -> Scores:
         """Score the newest ``window`` records of the stream."""
@@ -151,16 +148,16 @@ class BinaryPrequential:
         Returns
         -------
         name to scores
-            ``"majority class"`` guesses the label that was more frequent so far; its
+            ``"majority"`` guesses the label that was more frequent so far; its
             log loss is that of the share so far, taken as the probability.
-            ``"same as previous"`` guesses the label of the previous record and gives
+            ``"last label"`` guesses the label of the previous record and gives
             no probability. Both know the past of the stream only.
         """
         scored, target = self._scored(0, self._newest)
         stream = self._target[: self._newest]
         majority = majority_so_far(stream)[scored]
         share = share_so_far(stream)[scored]
-        previous = previous_label(stream)[scored]
+        previous = last_label(stream)[scored]
         return {
             MAJORITY: Scores(
                 len(target),
@@ -169,7 +166,7 @@ class BinaryPrequential:
                 # A constant guess ranks nothing; the few first guesses are noise.
                 _auc(target, np.zeros(len(target))),
             ),
-            PREVIOUS: Scores(
+            LAST_LABEL: Scores(
                 len(target),
                 _mean(previous == target),
                 float("nan"),
@@ -190,7 +187,7 @@ class BinaryPrequential:
         frame
             One row a place. The index is the number of records before it. Columns
             are pairs: the score (accuracy, AUC, log loss), and whose it is (model,
-            majority class, same as previous). While the stream is shorter than the
+            majority, last label). While the stream is shorter than the
             window, the window is what there is.
         """
         total = self._newest
@@ -211,7 +208,7 @@ class BinaryPrequential:
 
         majority = majority_so_far(stream)[scored]
         share = share_so_far(stream)[scored]
-        previous = previous_label(stream)[scored]
+        previous = last_label(stream)[scored]
 
         def ranked(values: np.ndarray) -> np.ndarray:
             windows = [slice(a, b) for a, b in zip(low, high, strict=True)]
@@ -220,9 +217,9 @@ class BinaryPrequential:
         columns = {
             ("accuracy", MODEL): windowed((probability > 0.5) == target),
             ("accuracy", MAJORITY): windowed(majority == target),
-            ("accuracy", PREVIOUS): windowed(previous == target),
+            ("accuracy", LAST_LABEL): windowed(previous == target),
             ("AUC", MODEL): ranked(probability),
-            ("AUC", PREVIOUS): ranked(previous),
+            ("AUC", LAST_LABEL): ranked(previous),
             ("log loss", MODEL): windowed(_losses(target, probability)),
             ("log loss", MAJORITY): windowed(_losses(target, share)),
         }
@@ -259,7 +256,7 @@ def share_so_far(target: np.ndarray) -> np.ndarray:
     return (ones + 1) / (np.arange(len(target)) + 2)
 
 
-def previous_label(target: np.ndarray) -> np.ndarray:
+def last_label(target: np.ndarray) -> np.ndarray:
     """Label of the record before each record; 0 before the first."""
     target = np.asarray(target, dtype=bool)
     return np.concatenate([[False], target[:-1]])[: len(target)]

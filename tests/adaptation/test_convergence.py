@@ -35,10 +35,17 @@ def test_progress_is_measured_by_where_training_began():
     # from the 14th on.
     falling = 0.998 ** np.arange(5000)
     assert settled_at(Convergence(epoch=100), falling) == 1400
+    assert settled_at(Convergence(epoch=100), falling[1100:]) == 1400
+
+
+def test_a_training_that_begins_low_is_measured_by_one_that_began_high():
+    falling = 0.998 ** np.arange(5000)
     convergence = Convergence(epoch=100)
     settled_at(convergence, falling)
+    convergence.reset()  # as after a false alarm
+    assert settled_at(convergence, falling[1400:]) == 200
     convergence.reset()
-    assert settled_at(convergence, falling[1100:]) == 1400
+    assert settled_at(convergence, 10 * falling) == 1400
 
 
 def test_it_has_when_it_falls_by_less_than_the_factor():

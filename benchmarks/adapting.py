@@ -1,0 +1,161 @@
+"""What scoring and drift detection cost per mini-batch, while training at full speed.
+
+Three trainers of the same model live on the same workers: bare; with a detector; with
+a detector and a metric. They take turns in short windows, in the one order and then in
+the other, so that what disturbs the machine for longer than a window disturbs all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import statistics
+import tempfile
+import time
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from distributed import Client, LocalCluster
+from measure import Load, Spread, environment
+from replicas import Tally, check_everything_learned
+from report import QUIET_CORES, table
+from streamz import Stream
+from workloads import LEARNING_RATE, SEED, WORKLOADS, Pool, load_pool
+
+import tensair_dask as ta
+import tensair_dask.streams  # registers Stream.train
+
+KEPT_AT_LEAST = 0.97
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "detector": {"detector": "optwin"},
+    "detector and metric": {
+        "detector": "optwin",
+        "metrics": {"accuracy": ta.metrics.accuracy},
+    },
+}
+
+
+class Contender:
+    """One trainer, and what it has learned."""
+
+    def __init__(self, trainer: ta.Trainer, pool: Pool) -> None:
+        self.trainer = trainer
+        self.tally = Tally()
+        self.source = Stream(asynchronous=True)
+        self.source.train(trainer).sink(self.tally.add)
+        self.batches = cycle(pool)
+
+    async def learn(self, seconds: float) -> float:
+        """Learn for so long, to the last report; mini-batches a second."""
+        before, start = self.tally.minibatches, time.perf_counter()
+        while time.perf_counter() < start + seconds:
+            for _ in range(50):
+                await self.source.emit(next(self.batches))
+        await self.trainer.drain()
+        return (self.tally.minibatches - before) / (time.perf_counter() - start)
+
+
+async def measure(
+    workload: str, replicas: int, rounds: int, warmup: float, seconds: float
+) -> list[dict[str, float]]:
+    """Give the speed of each variant in each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pool.npz"
+        WORKLOADS[workload].write_pool(path)
+        pool = load_pool(path)
+    async with contextlib.AsyncExitStack() as opened:
+        cluster = await opened.enter_async_context(
+            LocalCluster(
+                n_workers=replicas,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                asynchronous=True,
+            )
+        )
+        client = await opened.enter_async_context(Client(cluster, asynchronous=True))
+        contenders = {}
+        for name, options in VARIANTS.items():
+            trainer = ta.Trainer(
+                client,
+                model=WORKLOADS[workload].model,
+                loss=torch.nn.functional.cross_entropy,
+                optimizer=functools.partial(torch.optim.SGD, lr=LEARNING_RATE),
+                replicas=replicas,
+                seed=SEED,
+                **options,
+            )
+            await opened.enter_async_context(trainer)
+            contenders[name] = Contender(trainer, pool)
+        for contender in contenders.values():
+            await contender.learn(warmup)
+        found = []
+        for number in range(rounds):
+            order = list(contenders)
+            if number % 2:
+                order.reverse()
+            found.append(
+                {name: await contenders[name].learn(seconds) for name in order}
+            )
+        for contender in contenders.values():
+            check_everything_learned(contender.trainer, contender.tally)
+    return found
+
+
+@click.command(help=__doc__)
+@click.option("--workload", type=click.Choice(list(WORKLOADS)), default="85k")
+@click.option("--replicas", default=2, show_default=True)
+@click.option("--rounds", default=16, show_default=True)
+@click.option("--warmup", default=3.0, show_default=True, help="Seconds.")
+@click.option("--seconds", default=3.0, show_default=True, help="Of a window.")
+@click.option("--markdown", is_flag=True, help="Tables in Markdown.")
+def main(
+    workload: str,
+    replicas: int,
+    rounds: int,
+    warmup: float,
+    seconds: float,
+    markdown: bool,
+) -> None:
+    load = Load()
+    found = asyncio.run(measure(workload, replicas, rounds, warmup, seconds))
+    others = load.stop()["other_cores"]
+    rows = []
+    for name in VARIANTS:
+        speed = Spread.of([each[name] for each in found])
+        # Two rounds of opposite order make one ratio: what drifts in between cancels.
+        pairs = zip(found[::2], found[1::2], strict=False)
+        kept = Spread.of(
+            [
+                statistics.fmean(each[name] / each["bare"] for each in pair)
+                for pair in pairs
+            ]
+        )
+        met = ""
+        if name == "detector and metric":
+            met = "yes" if kept.median >= KEPT_AT_LEAST else "NO"
+        rows.append(
+            [
+                name,
+                f"{speed.median:,.0f} ({speed.low:,.0f} to {speed.high:,.0f})",
+                f"{kept.median:.3f} ({kept.low:.3f} to {kept.high:.3f})",
+                met,
+            ]
+        )
+    print(json.dumps(environment()))
+    title = f"{workload}, {replicas} replicas, {rounds} windows of {seconds:g} s each"
+    header = ["", "mini-batches/s", "of bare", f">= {KEPT_AT_LEAST:g}"]
+    print(table(title, header, rows, markdown))
+    print(f"CPU of others: {others:.2f} cores (disturbed above {QUIET_CORES}).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,584 @@
+"""Prequential evaluation: any metric, over any horizon, beside what needs no model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from tensair_dask.errors import BatchError, ConfigurationError, ShapeError
+from tensair_dask.prequential import horizons
+from tensair_dask.prequential.baselines import (
+    BASELINES,
+    LAST_LABEL,
+    MAJORITY,
+    MEAN,
+    MODEL,
+)
+from tensair_dask.prequential.cards import Block, cut
+from tensair_dask.prequential.chosen import Chosen
+from tensair_dask.prequential.records import Reader, as_seconds
+from tensair_dask.prequential.thinning import Thinning
+from tensair_dask.prequential.waiting import ByKey, Delay, UntilDue
+
+__all__ = ["Prequential"]
+
+logger = logging.getLogger(__name__)
+
+
+class Prequential:
+    """Score predictions along a stream, each before its record is learned.
+
+    Parameters
+    ----------
+    metrics
+        Metrics of river, for a classification or for a regression: one, a list or a sum
+        of them, or a dict from name to metric. What is given stays as it is; fresh
+        ones are made for every horizon and baseline.
+    window
+        Score also the newest so many records.
+    fading
+        Score also with a fading factor: a record counts so much if the next one counts
+        1. 0.999 looks back about 1,000 records.
+    delay
+        `add` simulates labels that come so much later than their records: a whole
+        number of records, or a time (``"2h"``, a timedelta, seconds as a float). They
+        are scored, and known to the baselines, no earlier.
+    baselines
+        What is scored beside the model: ``"majority"`` guesses the label that came most
+        often so far, and the shares of the labels as probabilities, ``"last label"``
+        the label that came last, ``"mean"`` the mean of the labels. None for the last
+        label with the majority, or with the mean if it is a regression.
+    pending
+        Predictions that may wait for their labels. Beyond, the oldest are forgotten,
+        and counted.
+    points
+        Rows that are kept for `curve`.
+
+    Attributes
+    ----------
+    records
+        Predictions of the model that were scored.
+    unmatched
+        Labels that were brought and had no prediction that waits (any more).
+
+    Raises
+    ------
+    ConfigurationError
+        If something is not allowed: the message says what is.
+
+    Notes
+    -----
+    A baseline guesses when the model predicts, and knows what labels had arrived then.
+    It is scored from the first record on for which it knows a label. Arrays are
+    mini-batches: their predictions are taken to have been made together, before the
+    first of their labels; see `add`.
+
+    The *whole stream* says how it went all in all; late in a long stream it hardly
+    moves. The *window* forgets at once, the *fading factor* gradually, without keeping
+    records. Where a binary classifier is scored in mini-batches of thousands,
+    `BinaryPrequential` is many times faster, and its AUC is exact (that of river is
+    read from ten thresholds).
+
+    Metrics that only read a confusion matrix (accuracy, F1, kappa) share one. Give
+    mini-batches rather than single records where it matters.
+
+    May be pickled at any time, and read from another thread than the one that adds.
+
+    References
+    ----------
+    Gama, Sebastião and Rodrigues, "On evaluating stream learning algorithms",
+    Machine Learning 90, 2013. Grzenda, Gomes and Bifet, "Delayed labelling evaluation
+    for data streams", Data Mining and Knowledge Discovery 34, 2020.
+    """
+
+    def __init__(
+        self,
+        metrics: Any,
+        *,
+        window: int | None = None,
+        fading: float | None = None,
+        delay: Any = None,
+        baselines: Iterable[str] | None = None,
+        pending: int = 100_000,
+        points: int = 1_000,
+    ) -> None:
+        chosen = Chosen(metrics)
+        _check_count("pending", pending, 1)
+        _check_count("points", points, 2)
+        names = _baselines(baselines, chosen.regression)
+        self.window = window
+        self.fading = fading
+        self.delay = None if delay is None else Delay.of(delay)
+        if self.delay and not self.delay.in_time and self.delay.amount > pending:
+            raise ConfigurationError(
+                f"delay={delay!r} records was given, and pending={pending} of them may "
+                f"wait; give pending={delay} or more."
+            )
+        self._names = [MODEL, *names]
+        self._metrics = chosen.names
+        self._reader = Reader(chosen.regression, chosen.takes_chances, chosen.bounded)
+        self._baselines = [BASELINES[name][0]() for name in names]
+        self._horizons = horizons.build(chosen, len(self._names), window, fading)
+        self._columns = [
+            (metric, horizon.name, whose)
+            for metric in self._metrics
+            for horizon in self._horizons
+            for whose in self._names
+        ]
+        self._curve = Thinning(len(self._columns), points)
+        self._by_key: ByKey[tuple[Block, list[float] | None]] = ByKey(pending)
+        self._simulated: UntilDue[Block] = UntilDue(pending)
+        self._now = -math.inf
+        self._come = 0
+        self._lateness = (0.0, 0)
+        self._lock = threading.RLock()
+        self.records = 0
+        self.unmatched = 0
+
+    # ---- labels that are there ----------------------------------------------------
+
+    def add(
+        self, y_true: Any, y_pred: Any, *, time: Any = None, together: bool = True
+    ) -> None:
+        """Score predictions whose labels are there (or come after the delay).
+
+        Parameters
+        ----------
+        y_true
+            The label of a record, or a sequence of shape (records,).
+        y_pred
+            What was predicted: as many labels, or numbers for a regression. If some
+            metric takes probabilities: the probability of the label True, or a dict
+            from label to probability, for each record; or for classes 0, 1, 2 ... an
+            array of shape (records, classes). None for a record that the model did not
+            predict: the baselines learn its label, and nothing is scored.
+        time
+            When the records came, one time for all or one for each: seconds or dates.
+            Needed for a delay in time.
+        together
+            Whether the predictions of a mini-batch were made before any of its labels
+            was known; False if they were made one after the other, each knowing the
+            labels before it. It matters to the baselines only.
+
+        Raises
+        ------
+        ShapeError
+            If the lengths differ, or there is no record.
+        DtypeError
+            If something is no label, no number or no probability.
+        NonFiniteError
+            If something is NaN or infinite. Nothing of the mini-batch is then scored.
+        """
+        with self._lock:
+            target, _ = self._reader.labels(y_true)
+            count = len(target)
+            if y_pred is None or (isinstance(y_pred, dict) and not y_pred):
+                labels, chances = None, None
+            else:
+                labels, chances, _ = self._reader.predictions(y_pred, count)
+            times = self._times(time, count)
+            if together or count == 1:
+                self._add(target, labels, chances, times)
+                return
+            for at in range(count):
+                self._add(
+                    [target[at]],
+                    None if labels is None else [labels[at]],
+                    None if chances is None else [chances[at]],
+                    times[at : at + 1],
+                )
+
+    def _times(self, time: Any, count: int) -> list[float]:
+        """When each record came, on the clock of the delay."""
+        if self.delay is None or not self.delay.in_time:
+            return [float(self._come + at) for at in range(count)]
+        if time is None:
+            raise ConfigurationError(
+                "The delay is a time, so each record needs its own: give "
+                "add(..., time=...), or the delay in records, for example delay=500."
+            )
+        return as_seconds(time, count)
+
+    def _add(
+        self,
+        target: list[Any],
+        labels: list[Any] | None,
+        chances: list[Any] | None,
+        times: list[float],
+    ) -> None:
+        count = len(target)
+        self._come += count
+        if self.delay is not None:
+            self._now = max(self._now, *times)
+            self._arrive(self._now)
+        if labels is None:
+            block: Block = [target, *([None] * count for _ in range(self._width))]
+        else:
+            block = [target, *self._guesses(labels, chances)]
+        if self.delay is None:
+            self._settle(block)
+            return
+        before = self._simulated.forgotten
+        for at, time in enumerate(times):
+            self._simulated.put(time + self.delay.amount, 1, cut(block, at, at + 1))
+        self._warn(self._simulated.forgotten - before, self._simulated.forgotten)
+        self._arrive(self._now)
+
+    def _arrive(self, now: float) -> int:
+        """Score what has its label by now."""
+        due = self._simulated.take(now)
+        if due:
+            columns = zip(*due, strict=True)
+            block: Block = [[part[0] for part in column] for column in columns]
+            self._settle(block)
+        return len(due)
+
+    def flush(self) -> int:
+        """Let all labels come that the delay holds back, as at the end of a stream.
+
+        Returns
+        -------
+        records
+            How many.
+        """
+        with self._lock:
+            return self._arrive(math.inf)
+
+    # ---- labels that come later ---------------------------------------------------
+
+    def predicted(self, y_pred: Any, key: Any, *, time: Any = None) -> None:
+        """Keep predictions until their labels come.
+
+        Parameters
+        ----------
+        y_pred
+            As in `add`.
+        key
+            By which `labelled` finds them: anything hashable; or for several records a
+            list or an array with a key for each.
+        time
+            When they were made, for `lateness`.
+
+        Raises
+        ------
+        BatchError
+            If a prediction with that key waits already, besides the errors of `add`.
+        """
+        if self.delay is not None:
+            raise ConfigurationError(
+                "With delay= the labels come by themselves: use add(y_true, y_pred). "
+                "To bring labels when they come, leave delay= out."
+            )
+        with self._lock:
+            labels, chances, _ = self._reader.predictions(y_pred)
+            count = len(labels)
+            keys = _keys(key, count)
+            if keys is not None and len(set(keys)) < count:
+                raise BatchError(
+                    "The same key is given twice; give each prediction its own."
+                )
+            for one in [key] if keys is None else keys:
+                self._by_key.check_new(one)
+            times = None if time is None else as_seconds(time, count)
+            block = self._guesses(labels, chances)
+            before = self._by_key.forgotten
+            self._come += count
+            if keys is None:
+                self._by_key.put(key, count, (block, times))
+            else:
+                for at, one in enumerate(keys):
+                    part = None if times is None else times[at : at + 1]
+                    self._by_key.put(one, 1, (cut(block, at, at + 1), part))
+            self._warn(self._by_key.forgotten - before, self._by_key.forgotten)
+
+    def labelled(self, key: Any, y_true: Any, *, time: Any = None) -> int:
+        """Score predictions whose labels have come.
+
+        Parameters
+        ----------
+        key
+            As given to `predicted`. One that is unknown, or forgotten, is counted in
+            `unmatched`; the baselines learn its label all the same.
+        y_true
+            As in `add`: as many labels as were predicted.
+        time
+            When the labels came, for `lateness`.
+
+        Returns
+        -------
+        records
+            How many were scored.
+        """
+        with self._lock:
+            target, _ = self._reader.labels(y_true)
+            count = len(target)
+            keys = _keys(key, count)
+            found = []
+            known: list[Any] = []
+            if keys is None:
+                kept = self._by_key.peek(key)
+                if kept is not None and len(kept[0][0]) != count:
+                    raise ShapeError(
+                        f"{len(kept[0][0])} predictions wait with key={key!r}, and "
+                        f"y_true has {count} labels; give one for each."
+                    )
+            times = None if time is None else as_seconds(time, count)
+            if keys is None:
+                kept = self._by_key.take(key)
+                if kept is not None:
+                    found, known = [kept], target
+            else:
+                for one, label in zip(keys, target, strict=True):
+                    kept = self._by_key.take(one)
+                    if kept is not None:
+                        found.append(kept)
+                        known.append(label)
+            self.unmatched += count - len(known)
+            if found:
+                self._measure(found, times if len(known) == count else None)
+                columns = [
+                    [value for part, _ in found for value in part[at]]
+                    for at in range(self._width)
+                ]
+                self._score([known, *columns])
+            self._learn(target)
+            return len(known)
+
+    @property
+    def waiting(self) -> int:
+        """Predictions that wait for their labels."""
+        return self._by_key.waiting + self._simulated.waiting
+
+    @property
+    def forgotten(self) -> int:
+        """Predictions that were dropped while they waited, beyond ``pending``."""
+        return self._by_key.forgotten + self._simulated.forgotten
+
+    @property
+    def lateness(self) -> float:
+        """Mean seconds from a prediction to its label; NaN if no times were given."""
+        total, count = self._lateness
+        return total / count if count else float("nan")
+
+    def _measure(self, found: list[Any], times: list[float] | None) -> None:
+        asked = [kept for _, kept in found]
+        if times is None or None in asked:
+            return
+        total, count = self._lateness
+        made = [at for kept in asked for at in kept]
+        self._lateness = (total + sum(times) - sum(made), count + len(made))
+
+    def _warn(self, gone: int, total: int) -> None:
+        if gone and gone == total:
+            logger.warning(
+                "More than %d predictions wait for their labels; the oldest are "
+                "forgotten (see .forgotten, or give a larger pending=)",
+                self._by_key.most,
+            )
+
+    # ---- scoring ------------------------------------------------------------------
+
+    @property
+    def _width(self) -> int:
+        """Columns of a block besides the labels."""
+        return len(self._names) * (2 if self._reader.with_chances else 1)
+
+    def _guesses(self, labels: list[Any], chances: list[Any] | None) -> Block:
+        """What everyone predicts for records whose labels are not known yet."""
+        if chances is None:
+            guesses: Block = [labels]
+            count = len(labels)
+            guesses += [[one.guess()] * count for one in self._baselines]
+            return guesses
+        guesses = [labels, chances]
+        one_number = not isinstance(chances[0], dict)
+        for baseline in self._baselines:
+            guesses.append([baseline.guess()] * len(labels))
+            guesses.append([baseline.chances(one_number)] * len(labels))
+        return guesses
+
+    def _settle(self, block: Block) -> None:
+        """Score what was predicted, then let the baselines know all labels."""
+        target = block[0]
+        if None in block[1]:
+            made = [at for at, label in enumerate(block[1]) if label is not None]
+            block = [[column[at] for at in made] for column in block]
+        self._score(block)
+        self._learn(target)
+
+    def _score(self, block: Block) -> None:
+        curve = self._curve
+        count = len(block[0])
+        start = 0
+        while start < count:
+            stop = min(count, start + curve.room(self.records))
+            piece = cut(block, start, stop)
+            for horizon in self._horizons:
+                horizon.take(piece)
+            self.records += stop - start
+            if curve.due(self.records):
+                curve.add(self._row())
+            start = stop
+
+    def _learn(self, target: Sequence[Any]) -> None:
+        for baseline in self._baselines:
+            baseline.learn(target)
+
+    # ---- reading ------------------------------------------------------------------
+
+    def _row(self) -> list[float]:
+        """All values, in the order of the columns of the curve."""
+        values = [horizon.values() for horizon in self._horizons]
+        return [
+            values[place][who][metric]
+            for metric in range(len(self._metrics))
+            for place in range(len(self._horizons))
+            for who in range(len(self._names))
+        ]
+
+    def get(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Read the scores now.
+
+        Returns
+        -------
+        scores
+            By whose they are (``"model"``, ``"majority"``, ``"last label"``), the
+            name of the metric, and the horizon (``"whole"``, ``"window"``,
+            ``"fading"``); NaN while there is none.
+        """
+        with self._lock:
+            row = self._row()
+        scores: dict[str, dict[str, dict[str, float]]]
+        scores = {whose: {name: {} for name in self._metrics} for whose in self._names}
+        for (metric, horizon, whose), value in zip(self._columns, row, strict=True):
+            scores[whose][metric][horizon] = value
+        return scores
+
+    def frame(self) -> pd.DataFrame:
+        """Read the scores now: a row each for model and baselines.
+
+        Returns
+        -------
+        frame
+            Columns are pairs: the metric and the horizon.
+        """
+        scores = self.get()
+        columns = pd.MultiIndex.from_product(
+            [self._metrics, [horizon.name for horizon in self._horizons]],
+            names=["metric", "horizon"],
+        )
+        rows = [
+            [scores[name][metric][horizon] for metric, horizon in columns]
+            for name in self._names
+        ]
+        return pd.DataFrame(rows, index=self._names, columns=columns)
+
+    def curve(self, every: int | None = None) -> pd.DataFrame:
+        """Read the scores along the stream, in bounded memory.
+
+        Parameters
+        ----------
+        every
+            Records between two rows, rounded up to a multiple of the distance that is
+            kept: that of ``points`` rows over the stream, at least `thinning.FINEST`.
+            None for all that are kept.
+
+        Returns
+        -------
+        frame
+            The index is the number of records scored; the last row is now. Columns are
+            triples: the metric, the horizon, and whose it is. One horizon of it,
+            ``curve().xs("window", axis=1, level="horizon")``, has the columns of
+            ``BinaryPrequential.curves()``.
+        """
+        if every is not None:
+            _check_count("every", every, 1)
+        with self._lock:
+            records, rows = self._curve.rows(every)
+            index = [*records.tolist()]
+            values = rows.tolist()
+            if self.records and (not index or index[-1] != self.records):
+                index.append(self.records)
+                values.append(self._row())
+        columns = pd.MultiIndex.from_tuples(
+            self._columns, names=["metric", "horizon", "whose"]
+        )
+        return pd.DataFrame(
+            values, index=pd.Index(index, name="records", dtype=int), columns=columns
+        )
+
+    def __repr__(self) -> str:
+        counted = [f"{self.records:,} records"]
+        words = ("waiting", "forgotten", "unmatched")
+        counted += [f"{number:,} {w}" for w in words if (number := getattr(self, w))]
+        return f"<Prequential: {', '.join(counted)}>\n{self._shown().to_string()}"
+
+    def _repr_html_(self) -> str:
+        head, _, _ = repr(self).partition("\n")
+        return f"<p>{head.strip('<>')}</p>{self._shown().to_html()}"
+
+    def _shown(self) -> pd.DataFrame:
+        """The scores in figures that can be read."""
+        frame = self.frame()
+        said = {
+            horizons.WINDOW: f"last {self.window:,}" if self.window else "",
+            horizons.FADING: f"fading {self.fading:g}" if self.fading else "",
+        }
+        frame = frame.rename(columns=said, level="horizon").rename_axis(
+            columns=[None, None]
+        )
+        return frame.apply(lambda column: column.map("{:.4g}".format))
+
+    # ---- travelling ---------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, since what is pickled afterwards must not change meanwhile.
+        with self._lock:
+            state = {name: v for name, v in self.__dict__.items() if name != "_lock"}
+            return copy.deepcopy(state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+
+def _keys(key: Any, count: int) -> list[Any] | None:
+    """Keys of several records; None if there is one for all of them."""
+    if not isinstance(key, list) and not hasattr(key, "tolist"):
+        return None
+    keys = key if isinstance(key, list) else key.tolist()
+    if not isinstance(keys, list):  # a number of numpy
+        return None
+    if len(keys) != count:
+        raise ShapeError(
+            f"key has {len(keys)} values for {count} records; give one for each of "
+            "them, or one (not in a list) for all."
+        )
+    return keys
+
+
+def _baselines(given: Iterable[str] | None, regression: bool) -> list[str]:
+    if given is None:
+        return [MEAN if regression else MAJORITY, LAST_LABEL]
+    allowed = [name for name, (_, kinds) in BASELINES.items() if regression in kinds]
+    names = [given] if isinstance(given, str) else list(given)
+    if set(names) - set(allowed) or len(set(names)) < len(names):
+        kind = "regression" if regression else "classification"
+        raise ConfigurationError(
+            f"baselines={names!r} was given; for a {kind} these are allowed, each "
+            f"once: {', '.join(map(repr, allowed))}."
+        )
+    return names
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"{name}={value!r} is not allowed; give a whole number from {least}."
+        )
