@@ -38,7 +38,6 @@ from tensair_dask.adaptation import (
     MODES,
     POLICIES,
     TRAINING,
-    Convergence,
     RaiseLearningRate,
     Reinitialise,
 )
@@ -55,12 +54,6 @@ PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]
 # fourteen runs had a false alarm.
 CONFIDENCE = 0.998
 DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
-
-# The loss has settled where it falls by less in 100 mini-batches, in nats: TensAIR's
-# rule. A share of the loss with which training began does as well after a swap. After a
-# false alarm, where the loss is low from the beginning, it asks for more than 400
-# mini-batches of training in place of 200, and a swap may fall among them unnoticed.
-PROGRESS = 0.02
 
 # Answers to drift that need to know the model: its last layer, which swapped labels
 # make wrong while the features stay right; and a rate that it can bear (five times its
@@ -343,7 +336,6 @@ def build(
         seed=seed,
         mode=mode,
         detector=_detector(detector),
-        convergence=Convergence(factor=PROGRESS, relative=False),
         watch=_errors if detector == "ddm" else "loss",
         on_drift=POLICY.get(on_drift, on_drift),
         name="drifting images",

@@ -214,9 +214,6 @@ class Page:
         if not tally.records:
             return [("learned", "nothing")]
         predicted = tally.batches - tally.learned
-        only_predicted = [("mini-batches only predicted", number(predicted))]
-        if not predicted:
-            only_predicted = []
         return [
             (records, number(tally.records)),
             (f"{records} per second", number(tally.rate, 0)),
