@@ -35,12 +35,12 @@ import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import drift_plots, running, terminal
 from tensair_dask.adaptation import (
-    MODES,
     POLICIES,
     TRAINING,
     RaiseLearningRate,
     Reinitialise,
 )
+from tensair_dask.adaptive import mode_options
 from tensair_dask.course import Detections, Record
 from tensair_dask.drift_plots import Course
 from tensair_dask.images import NAMES, Images, ImageSet, load
@@ -49,11 +49,6 @@ from tensair_dask.running import Run
 
 # The pairs that TensAIR's demonstration swaps, in its order; what comes after is drawn.
 PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]
-
-# Of OPTWIN, as mode auto has it by itself. It looks once a mini-batch: at 0.99 six of
-# fourteen runs had a false alarm.
-CONFIDENCE = 0.998
-DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
 
 # Answers to drift that need to know the model: its last layer, which swapped labels
 # make wrong while the features stay right; and a rate that it can bear (five times its
@@ -315,7 +310,7 @@ def build(
     mode
         ``"auto"``, ``"always"`` or ``"never"``; see `Trainer`.
     detector
-        One of `DETECTORS`. It watches the loss; DDM, which takes errors only, the
+        Its name. It watches the loss; DDM, which takes errors only, the
         share of wrong answers.
     on_drift
         One of `ANSWERS`.
@@ -335,18 +330,13 @@ def build(
         replicas=replicas,
         seed=seed,
         mode=mode,
-        detector=_detector(detector),
+        detector=detector,
         watch=_errors if detector == "ddm" else "loss",
         on_drift=POLICY.get(on_drift, on_drift),
         name="drifting images",
     )
     source = Stream(asynchronous=True)
     return Pipeline(source, source.train(trainer), trainer)
-
-
-def _detector(name: str) -> ta.drift.Detector:
-    options = {"confidence": CONFIDENCE} if name == "optwin" else {}
-    return ta.drift.make(name, **options)
 
 
 def _errors(report: ta.Report) -> float:
@@ -396,20 +386,7 @@ class ImagesRun(Run):
                 type=click.Choice(NAMES),
                 help="Which of them, where the files do not tell.",
             ),
-            option(
-                "--mode",
-                type=click.Choice(MODES),
-                default=cls.mode,
-                help="When to learn: auto stops when the loss has settled, and begins "
-                "again when a drift is detected.",
-            ),
-            option("--detector", type=click.Choice(DETECTORS), default=cls.detector),
-            option(
-                "--on-drift",
-                type=click.Choice(ANSWERS),
-                default=cls.on_drift,
-                help="What is done when a drift is detected, beside learning again.",
-            ),
+            *mode_options(cls, ANSWERS),
             option(
                 "--swaps",
                 type=click.IntRange(min=0),

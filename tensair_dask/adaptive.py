@@ -50,7 +50,8 @@ def mode_options(cls: Any, answers: Iterable[str] = POLICIES) -> list[Any]:
             "--detector",
             type=click.Choice(DETECTORS),
             default=cls.detector,
-            help="What finds drift.  [default in mode auto: optwin, confidence 0.998]",
+            help="What finds drift."
+            + ("" if cls.detector else "  [default in mode auto: optwin]"),
         ),
         option(
             "--on-drift",

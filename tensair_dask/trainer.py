@@ -156,9 +156,10 @@ class Trainer:
         score, and train again when the stream has drifted. All replicas switch at the
         same mini-batch, and each switch is one of the `events`.
     detector
-        What finds drift, one of `tensair_dask.drift`, or its name. None is
-        ``OPTWIN(confidence=0.998)`` in mode auto, and no detection in the others. In
-        mode auto it looks while the model only predicts, in the others all the time.
+        What finds drift, one of `tensair_dask.drift`, or its name. None is OPTWIN in
+        mode auto, and no detection in the others. By name or by default OPTWIN has
+        confidence 0.998: a false alarm costs a training. In mode auto it looks while
+        the model only predicts, in the others all the time.
     watch
         What the detector is given: ``"loss"``, the name of a metric, or a function of
         a `Report`. Larger must be worse.

@@ -315,12 +315,13 @@ def check_mode(mode: Any) -> str:
 def as_detector(given: Any, mode: str) -> Detector | None:
     """Make a detector of what a user may give: a detector, a name, or None.
 
-    None is `default_detector` where the mode needs one.
+    None is `default_detector` where the mode needs one, and so is ``"optwin"``.
     """
     if given is None:
         return default_detector() if mode == "auto" else None
     if isinstance(given, str):
-        return make(given)
+        made = make(given)
+        return default_detector() if isinstance(made, OPTWIN) else made
     if isinstance(given, Detector):
         return given
     raise ConfigurationError(

@@ -17,7 +17,6 @@ from test_images import write_cifar, write_idx
 
 from tensair_dask.cli import tensair
 from tensair_dask.course import Detections, Record
-from tensair_dask.drift import make
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.images import Images, digits
 
@@ -227,11 +226,6 @@ async def test_ddm_watches_the_share_of_wrong_answers(c, s, a):
     assert len(seen) == 40
     assert not any(report.learned for report in seen)
     assert all(report.error is None for report in seen)
-
-
-def test_every_detector_that_is_offered_can_be_made():
-    for name in drifting.DETECTORS:
-        assert make(name) is not None
 
 
 def invoke(*arguments: object):
