@@ -168,7 +168,7 @@ class _Notebook:
     def show(self, overview: Overview) -> None:
         from tensair_dask import notebook
 
-        text = f"{overview.status}, {overview.steps} mini-batches learned"
+        text = f"{_state(overview)}, {overview.steps} mini-batches"
         self._handle.update(
             {"text/html": notebook.draw(overview, live=True), "text/plain": text},
             raw=True,
@@ -228,7 +228,12 @@ def _table(overview: Overview) -> RenderableType:
     ]
     if overview.dead_letters:
         parts.append(f"dead letters {overview.dead_letters}")
-    title = f"{overview.name}: {overview.status}, {overview.steps:,} mini-batches"
+    title = f"{overview.name}: {_state(overview)}, {overview.steps:,} mini-batches"
     happened = [f"  {each.kind}: {each.text}" for each in overview.events[-3:]]
     lines = [Text(line) for line in ("  ".join(parts), *happened)]
     return Group(Text(title, style="bold"), *lines, table)
+
+
+def _state(overview: Overview) -> str:
+    """Say in words what it does."""
+    return ", ".join(filter(None, [overview.status, overview.doing]))

@@ -58,6 +58,8 @@ class Overview:
         Of the trainer.
     status
         ``"starting"``, ``"open"`` or ``"closed"``.
+    doing
+        Phase and mode, where the mode may stop the learning; else empty.
     time
         Seconds since the epoch.
     replicas
@@ -80,6 +82,7 @@ class Overview:
     name: str
     run_id: str
     status: str
+    doing: str
     time: float
     replicas: list[ReplicaRow]
     emitted: int
@@ -131,6 +134,7 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         name=trainer.name,
         run_id=trainer.run_id,
         status=trainer.status,
+        doing=_doing(trainer),
         time=time.time(),
         replicas=replica_rows(trainer),
         emitted=trainer._index,
@@ -144,6 +148,12 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         dashboard=dashboard,
         training=training,
     )
+
+
+def _doing(trainer: Any) -> str:
+    if trainer.mode == "always" or trainer.status != "open":
+        return ""
+    return f"{trainer.phase} (mode {trainer.mode})"
 
 
 def replica_rows(trainer: Any) -> list[ReplicaRow]:

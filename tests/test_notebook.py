@@ -328,3 +328,14 @@ def test_a_sparkline_of_next_to_nothing(values):
     known = bool(values) and not math.isnan(values[0])
     assert bool(drawing["path"]) == known
     assert "nan" not in drawing["path"]
+
+
+@one()
+async def test_it_tells_when_it_only_predicts(c, s, a):
+    async with ta.Trainer(c, **linear(mode="never")) as trainer:
+        await train_all(trainer, linear_data(5))
+        assert look_at(trainer).doing == "predicting (mode never)"
+        assert "open, predicting (mode never)" in text_of(trainer._repr_html_())
+    assert look_at(trainer).doing == ""
+    async with ta.Trainer(c, **linear()) as trainer:
+        assert look_at(trainer).doing == ""

@@ -84,7 +84,7 @@ def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
     mode = record.told.get("mode", "always")
     if mode == "always" or record.is_over:
         return []
-    return [(f"mode {mode}", str(record.told.get("phase", "")))]
+    return [(f"mode {mode}", str(record.told["phase"]))]
 
 
 def _short(value: float, digits: int = 3) -> str:

@@ -248,12 +248,13 @@ def _facts(told: Told) -> list[_Fact]:
     now = told["now"]
     refused = told["dead_letters"]
     scores = [("loss", now["loss"]), *list(now["metrics"].items())[:_METRICS]]
+    predicting = told.get("phase") == "predicting"
     return [
         _fact(
-            "learning",
+            "predicting" if predicting else "learning",
             _number(amount(now["samples_per_second"]), "samples/s"),
             _number(amount(now["steps_per_second"]), "steps/s"),
-            _number(amount(told["totals"]["samples"]), "samples learned"),
+            _number(amount(told["totals"]["samples"]), "samples"),
         ),
         _fact("scores", *(_named(plain(name), value(score)) for name, score in scores)),
         _fact(

@@ -246,6 +246,8 @@ class TrainerRecord:
             "name": self.name,
             "client": self.client,
             "state": self.state,
+            "mode": self.told.get("mode", "always"),
+            "phase": self.told.get("phase", "training"),
             "started": self.started,
             "ended": self.ended,
             "target": self.told.get("target", 0),

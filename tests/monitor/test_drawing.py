@@ -241,3 +241,11 @@ def test_a_page_for_ascii_has_only_that():
     page = cluster.page(blocks=PLAIN)
     curve = next(line for line in page.splitlines() if line.startswith("samples/s "))
     assert curve.isascii()
+
+
+def test_a_page_tells_when_a_trainer_only_predicts():
+    cluster = Cluster()
+    record = cluster.open("flights")
+    assert "learning   1,280 samples/s" in cluster.page()
+    record.tell({"mode": "auto", "phase": "predicting"})
+    assert "predicting 1,280 samples/s" in cluster.page()

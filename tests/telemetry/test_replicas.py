@@ -253,3 +253,14 @@ def test_nothing_is_known_before_the_first_heartbeat():
     assert row["state"] == "waiting"
     assert row["steps"] == row["samples_per_second"] == 0
     assert record.metric("a") == (0, 0)
+
+
+def test_a_replica_that_only_scores_is_predicting():
+    watch = Watch()
+    watch.beat()
+    for learned, state in ((False, "predicting"), (True, "learning")):
+        watch.replica.counters.scored(4, 0.5, (), 0.001, learned)
+        watch.beat()
+        assert watch.record.state == state
+    assert watch.record.grown("predicted") == 1
+    assert watch.record.losses() == (4.0, 8)

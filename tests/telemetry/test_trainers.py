@@ -285,3 +285,13 @@ def test_a_client_that_tells_nothing_any_more_ends_it_once_it_has_no_replicas():
     assert not run.record.is_over
     run.record.listen(late)
     assert run.record.state == "lost"
+
+
+def test_the_summary_tells_mode_and_phase():
+    record = TrainerRecord("run", "m", "client", target=1)
+    assert (record.summary(1)["mode"], record.summary(1)["phase"]) == (
+        "always",
+        "training",
+    )
+    record.tell({"mode": "auto", "phase": "predicting"})
+    assert record.summary(1)["phase"] == "predicting"
