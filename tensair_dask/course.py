@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+from tensair_dask.drift.evaluation import match
 
 if TYPE_CHECKING:
     from tensair_dask.reports import Report
@@ -118,11 +119,7 @@ class Detections:
     def __init__(self, changes: Mapping[int, str], alarms: Iterable[int]) -> None:
         self.changes = dict(sorted(changes.items()))
         self.alarms = sorted(alarms)
-        places = list(self.changes)
-        self.found = [
-            next((alarm for alarm in self.alarms if place <= alarm < end), None)
-            for place, end in zip_longest(places, places[1:], fillvalue=math.inf)
-        ]
+        self.found = match(list(self.changes), self.alarms)
         self.false = [alarm for alarm in self.alarms if alarm not in self.found]
 
     @property

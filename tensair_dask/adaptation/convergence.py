@@ -33,6 +33,8 @@ class Convergence:
 
     Attributes
     ----------
+    began
+        Mean loss of the first epoch of this training; NaN before it is complete.
     level
         Mean loss of the newest epoch that is complete; NaN before there is one.
 
@@ -89,8 +91,7 @@ class Convergence:
         self._means: deque[tuple[float, float]] = deque(maxlen=self.epochs)
         self._mean = self._squares = 0.0  # of the one under way (Welford)
         self._count = 0
-        self._first = True  # epoch of the training
-        self.level = math.nan
+        self.began = self.level = math.nan
 
     def update(self, loss: float) -> bool:
         """Take in the loss of the next mini-batch; whether the loss has converged."""
@@ -101,16 +102,26 @@ class Convergence:
         if self._count < self.epoch:
             return False
         self.level = self._mean
-        if self._first:
-            self._first = False
+        if math.isnan(self.began):
+            self.began = self.level
             self._highest = max(self._highest, abs(self.level))
         self._means.append((self._mean, self._squares / self._count**2))
         self._mean = self._squares = 0.0
         self._count = 0
         return len(self._means) == self.epochs and not self._moves()
 
+    @property
+    def rose(self) -> bool:
+        """Whether the loss is clearly higher than where the training began."""
+        return self.level - self.began > self._progress
+
+    @property
+    def _progress(self) -> float:
+        """How much counts, in units of the loss."""
+        return self.factor * (self._highest if self.relative else 1.0)
+
     def _moves(self) -> bool:
-        much = self.factor * (self._highest if self.relative else 1.0)
+        much = self._progress
         *earlier, (newest, its_error) = self._means
         for mean, error in earlier:
             chance = math.sqrt(error + its_error)

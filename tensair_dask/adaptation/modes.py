@@ -222,9 +222,21 @@ class Modes:
         if self._lasting is not None:
             yield self._ended(report.index)
         yield Settled(report.index)
-        why = f"the loss has settled at {self.convergence.level:.4g}"
-        yield self._switch(PREDICTING, submitted, why)
+        yield self._switch(PREDICTING, submitted, self._settled())
         self._prime()
+
+    def _settled(self) -> str:
+        """Say where the loss has settled; a model that has diverged settles, too."""
+        convergence = self.convergence
+        told = f"the loss has settled at {convergence.level:.4g}"
+        if not convergence.rose:
+            return told
+        told += (
+            f", above the {convergence.began:.4g} at which training began: it may have "
+            "diverged; if so, lower the learning rate"
+        )
+        logger.warning("In mode auto %s", told)
+        return told
 
     def _prime(self) -> None:
         """Show the detector what it is to compare with.

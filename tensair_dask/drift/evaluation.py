@@ -13,7 +13,7 @@ from typing import Any
 from tensair_dask.drift.detector import Detector
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["Evaluation", "Run", "evaluate"]
+__all__ = ["Evaluation", "Run", "evaluate", "match"]
 
 
 @dataclass(frozen=True)
@@ -168,21 +168,45 @@ def evaluate(
         changes = [int(point) for point in change_points]
         _check(number, changes, len(values))
         alarms = _alarms(detector, values)
-        ends = [*changes[1:], len(values)]
-        delays = []
-        for start, stop in zip(changes, ends, strict=False):
-            if horizon is not None:
-                stop = min(stop, start + horizon)
-            first = next((a for a in alarms if start <= a < stop), None)
-            if first is not None:
-                delays.append(first - start + 1)
-        runs.append(Run(len(changes), tuple(alarms), tuple(delays)))
+        found = match(changes, alarms, horizon)
+        delays = tuple(
+            alarm - change + 1
+            for change, alarm in zip(changes, found, strict=True)
+            if alarm is not None
+        )
+        runs.append(Run(len(changes), tuple(alarms), delays))
     if not runs:
         raise ConfigurationError(
             "There are no streams to evaluate on; give at least one pair of values and "
             "change points."
         )
     return Evaluation(type(detector).__name__, tuple(runs))
+
+
+def match(
+    changes: Sequence[int], alarms: Sequence[int], horizon: float | None = None
+) -> list[int | None]:
+    """Tell which alarm finds which change; see the notes of `evaluate`.
+
+    Parameters
+    ----------
+    changes, alarms
+        Their places, ascending.
+    horizon
+        As in `evaluate`.
+
+    Returns
+    -------
+    found
+        For each change its alarm, or None where it was missed.
+    """
+    ends = [*changes[1:], math.inf]
+    if horizon is not None:
+        ends = [min(e, c + horizon) for c, e in zip(changes, ends, strict=False)]
+    return [
+        next((alarm for alarm in alarms if change <= alarm < end), None)
+        for change, end in zip(changes, ends, strict=False)
+    ]
 
 
 def _alarms(detector: Detector, values: Sequence[Any]) -> list[int]:

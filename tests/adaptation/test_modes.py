@@ -52,6 +52,14 @@ def test_auto_trains_until_the_loss_has_converged_and_then_predicts():
     assert not auto.learns
 
 
+def test_a_loss_that_settles_above_where_it_began_is_warned_of(caplog):
+    auto = modes()
+    with caplog.at_level(logging.WARNING):
+        switch = go_on(auto, [1.0] * 5 + [3.0] * 10)[-1]
+    assert "above the 1 at which training began" in switch.why
+    assert "lower the learning rate" in caplog.text
+
+
 def test_auto_trains_again_when_the_stream_drifts():
     auto = modes()
     go_on(auto, [1.0] * 20)
