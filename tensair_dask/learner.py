@@ -114,6 +114,7 @@ class Learner:
         self._metrics = {
             name: _on_device(metric, device) for name, metric in recipe.metrics.items()
         }
+        self._measures = [_measure(*each) for each in self._metrics.items()]
         # The last mini-batch that was learned, to tell users what is allowed.
         self.learned_kind: tuple[Any, ...] | None = None
 
@@ -263,10 +264,7 @@ class Learner:
             return []
         with torch.no_grad():
             prediction = map_tensors(torch.Tensor.detach, prediction)
-            return [
-                _measure(name, metric, prediction, y)
-                for name, metric in self._metrics.items()
-            ]
+            return [measure(prediction, y) for measure in self._measures]
 
     def evaluation(self) -> Evaluation:
         """Begin an evaluation on held-out mini-batches."""
@@ -308,7 +306,11 @@ class Evaluation:
         }
         for metric in self._stateful.values():
             metric.reset()
-        self._plain = {n: m for n, m in metrics.items() if n not in self._stateful}
+        self._plain = {
+            name: _measure(name, metric)
+            for name, metric in metrics.items()
+            if name not in self._stateful
+        }
         self._sums = dict.fromkeys(self._plain, 0.0)
 
     def add(self, x: Any, y: Any, samples: int) -> None:
@@ -317,11 +319,13 @@ class Evaluation:
         with evaluating(learner.model), torch.no_grad():
             prediction = learner.forward(x)
             self._loss += samples * learner._loss(prediction, y).item()
-            for name, metric in self._plain.items():
-                self._sums[name] += samples * _measure(name, metric, prediction, y)
+            for name, measure in self._plain.items():
+                self._sums[name] += samples * measure(prediction, y)
             for name, metric in self._stateful.items():
-                with _named(name, prediction, y):
+                try:
                     metric.update(prediction, y)
+                except Exception as error:
+                    raise _metric_error(name, error, prediction, y) from error
         self._samples += samples
 
     def result(self) -> dict[str, float]:
@@ -407,27 +411,33 @@ def is_stateful(metric: Any) -> bool:
     return all(hasattr(metric, name) for name in ("update", "compute", "reset"))
 
 
-def _measure(name: str, metric: Any, prediction: Any, y: Any) -> float:
-    with _named(name, prediction, y):
-        if is_stateful(metric):
-            # The value on this mini-batch alone: state would grow with the stream.
-            metric.reset()
-            metric.update(prediction, y)
-            return float(metric.compute())
-        return float(metric(prediction, y))
+def _measure(name: str, metric: Any) -> Callable[[Any, Any], float]:
+    """Make a function of prediction and target of a metric; it names what raises.
+
+    Decided once, because it is called at every step: 2 in place of 9 µs.
+    """
+    stateful = is_stateful(metric)
+
+    def measure(prediction: Any, y: Any) -> float:
+        try:
+            if stateful:
+                # The value on this mini-batch alone: state would grow with the stream.
+                metric.reset()
+                metric.update(prediction, y)
+                return float(metric.compute())
+            return float(metric(prediction, y))
+        except Exception as error:
+            raise _metric_error(name, error, prediction, y) from error
+
+    return measure
 
 
-@contextmanager
-def _named(name: str, prediction: Any, y: Any) -> Iterator[None]:
-    """Name the metric that raises."""
-    try:
-        yield
-    except Exception as error:
-        raise MetricError(
-            f"Metric {name!r} raised {type(error).__name__}: {error}. It is called "
-            "with (prediction, target) and must return a scalar (prediction: "
-            f"{shapes(prediction)}; target: {shapes(y)})."
-        ) from error
+def _metric_error(name: str, error: Exception, prediction: Any, y: Any) -> MetricError:
+    return MetricError(
+        f"Metric {name!r} raised {type(error).__name__}: {error}. It is called "
+        "with (prediction, target) and must return a scalar (prediction: "
+        f"{shapes(prediction)}; target: {shapes(y)})."
+    )
 
 
 @contextmanager
