@@ -178,7 +178,7 @@ def detectors(arguments: argparse.Namespace) -> Iterator[str]:
             markdown=True,
         )
         yield table(
-            f"Errors that rise from 0.2 to 0.8, and losses, {arguments.runs} streams each",
+            f"Errors that rise from 0.2 to 0.8, losses; {arguments.runs} streams each",
             [
                 "stream",
                 "detector",
