@@ -53,22 +53,22 @@ class Charts:
     # ---- the charts -----------------------------------------------------------------
 
     def throughput(self) -> Any:
-        """Draw records learned and predicted by all replicas together."""
+        """Draw records of the stream, and predicted on request, of all replicas."""
         chart = self._figure("Throughput of all replicas (samples/s)", counts=True)
         learned = self._line(chart, "samples")
         predicted = self._line(chart, "predictions", LINES[0], "dashed", 1.5)
-        self._legend(chart, {"learned": learned, "predicted": predicted})
+        self._legend(chart, {"stream": learned, "on request": predicted})
         self._hover(
             chart,
             learned,
-            ("learned", "samples", "0,0"),
-            ("predicted", "predictions", "0,0"),
+            ("of the stream", "samples", "0,0"),
+            ("predicted on request", "predictions", "0,0"),
             ("mini-batches/s", "steps", "0,0"),
         )
         return chart
 
     def speed(self) -> Any:
-        """Draw records learned by each replica."""
+        """Draw records of the stream by each replica."""
         chart = self._figure("Throughput of each replica (samples/s)", counts=True)
         band = self._band(chart, "speed_least", "speed_most")
         replicas = self._replicas(chart, "speed")
