@@ -11,33 +11,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import psutil
 import torch
-from distributed import Client, LocalCluster
 from measure import Load, Spread, environment
 from replicas import (
     Tally,
     check_everything_learned,
+    cluster_of,
     cpu_seconds,
+    trainer_of,
     worker_processes,
 )
 from report import QUIET_CORES, table
 from streamz import Stream
-from workloads import LEARNING_RATE, SEED, WORKLOADS, Pool, load_pool
+from workloads import WORKLOADS, Pool, load_pool
 
 import tensair_dask as ta
 import tensair_dask.streams  # registers Stream.train
+from tensair_dask.adaptation import Convergence, Modes, as_policy
+from tensair_dask.adaptation.modes import as_watch
+from tensair_dask.drift import OPTWIN
 
 KEPT_AT_LEAST = 0.97
 
@@ -92,29 +96,11 @@ async def measure(
         WORKLOADS[workload].write_pool(path)
         pool = load_pool(path)
     async with contextlib.AsyncExitStack() as opened:
-        cluster = await opened.enter_async_context(
-            LocalCluster(
-                n_workers=replicas,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                asynchronous=True,
-            )
-        )
-        client = await opened.enter_async_context(Client(cluster, asynchronous=True))
+        client = await opened.enter_async_context(cluster_of(replicas))
         processes = await worker_processes(client)
         contenders = {}
         for name, options in VARIANTS.items():
-            trainer = ta.Trainer(
-                client,
-                model=WORKLOADS[workload].model,
-                loss=torch.nn.functional.cross_entropy,
-                optimizer=functools.partial(torch.optim.SGD, lr=LEARNING_RATE),
-                replicas=replicas,
-                seed=SEED,
-                **options,
-            )
+            trainer = trainer_of(client, WORKLOADS[workload], replicas, **options)
             await opened.enter_async_context(trainer)
             contenders[name] = Contender(trainer, pool, processes)
         for contender in contenders.values():
@@ -130,6 +116,47 @@ async def measure(
         for contender in contenders.values():
             check_everything_learned(contender.trainer, contender.tally)
     return found
+
+
+def alone(repeats: int = 7) -> list[list[str]]:
+    """Time what is added, by itself: the quickest of some repeats, in microseconds."""
+    modes = Modes(
+        "always",
+        OPTWIN(),
+        Convergence(),
+        as_policy("train"),
+        as_watch("loss", {}),
+        reorder=10_000,
+    )
+    losses = np.random.default_rng(0).gamma(4, 0.25, 20_000 * repeats).tolist()
+    reports = [ta.Report(at, loss, {}, 64) for at, loss in enumerate(losses)]
+    scores, classes = torch.randn(64, 10), torch.randint(0, 10, (64,))
+
+    def watch(number: int) -> int:
+        part = reports[20_000 * number : 20_000 * (number + 1)]
+        for report in part:
+            for _ in modes.observe(report.index, report, report.index + 1):
+                pass
+        return len(part)
+
+    def measure_accuracy(number: int) -> int:
+        for _ in range(3000):
+            ta.metrics.accuracy(scores, classes)
+        return 3000
+
+    def quickest(function: Callable[[int], int]) -> str:
+        found = []
+        for number in range(repeats):
+            start = time.perf_counter()
+            count = function(number)
+            found.append(1e6 * (time.perf_counter() - start) / count)
+        return f"{min(found):.1f}"
+
+    torch.set_num_threads(1)
+    return [
+        ["reordering, detector, mode (client)", quickest(watch)],
+        ["accuracy of 64 samples (replica)", quickest(measure_accuracy)],
+    ]
 
 
 def _ratio(pair: Sequence[dict[str, tuple[float, float]]], name: str, of: int) -> float:
@@ -180,6 +207,7 @@ def main(
     wanted = f"throughput that CPU leaves >= {KEPT_AT_LEAST:g}"
     header = ["", "mini-batches/s", "of bare", "CPU, us", "of bare", wanted]
     print(table(title, header, rows, markdown))
+    print(table("Taken alone", ["", "us"], alone(), markdown))
     print(f"CPU of others: {others:.2f} cores (disturbed above {QUIET_CORES}).")
 
 

@@ -26,10 +26,12 @@ import tensair_dask.streams  # registers Stream.train
 __all__ = [
     "Tally",
     "check_everything_learned",
+    "cluster_of",
     "cpu_seconds",
     "feed",
     "one",
     "one_accuracy",
+    "trainer_of",
     "training",
     "two",
     "two_accuracy",
@@ -60,13 +62,11 @@ class Tally:
 
 
 @contextlib.asynccontextmanager
-async def training(
-    workload: Workload, replicas: int, **options: Any
-) -> AsyncIterator[tuple[Client, ta.Trainer]]:
-    """Start a cluster and a trainer in the way a user would, with the defaults."""
+async def cluster_of(workers: int) -> AsyncIterator[Client]:
+    """Start a cluster of so many worker processes on this machine."""
     async with (
         LocalCluster(
-            n_workers=replicas,
+            n_workers=workers,
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
@@ -74,15 +74,33 @@ async def training(
             asynchronous=True,
         ) as cluster,
         Client(cluster, asynchronous=True) as client,
-        ta.Trainer(
-            client,
-            model=workload.model,
-            loss=torch.nn.functional.cross_entropy,
-            optimizer=functools.partial(torch.optim.SGD, lr=LEARNING_RATE),
-            replicas=replicas,
-            seed=SEED,
-            **options,
-        ) as trainer,
+    ):
+        yield client
+
+
+def trainer_of(
+    client: Client, workload: Workload, replicas: int, **options: Any
+) -> ta.Trainer:
+    """Make a trainer in the way a user would, with the defaults."""
+    return ta.Trainer(
+        client,
+        model=workload.model,
+        loss=torch.nn.functional.cross_entropy,
+        optimizer=functools.partial(torch.optim.SGD, lr=LEARNING_RATE),
+        replicas=replicas,
+        seed=SEED,
+        **options,
+    )
+
+
+@contextlib.asynccontextmanager
+async def training(
+    workload: Workload, replicas: int, **options: Any
+) -> AsyncIterator[tuple[Client, ta.Trainer]]:
+    """Start a cluster and a trainer."""
+    async with (
+        cluster_of(replicas) as client,
+        trainer_of(client, workload, replicas, **options) as trainer,
     ):
         yield client, trainer
 

@@ -97,10 +97,16 @@ class Adapting:
         self._tell("drift", drift.describe(), drift.index)
         self._acting.do(functools.partial(self._answer, drift))
 
-    async def settled(self) -> None:
-        """Wait until everything that was decided is done and told."""
-        await self._acting.settled()
-        await self._telling.settled()
+    async def settled(self, timeout: float) -> None:
+        """Wait until everything that was decided is done and told.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If either takes longer than ``timeout`` seconds.
+        """
+        await self._acting.settled(timeout)
+        await self._telling.settled(timeout)
 
     async def close(self) -> None:
         """Give up what is not done."""

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from tensair_dask.course import Detections
-from tensair_dask.errors import ConfigurationError, TensairError
+from tensair_dask.errors import ConfigurationError
 from tensair_dask.palette import BLACK, BLUE, EVENTS, GREEN, GREY, ORANGE
+from tensair_dask.plots import picture
 
 __all__ = ["Course", "draw", "html", "panels", "png", "stretches"]
 
@@ -194,19 +195,8 @@ def png(course: Course, path: Path, title: str, subtitle: str = "") -> None:
     TensairError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TensairError(
-            "The PNG plot needs matplotlib, which is not installed. Install it: "
-            "pip install 'tensair-dask[demo]'"
-        ) from error
-
     seen = stretches(course.rows, course.metrics)
-    # Without pyplot: no window, no global state.
-    figure = Figure(
-        figsize=(10, 3.9 + 2.1 * len(course.metrics)), layout="constrained", dpi=150
-    )
+    figure = picture(figsize=(10, 3.9 + 2.1 * len(course.metrics)), dpi=150)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     axes = figure.subplots(
         1 + len(course.metrics),

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tensair_dask.errors import TrainerClosedError
+from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
 
 __all__ = ["OneByOne"]
 
@@ -47,10 +47,23 @@ class OneByOne:
             except Exception as error:
                 logger.warning("%s failed", self._what, exc_info=error)
 
-    async def settled(self) -> None:
-        """Wait until all is done."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait({self._task})
+    async def settled(self, timeout: float) -> None:
+        """Wait until all is done.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes longer than ``timeout`` seconds.
+        """
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait({self._task}, timeout=timeout)
+        if not done:
+            raise TensairTimeoutError(
+                f"{self._what} was not done within {timeout:g} s ({len(self._queue)} "
+                "more wait behind it). Raise tensair.timeouts.drain if the steps are "
+                "slow; look at the scheduler and the workers if they are not."
+            )
 
     async def close(self) -> None:
         """Give up what is not done."""

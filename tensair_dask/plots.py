@@ -12,7 +12,7 @@ from tensair_dask.errors import TensairError
 from tensair_dask.palette import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 from tensair_dask.prequential import LAST_LABEL, MAJORITY, MODEL
 
-__all__ = ["draw", "html", "panels", "png"]
+__all__ = ["draw", "html", "panels", "picture", "png"]
 
 COLOURS = {MODEL: BLUE, MAJORITY: ORANGE, LAST_LABEL: GREEN}
 COLOURS |= {"always": BLUE, "auto": VERMILLION, "never": BLACK}  # modes
@@ -63,6 +63,24 @@ def draw(
     return files
 
 
+def picture(**options: Any) -> Any:
+    """Begin a figure of matplotlib, without pyplot: no window, no global state.
+
+    Raises
+    ------
+    TensairError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TensairError(
+            "The PNG plot needs matplotlib, which is not installed. Install it: "
+            "pip install 'tensair-dask[demo]'"
+        ) from error
+    return Figure(layout="constrained", **options)
+
+
 def png(
     curves: pd.DataFrame,
     moments: np.ndarray,
@@ -78,18 +96,10 @@ def png(
     TensairError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TensairError(
-            "The PNG plot needs matplotlib, which is not installed. Install it: "
-            "pip install 'tensair-dask[demo]'"
-        ) from error
-
     names = list(dict.fromkeys(curves.columns.get_level_values(0)))
-    # Without pyplot: no window, no global state.
-    figure = Figure(figsize=(9, 2.4 * len(names) + 1.2), layout="constrained")
+    figure = picture(figsize=(9, 2.4 * len(names) + 1.2))
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     figure.suptitle(f"{title}\n{subtitle}", fontsize=12)
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     lines = {}

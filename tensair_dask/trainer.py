@@ -875,7 +875,7 @@ class Trainer:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
         await self._dispatcher.drained(seconds)
-        await self._adapting.settled()
+        await self._adapting.settled(seconds)
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
         for handle, status in (await self._calls.ask_all("status")).items():

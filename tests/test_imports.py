@@ -50,7 +50,7 @@ ONLY_IN = {
     "streamz": {"streams", "pipelines", "running"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},
-    "matplotlib": {"plots", "drift_plots"},
+    "matplotlib": {"plots"},
     "IPython": {"live_view"},
     "jinja2": {"dashboard", "templates"},
     "river": {"drift", "prequential", "pipelines"},
