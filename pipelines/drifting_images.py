@@ -37,6 +37,7 @@ from tensair_dask import drift_plots, running, terminal
 from tensair_dask.adaptation import (
     POLICIES,
     TRAINING,
+    Convergence,
     RaiseLearningRate,
     Reinitialise,
 )
@@ -295,6 +296,7 @@ def build(
     mode: str = "auto",
     detector: str = "optwin",
     on_drift: str = "train",
+    convergence: Convergence | None = None,
     learning_rate: float = 0.1,
     replicas: int | None = None,
     seed: int = 0,
@@ -314,6 +316,8 @@ def build(
         share of wrong answers.
     on_drift
         One of `ANSWERS`.
+    convergence
+        When the loss has settled; None for that of `Trainer`.
     learning_rate
         Of plain SGD.
     replicas
@@ -332,6 +336,7 @@ def build(
         mode=mode,
         detector=detector,
         watch=_errors if detector == "ddm" else "loss",
+        convergence=convergence,
         on_drift=POLICY.get(on_drift, on_drift),
         name="drifting images",
     )
