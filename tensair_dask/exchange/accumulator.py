@@ -72,6 +72,7 @@ class Accumulator:
         self._first = 0
         self._last = 0
         self._samples = 0
+        self._taken = 0
         self._clock: dict[str, int] = {}
         self.oldest: float | None = None
 
@@ -98,7 +99,12 @@ class Accumulator:
     # ---- the range --------------------------------------------------------------
 
     def add(
-        self, step: int, samples: int, changes: Changes, clock: VectorClock
+        self,
+        step: int,
+        samples: int,
+        changes: Changes,
+        clock: VectorClock,
+        taken: int = 0,
     ) -> None:
         """Add the changes of one step.
 
@@ -112,11 +118,14 @@ class Accumulator:
             Its gradients.
         clock
             The replica's clock before the step.
+        taken
+            Mini-batches that the replica has dealt with, this one included.
         """
         if self.oldest is None:
             self._open(step, clock)
         self._gather(changes)
         self._samples += samples
+        self._taken = taken
         self._last = step
 
     def _open(self, step: int, clock: VectorClock) -> None:
@@ -158,6 +167,7 @@ class Accumulator:
             first=self._first,
             last=self._last,
             samples=self._samples,
+            taken=self._taken,
             clock=self._clock,
             oldest=self.oldest,
             content=self._take(everything),

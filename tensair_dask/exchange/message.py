@@ -28,6 +28,9 @@ class GradientMessage:
         last is one below its first.
     samples
         Rows of all mini-batches in the range.
+    taken
+        Mini-batches that had been sent to the origin and it had dealt with, learned or
+        not, by the last of these steps: which ones live on in its peers' models.
     clock
         The origin's vector clock when it began the first of these steps: the oldest
         gradient decides the staleness of the message.
@@ -45,6 +48,7 @@ class GradientMessage:
     first: int
     last: int
     samples: int
+    taken: int
     clock: dict[str, int]
     oldest: float
     content: Gradients | tuple[Encodings, ...]
@@ -67,6 +71,7 @@ class GradientMessage:
             self,
             last=later.last,
             samples=self.samples + later.samples,
+            taken=later.taken,
             content=_sum(self, later),
         )
 
@@ -98,6 +103,7 @@ class GradientMessage:
                 self.first,
                 self.last,
                 self.samples,
+                self.taken,
                 self.clock,
                 age,
                 self.content,
@@ -111,6 +117,7 @@ def _arrived(
     first: int,
     last: int,
     samples: int,
+    taken: int,
     clock: dict[str, int],
     age: float,
     content: Gradients | tuple[Encodings, ...],
@@ -121,6 +128,7 @@ def _arrived(
         first,
         last,
         samples,
+        taken,
         clock,
         time.monotonic() - age,
         content,

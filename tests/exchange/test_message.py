@@ -18,6 +18,7 @@ def message(first: int, last: int, value: float, **overrides) -> GradientMessage
         "first": first,
         "last": last,
         "samples": 10 * (last - first + 1),
+        "taken": last,
         "clock": {"a": first - 1},
         "oldest": time.monotonic(),
         "content": Gradients([torch.full((4,), value)]),
@@ -28,7 +29,7 @@ def message(first: int, last: int, value: float, **overrides) -> GradientMessage
 def test_merging_sums_and_spans_both_ranges():
     one, two = message(1, 3, 1.0), message(4, 4, 2.0)
     merged = one.merge(two)
-    assert (merged.first, merged.last, merged.samples) == (1, 4, 40)
+    assert (merged.first, merged.last, merged.samples, merged.taken) == (1, 4, 40, 4)
     assert merged.gradients.buffers[0].tolist() == [3.0] * 4
     assert merged.clock == {"a": 0}
     assert merged.oldest == one.oldest
