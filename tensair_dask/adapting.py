@@ -90,11 +90,11 @@ class Adapting:
     def switched(self, switch: Switch) -> None:
         """Tell of a switch, which holds already."""
         text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
-        self._tell("mode", text, switch.index)
+        self.tell("mode", text, switch.index)
 
     def _drifted(self, drift: Drift) -> None:
         self.drifts.append(drift)
-        self._tell("drift", drift.describe(), drift.index)
+        self.tell("drift", drift.describe(), drift.index)
         self._acting.do(functools.partial(self._answer, drift))
 
     async def settled(self, timeout: float) -> None:
@@ -113,7 +113,8 @@ class Adapting:
         await self._acting.close()
         await self._telling.close()
 
-    def _tell(self, kind: str, text: str, index: int) -> None:
+    def tell(self, kind: str, text: str, index: int) -> None:
+        """Write an event down, and tell the dashboard in its turn."""
         self._note(event := Event(kind, text, index=index))
         self._telling.do(lambda: self._log(event))
 
@@ -122,11 +123,11 @@ class Adapting:
     async def _answer(self, drift: Drift) -> None:
         policy = self.modes.policy
         if not policy.acts:
-            self._tell("policy", policy.describe(drift), drift.index)
+            self.tell("policy", policy.describe(drift), drift.index)
             return
         if policy.every is not None and not await self._restore(drift):
             text = f"{policy.describe(drift)}: there is none from before the drift"
-            self._tell("policy", text, drift.index)
+            self.tell("policy", text, drift.index)
             return
         change = functools.partial(_change, policy, "on_drift", drift)
         await self._intervene(change, drift, policy.describe(drift))
@@ -150,7 +151,7 @@ class Adapting:
             logger.warning("The answer to drift failed: %s", text)
         else:
             text = f"{text} ({time.perf_counter() - start:.2f} s)"
-        self._tell("policy", text, drift.index)
+        self.tell("policy", text, drift.index)
 
     async def _keep(self, index: int) -> None:
         self._snapshots.append((index, await self.interventions.snapshot()))

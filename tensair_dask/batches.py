@@ -141,13 +141,19 @@ class Block:
         The run that they belong to; replicas refuse those of another.
     groups
         In order of submission.
+    number
+        Place among the blocks that one replica is to learn, from 0: they may overtake
+        each other on the way. None where order does not matter.
     """
 
     run_id: str
     groups: list[Group]
+    number: int | None = None
 
     @classmethod
-    def join(cls, run_id: str, batches: Sequence[MiniBatch]) -> Block:
+    def join(
+        cls, run_id: str, batches: Sequence[MiniBatch], number: int | None = None
+    ) -> Block:
         """Join mini-batches; one copy of each, none if a group has a single one."""
         groups: list[Group] = []
         start = 0
@@ -155,7 +161,7 @@ class Block:
             if stop == len(batches) or not _alike(batches[stop], batches[start]):
                 groups.append(_join(batches[start:stop]))
                 start = stop
-        return cls(run_id, groups)
+        return cls(run_id, groups, number)
 
     def __len__(self) -> int:
         return sum(len(group.lengths) for group in self.groups)

@@ -9,9 +9,10 @@ from typing import Any
 
 from tensair_dask import config
 from tensair_dask.cluster import ReplicaHandle
-from tensair_dask.dispatch import Dispatcher, Lane
+from tensair_dask.dispatch import Dispatcher
 from tensair_dask.errors import (
     NoReplicasError,
+    ReplicaLeavingError,
     ReplicaLostError,
     TensairTimeoutError,
     TrainerClosedError,
@@ -32,7 +33,7 @@ class Calls:
     handles
         All replicas; the caller adds them when they have started.
     dispatcher
-        Its lanes belong to them, in the same order.
+        Gives up those that are lost.
 
     Attributes
     ----------
@@ -47,11 +48,7 @@ class Calls:
 
     def alive(self) -> list[ReplicaHandle]:
         """Give those that are not lost."""
-        return [handle for handle in self._handles if self.lane(handle).alive]
-
-    def lane(self, handle: ReplicaHandle) -> Lane:
-        """Give a replica as the dispatcher sees it."""
-        return self._dispatcher.lanes[self._handles.index(handle)]
+        return [handle for handle in self._handles if handle.lane.alive]
 
     def least_loaded(self) -> ReplicaHandle:
         """Choose the replica that will answer first.
@@ -63,9 +60,9 @@ class Calls:
         """
         # Questions first: a replica answers them before what it has to learn.
         alive = [
-            (self.under_way[handle.key], lane.load, handle)
-            for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True)
-            if lane.alive
+            (self.under_way[handle.key], handle.lane.load, handle)
+            for handle in self._handles
+            if handle.lane.open
         ]
         if not alive:
             raise NoReplicasError(
@@ -130,7 +127,7 @@ class Calls:
         Exception
             What the method raises.
         """
-        lane = self.lane(handle)
+        lane = handle.lane
         seconds = timeout or config.get_seconds("timeouts.request")
         call = asyncio.ensure_future(handle.call(function, *args))
         self.under_way[handle.key] += 1
@@ -148,6 +145,9 @@ class Calls:
                 what = f"{function} on {handle.place.address}"
                 raise late_error(what, seconds, setting)
         except TensairTimeoutError:
+            raise
+        except ReplicaLeavingError:
+            self._dispatcher.dismiss(lane)
             raise
         except (OSError, ReplicaLostError, TrainerClosedError) as error:
             # The last one: its worker is closing, and has closed what publishes.

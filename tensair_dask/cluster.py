@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from distributed import Client, Future
 from distributed.actor import ProxyRPC
@@ -13,6 +13,7 @@ from distributed.protocol import to_serialize
 
 from tensair_dask import config
 from tensair_dask.batches import Block
+from tensair_dask.dispatch import Lane
 from tensair_dask.errors import (
     ClusterError,
     NoWorkersError,
@@ -24,12 +25,18 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.learner import Recipe
-from tensair_dask.placement import Place, WorkerFacts, place_replicas
+from tensair_dask.placement import (
+    Place,
+    Wish,
+    WorkerFacts,
+    place_more,
+    place_replicas,
+)
 from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
 
-__all__ = ["ReplicaHandle", "Started", "start_replicas"]
+__all__ = ["ReplicaHandle", "Starter"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,11 @@ class ReplicaHandle:
     direct
         Whether the client can connect to the worker; otherwise the scheduler passes
         messages on.
+
+    Attributes
+    ----------
+    lane
+        The replica as the dispatcher sees it.
     """
 
     def __init__(
@@ -61,8 +73,9 @@ class ReplicaHandle:
         self.name = name
         self.place = place
         self.key = future.key
+        self.future = future
+        self.lane = Lane(place.address, self.learn)
         self._client = client
-        self._future = future
         self._direct = direct
 
     @property
@@ -73,7 +86,7 @@ class ReplicaHandle:
     @property
     def is_lost(self) -> bool:
         """Whether Dask has declared its worker lost."""
-        return self._future.status not in ("finished", "pending")
+        return self.future.status not in ("finished", "pending")
 
     async def call(self, function: str, *args: Any) -> Any:
         """Call a method of the replica.
@@ -112,118 +125,159 @@ class ReplicaHandle:
 
     def release(self) -> None:
         """Let Dask drop the actor."""
-        self._future.release()
+        self.future.release()
 
 
-class Started(NamedTuple):
-    """Replicas that have started, and which modules of the user their workers lack."""
+class Starter:
+    """Starts the replicas of one run: the first ones, and those that join later.
 
-    handles: list[ReplicaHandle]
-    missing: list[str]
+    Parameters
+    ----------
+    client
+        Of the trainer.
+    run_id
+        Of the trainer.
+    recipe
+        What the replicas are built from.
+    device
+        See `place_replicas`.
+    settings
+        Of the exchange; None for what the workers have configured.
+    name
+        What people call the trainer; None if heartbeats shall not tell of it.
 
-
-async def start_replicas(
-    client: Client,
-    run_id: str,
-    recipe: Recipe,
-    replicas: int | None,
-    device: str,
-    settings: Settings | None = None,
-    name: str | None = None,
-) -> Started:
-    """Build replicas that know each other and hold the same parameters.
-
-    Raises
-    ------
-    NoWorkersError, SchedulerLostError, PackageMissingError, TensairTimeoutError
-        If the cluster cannot hold them.
-    ModelError, OptimizerError, ConfigurationError
-        If the recipe cannot be built.
+    Attributes
+    ----------
+    missing
+        Modules of the user's that the workers lack; known when `look` has been called.
     """
-    seconds = config.get_seconds("timeouts.start")
-    started: list[Future] = []
-    try:
-        return await asyncio.wait_for(
-            _start(
-                client,
-                run_id,
-                recipe,
-                replicas,
-                device,
-                settings,
-                name,
-                seconds,
-                started,
-            ),
-            seconds,
-        )
-    except BaseException as error:
-        for future in started:
-            future.release()
-        if isinstance(error, TensairError):
-            raise
-        if isinstance(error, asyncio.TimeoutError):
-            raise TensairTimeoutError(
-                f"The replicas were not ready within {seconds:g} s. If building the "
-                "model takes that long, raise it: "
-                "dask.config.set({'tensair.timeouts.start': '5 min'})."
-            ) from None
-        if isinstance(error, OSError):
-            raise SchedulerLostError(
-                f"The cluster at {_address(client)} cannot be reached: {error}. See "
-                "that the scheduler and its workers run."
-            ) from error
-        raise
 
+    def __init__(
+        self,
+        client: Client,
+        run_id: str,
+        recipe: Recipe,
+        device: str,
+        settings: Settings | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.client = client
+        self.missing: list[str] = []
+        self._run_id = run_id
+        self._recipe = recipe
+        self._device = device
+        self._settings = settings
+        self._name = name
+        self._count = 0
 
-async def _start(
-    client: Client,
-    run_id: str,
-    recipe: Recipe,
-    replicas: int | None,
-    device: str,
-    settings: Settings | None,
-    name: str | None,
-    seconds: float,
-    started: list[Future],
-) -> Started:
-    modules = user_modules()
-    facts, missing = await _inspect(client, modules)
-    places = place_replicas(facts, replicas, device)
-    payload = dumps(recipe, missing, RECIPE)
-    direct = await _can_connect(client, places)
-    for number, place in enumerate(places):
-        plan = ReplicaPlan(run_id, f"replica-{number}", place, payload, settings, name)
-        started.append(
-            client.submit(
+    async def look(self) -> list[WorkerFacts]:
+        """Ask every worker of the cluster for its facts.
+
+        Raises
+        ------
+        NoWorkersError, SchedulerLostError, PackageMissingError
+            If the cluster cannot hold replicas.
+        """
+        facts, missing = await _inspect(self.client, user_modules())
+        self.missing = sorted({*self.missing, *missing})
+        return facts
+
+    async def start(self, wish: Wish) -> list[ReplicaHandle]:
+        """Start the first replicas: they know each other and hold the same parameters.
+
+        Raises
+        ------
+        NoWorkersError, SchedulerLostError, PackageMissingError, TensairTimeoutError
+            If the cluster cannot hold them.
+        ModelError, OptimizerError, ConfigurationError
+            If the recipe cannot be built.
+        """
+        started: list[ReplicaHandle] = []
+
+        async def start() -> list[ReplicaHandle]:
+            facts = await self.look()
+            places = place_replicas(facts, wish.count(len(facts)), self._device)
+            await self._build(places, started)
+            # The seed makes most factories agree already; this makes all of them.
+            first, *others = started
+            await _all(others, "adopt", first.peer)
+            await _all(started, "join")
+            seconds = config.get_seconds("timeouts.start")
+            await _all(started, "wait_for_peers", len(started), seconds)
+            return started
+
+        return await self._within_bounds(start(), started)
+
+    async def build(self, places: Sequence[Place]) -> list[ReplicaHandle]:
+        """Build further replicas, which do not take part yet.
+
+        Raises
+        ------
+        TensairError
+            As `start` does.
+        """
+        started: list[ReplicaHandle] = []
+        return await self._within_bounds(self._build(places, started), started)
+
+    def place(
+        self, facts: Sequence[WorkerFacts], present: Sequence[Place], count: int
+    ) -> list[Place]:
+        """Place further replicas beside those that there are."""
+        return place_more(facts, present, count, self._device)
+
+    async def _build(
+        self, places: Sequence[Place], started: list[ReplicaHandle]
+    ) -> list[ReplicaHandle]:
+        payload = dumps(self._recipe, self.missing, RECIPE)
+        direct = await _can_connect(self.client, places)
+        for place in places:
+            number = self._count
+            self._count += 1
+            name = f"replica-{number}"
+            plan = ReplicaPlan(
+                self._run_id, name, place, payload, self._settings, self._name
+            )
+            future = self.client.submit(
                 Replica,
                 plan,
                 actor=True,
                 workers=[place.address],
                 allow_other_workers=False,
-                key=f"tensair-{run_id[:8]}-{number}",
+                key=f"tensair-{self._run_id[:8]}-{number}",
                 pure=False,
             )
-        )
-    await asyncio.gather(*started)
-    handles = [
-        ReplicaHandle(client, f"replica-{number}", place, future, direct)
-        for number, (place, future) in enumerate(zip(places, started, strict=True))
-    ]
-    await _build(handles, seconds)
-    return Started(handles, missing)
+            started.append(ReplicaHandle(self.client, name, place, future, direct))
+        await asyncio.gather(*(handle.future for handle in started))
+        await _all(started, "build")
+        return started
+
+    async def _within_bounds(
+        self, work: Awaitable[list[ReplicaHandle]], started: list[ReplicaHandle]
+    ) -> list[ReplicaHandle]:
+        seconds = config.get_seconds("timeouts.start")
+        try:
+            return await asyncio.wait_for(work, seconds)
+        except BaseException as error:
+            for handle in started:
+                handle.release()
+            if isinstance(error, TensairError):
+                raise
+            if isinstance(error, asyncio.TimeoutError):
+                raise TensairTimeoutError(
+                    f"The replicas were not ready within {seconds:g} s. If building "
+                    "the model takes that long, raise it: "
+                    "dask.config.set({'tensair.timeouts.start': '5 min'})."
+                ) from None
+            if isinstance(error, OSError):
+                raise SchedulerLostError(
+                    f"The cluster at {_address(self.client)} cannot be reached: "
+                    f"{error}. See that the scheduler and its workers run."
+                ) from error
+            raise
 
 
-async def _build(handles: Sequence[ReplicaHandle], seconds: float) -> None:
-    """Build all, give all the first one's parameters, introduce them to each other."""
-    await asyncio.gather(*(handle.call("build") for handle in handles))
-    # The seed makes most factories agree already; this makes all of them.
-    first, *others = handles
-    await asyncio.gather(*(handle.call("adopt", first.peer) for handle in others))
-    await asyncio.gather(*(handle.call("join") for handle in handles))
-    await asyncio.gather(
-        *(handle.call("wait_for_peers", len(handles), seconds) for handle in handles)
-    )
+async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> None:
+    await asyncio.gather(*(handle.call(function, *args) for handle in handles))
 
 
 async def _inspect(

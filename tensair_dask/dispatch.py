@@ -1,7 +1,8 @@
 """The dispatcher: which replica gets the next mini-batch, and when it leaves.
 
 Lives on the client's event loop and is used from there only. A mini-batch is held
-until its report has come back; if its replica is lost, another one gets it.
+until its report has come back, and its gradient is in the models of all replicas: if
+its own is lost before, another one gets it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tensair_dask.batches import Block, MiniBatch
 from tensair_dask.errors import (
     NoReplicasError,
+    ReplicaLeavingError,
     TensairTimeoutError,
     TrainerClosedError,
 )
@@ -42,6 +44,9 @@ class Limits:
     seconds
         Work that has not been reported, by the replica's measured speed; at least
         two mini-batches are allowed, so that one is there when the other ends.
+    unconfirmed_nbytes
+        Bytes of mini-batches that were reported, and that not all replicas are known
+        to have applied. Beyond it the oldest ones are no longer held.
     message_seconds, message_nbytes
         Work to gather in one message.
     messages
@@ -52,6 +57,7 @@ class Limits:
 
     batches: int
     nbytes: int
+    unconfirmed_nbytes: int
     seconds: float
     message_seconds: float
     message_nbytes: int
@@ -74,15 +80,32 @@ class Pending:
     deliver
         Called once with the report; may return an awaitable, which then holds the
         mini-batch's place until it is done (back-pressure from downstream).
+    settle
+        Called once when all replicas have applied it, and the report has passed: what
+        it was made of may be forgotten.
     taken
         When it was given, on the monotonic clock.
+    position
+        Place among all that was sent to its replica, from 0.
+    lives_on
+        Whether its own replica was lost, and its gradient was not: it is only scored,
+        for a report.
+    reported, passed, confirmed
+        Whether the report has come; whether it has been received by who wants it; and
+        whether all replicas have applied the gradient.
     """
 
     index: int
     batch: MiniBatch
     item: Any
     deliver: Callable[[Report], Awaitable[Any] | None]
+    settle: Callable[[], Any] | None = None
     taken: float = field(default_factory=time.monotonic)
+    position: int = -1
+    lives_on: bool = False
+    reported: bool = False
+    passed: bool = False
+    confirmed: bool = False
 
 
 class Lane:
@@ -99,7 +122,16 @@ class Lane:
     Attributes
     ----------
     alive
-        Whether mini-batches may be put here.
+        False once the replica is lost, or has left.
+    leaving
+        Whether it takes no more mini-batches, and ends when it has learned those that
+        it has.
+    unconfirmed
+        Mini-batches that were reported, and that some peers may not have applied.
+    orphans
+        Of a lost replica: what may have been lost with it, until `resolve`.
+    judged
+        Whether it is known what lives on of it.
     lost
         Resolves when the replica is given up.
     """
@@ -111,8 +143,15 @@ class Lane:
         self.sent: dict[int, list[Pending]] = {}
         self.batches = 0
         self.nbytes = 0
+        self.messages = 0
+        self.position = 0
+        self.unconfirmed: deque[Pending] = deque()
+        self.unconfirmed_nbytes = 0
+        self.orphans: list[Pending] = []
         self.seconds_per_batch = 0.0
         self.alive = True
+        self.leaving = False
+        self.judged = False
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: Any = None
         self.scheduled = False
@@ -122,6 +161,11 @@ class Lane:
         self.alive = False
         if not self.lost.done():
             self.lost.set_result(None)
+
+    @property
+    def open(self) -> bool:
+        """Whether mini-batches may be put here."""
+        return self.alive and not self.leaving
 
     @property
     def load(self) -> float:
@@ -163,6 +207,8 @@ class Lane:
         ):
             pending = self.gathered.popleft()
             nbytes += pending.batch.nbytes
+            pending.position = self.position
+            self.position += 1
             taken.append(pending)
         return taken
 
@@ -190,7 +236,8 @@ class Dispatcher:
     observe
         Called with each mini-batch and its report, before it is delivered.
     lost
-        Called with each replica that is given up while the trainer is open.
+        Called with each replica that is given up while the trainer is open, or has
+        left. Must see to it that `resolve` is called, with what the others have of it.
     """
 
     def __init__(
@@ -198,24 +245,34 @@ class Dispatcher:
         run_id: str,
         limits: Limits,
         observe: Callable[[Pending, Report], None] = lambda pending, report: None,
-        lost: Callable[[Lane], None] = lambda lane: None,
+        lost: Callable[[Lane], None] | None = None,
     ) -> None:
         self._run_id = run_id
         self._limits = limits
         self._observe = observe
-        self._lost = lost
+        self._lost = lost or (lambda lane: self.resolve(lane, 0))
         self.lanes: list[Lane] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._homeless: deque[Pending] = deque()
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._messages = 0
         self._unreported = 0
         self._idle: list[asyncio.Future[None]] = []
         self._turn = 0
         # While it is held: resolves when nothing is at the replicas any more.
         self._held: asyncio.Future[None] | None = None
         self.redispatched = 0
+        # Of these, learned a second time since they were lost with a replica; and
+        # those of which it was known that they were not.
+        self.relearned = 0
+        self.lived_on = 0
+        # Held no longer, since too many waited for a peer.
+        self.unguarded = 0
         self.closed = False
+
+    def admit(self, lane: Lane) -> None:
+        """Send mini-batches to a further replica from now on."""
+        self.lanes.append(lane)
+        self._wake()
 
     # ---- taking mini-batches in ----------------------------------------------------
 
@@ -288,7 +345,7 @@ class Dispatcher:
         for position in range(count):
             lane = lanes[(self._turn + position) % count]
             if (
-                lane.alive
+                lane.open
                 and lane.has_room(self._limits)
                 and (best is None or lane.load < best.load)
             ):
@@ -320,14 +377,18 @@ class Dispatcher:
         lane.scheduled = False
         while lane.alive and self._may_send(lane):
             taken = lane.take(self._limits)
-            number = self._messages = self._messages + 1
+            number = lane.messages
+            lane.messages += 1
             lane.sent[number] = taken
             self._track(self._exchange(lane, number, taken))
 
     async def _exchange(self, lane: Lane, number: int, taken: list[Pending]) -> None:
-        block = Block.join(self._run_id, [pending.batch for pending in taken])
+        block = Block.join(self._run_id, [pending.batch for pending in taken], number)
         try:
             outcome = await lane.learn(block)
+        except ReplicaLeavingError:
+            self._return(lane, number)
+            return
         except Exception as error:
             # Not only OSError: whatever the reason, this replica gives no reports.
             self.lose(lane, error)
@@ -340,17 +401,29 @@ class Dispatcher:
         learned = [seconds for seconds in outcome.seconds if seconds]
         if learned:
             lane.measured(learned)
+        if outcome.status is not None and outcome.status.leaving:
+            self.dismiss(lane)
         self._send(lane)
         self._wake()
         self._report(lane, outcome, taken)
+        self.confirm(lane)
         self._notice_rest()
+        self._notice_departure(lane)
 
     def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
         now = time.time()
         names = outcome.metric_names
         for position, pending in enumerate(taken):
-            values = outcome.metrics[position]
             error = outcome.errors.get(position)
+            if pending.batch.learn and error is None:
+                self._guard(lane, pending)
+            else:
+                pending.confirmed = True  # there is no gradient to lose
+            if pending.reported:  # learned once more
+                self._pass(pending)
+                continue
+            pending.reported = True
+            values = outcome.metrics[position]
             report = Report(
                 pending.index,
                 outcome.losses[position],
@@ -362,7 +435,7 @@ class Dispatcher:
                 error,
                 outcome.predictions[position],
                 now,
-                pending.batch.learn and error is None,
+                (pending.batch.learn or pending.lives_on) and error is None,
             )
             self._deliver(pending, report)
 
@@ -374,19 +447,53 @@ class Dispatcher:
             logger.exception("What receives the reports raised; the stream goes on")
             rest = None
         if rest is None:
-            self._reported()
+            self._pass(pending)
         else:
-            self._track(self._finish(rest))
+            self._track(self._finish(pending, rest))
 
-    async def _finish(self, rest: Awaitable[Any]) -> None:
+    async def _finish(self, pending: Pending, rest: Awaitable[Any]) -> None:
         try:
             await rest
         except Exception:
             logger.exception("What receives the reports raised; the stream goes on")
         finally:
-            self._reported()
+            self._pass(pending)
 
-    def _reported(self) -> None:
+    # ---- holding what only its own replica may have ----------------------------------
+
+    def _guard(self, lane: Lane, pending: Pending) -> None:
+        """Keep a mini-batch until all replicas have applied its gradient."""
+        lane.unconfirmed.append(pending)
+        lane.unconfirmed_nbytes += pending.batch.nbytes
+        while lane.unconfirmed_nbytes > self._limits.unconfirmed_nbytes:
+            self.unguarded += 1
+            self._confirm_first(lane)
+
+    def confirm(self, lane: Lane) -> None:
+        """Let go of what all replicas have applied, by the lane's newest status."""
+        if not lane.alive or lane.status is None:
+            return
+        while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
+            self._confirm_first(lane)
+
+    def _confirm_first(self, lane: Lane) -> None:
+        pending = lane.unconfirmed.popleft()
+        lane.unconfirmed_nbytes -= pending.batch.nbytes
+        pending.confirmed = True
+        self._settle(pending)
+
+    def _settle(self, pending: Pending) -> None:
+        if not (pending.passed and pending.confirmed) or pending.settle is None:
+            return
+        settle, pending.settle = pending.settle, None
+        try:
+            settle()
+        except Exception:
+            logger.exception("What lets go of a mini-batch raised; the stream goes on")
+
+    def _pass(self, pending: Pending) -> None:
+        pending.passed = True
+        self._settle(pending)
         self._unreported -= 1
         if not self._unreported:
             for waiter in self._idle:
@@ -446,51 +553,127 @@ class Dispatcher:
         if not any(lane.sent for lane in self.lanes):
             self._held.set_result(None)
 
-    # ---- losing replicas -----------------------------------------------------------
+    # ---- replicas that leave, and that are lost --------------------------------------
+
+    def dismiss(self, lane: Lane) -> None:
+        """Send a replica nothing more; it ends when it has learned what it has."""
+        if not lane.open:
+            return
+        lane.leaving = True
+        waiting = list(lane.gathered)
+        lane.gathered.clear()
+        lane.batches -= len(waiting)
+        lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
+        self._rehouse_soon(waiting)
+        self._notice_departure(lane)
+
+    def _return(self, lane: Lane, number: int) -> None:
+        """Take back a message of which a leaving replica has learned nothing."""
+        taken = lane.sent.pop(number, None)
+        self.dismiss(lane)
+        if taken is None:  # lost meanwhile
+            return
+        lane.batches -= len(taken)
+        lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
+        self._rehouse_soon(taken)
+        self._notice_rest()
+        self._notice_departure(lane)
+
+    def _notice_departure(self, lane: Lane) -> None:
+        if lane.alive and lane.leaving and not lane.sent:
+            self._end(lane)
 
     def lose(self, lane: Lane, error: BaseException) -> None:
-        """Give up a replica; what it had and did not report goes to the others."""
+        """Give up a replica; what it had and did not report goes to the others.
+
+        What nobody knows to be learned waits for `resolve`.
+        """
         if not lane.alive:
             return
-        lane.give_up()
-        stranded = [pending for sent in lane.sent.values() for pending in sent]
-        stranded += lane.gathered
-        stranded.sort(key=lambda pending: pending.index)
-        lane.sent.clear()
+        waiting = list(lane.gathered)
         lane.gathered.clear()
-        lane.batches = lane.nbytes = 0
+        doubtful = sum(len(sent) for sent in lane.sent.values())
+        if not self.closed:
+            logger.warning(
+                "Replica on %s is lost (%s: %s); %d mini-batches go to others",
+                lane.address,
+                type(error).__name__,
+                error,
+                doubtful + len(waiting),
+            )
+        self._end(lane)
+        self._rehouse_soon(waiting)
+
+    def _end(self, lane: Lane) -> None:
+        lane.give_up()
+        doubtful = [pending for sent in lane.sent.values() for pending in sent]
+        lane.orphans = [*doubtful, *lane.unconfirmed]
+        self._unreported += len(lane.unconfirmed)
+        lane.sent.clear()
+        lane.unconfirmed.clear()
+        lane.batches = lane.nbytes = lane.unconfirmed_nbytes = 0
         self._notice_rest()
-        if self.closed:
-            return
-        logger.warning(
-            "Replica on %s is lost (%s: %s); %d mini-batches go to others",
-            lane.address,
-            type(error).__name__,
-            error,
-            len(stranded),
-        )
-        self._lost(lane)
-        self.redispatched += len(stranded)
-        self._homeless.extend(stranded)
+        if not self.closed:
+            self._lost(lane)
+
+    def resolve(self, lane: Lane, taken: int | None) -> None:
+        """Say what the others have of a replica that is lost, or has left.
+
+        What they do not have is learned by one of them. What they have, and was not
+        reported, is scored by one of them.
+
+        Parameters
+        ----------
+        lane
+            Of the lost replica.
+        taken
+            The gradients of how many of the mini-batches that were sent to it, in the
+            order of sending, all the others have applied; None if there are no others.
+        """
+        lane.judged = True
+        orphans, lane.orphans = lane.orphans, []
+        again: list[Pending] = []
+        for pending in orphans:
+            lives = taken is not None and pending.position < taken
+            if pending.reported and lives:
+                pending.confirmed = True
+            if pending.reported and (lives or taken is None):
+                # Where there are no others, nobody settles it: it was lost.
+                self._pass(pending)
+                continue
+            if lives and pending.batch.learn:
+                pending.lives_on = True
+                pending.batch = replace(pending.batch, learn=False)
+                self.lived_on += 1
+            self.relearned += pending.reported
+            again.append(pending)
+        self._rehouse_soon(again)
+
+    def _rehouse_soon(self, pendings: list[Pending]) -> None:
+        self.redispatched += len(pendings)
+        self._homeless.extend(sorted(pendings, key=lambda pending: pending.index))
         # At the loop's next turn: all replicas of a lost machine are then known.
         asyncio.get_running_loop().call_soon(self._rehouse)
 
     def _rehouse(self) -> None:
         # Beyond the bounds of the lanes if need be: they were within the bounds of
         # the cluster when they were taken in, and nothing new is taken in meanwhile.
-        alive = [lane for lane in self.lanes if lane.alive]
+        open_lanes = [lane for lane in self.lanes if lane.open]
         while self._homeless:
             pending = self._homeless.popleft()
-            if alive:
-                self._put(min(alive, key=lambda lane: lane.load), pending)
+            if open_lanes:
+                self._put(min(open_lanes, key=lambda lane: lane.load), pending)
+            elif pending.reported:
+                self._pass(pending)
             else:
+                pending.reported = True
                 error = NoReplicasError(
                     "All replicas are lost; the mini-batch was not learned. Start "
                     "workers and a new trainer."
                 )
                 report = Report.refused(pending.index, pending.batch.samples, error)
                 self._deliver(pending, report)
-        if alive:
+        if open_lanes:
             self._wake()
         else:
             for waiter in self._waiting:
@@ -498,7 +681,7 @@ class Dispatcher:
                     waiter.set_result(None)
 
     def _check_alive(self) -> None:
-        if not any(lane.alive for lane in self.lanes):
+        if not any(lane.open for lane in self.lanes):
             raise NoReplicasError(
                 f"None of the {len(self.lanes)} replicas is alive; the mini-batch was "
                 "not taken. Start workers and a new trainer."

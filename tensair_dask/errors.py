@@ -20,6 +20,7 @@ __all__ = [
     "NonFiniteError",
     "OptimizerError",
     "PackageMissingError",
+    "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
     "ShapeError",
@@ -71,6 +72,10 @@ class NoReplicasError(ClusterError):
 
 class ReplicaLostError(ClusterError):
     """The replica that held the work is gone."""
+
+
+class ReplicaLeavingError(ReplicaLostError):
+    """A replica takes no more work, since its worker is about to end."""
 
 
 class SchedulerLostError(ClusterError):

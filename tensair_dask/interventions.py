@@ -35,7 +35,8 @@ class Interventions:
     def __init__(self, calls: Calls, dispatcher: Dispatcher) -> None:
         self._calls = calls
         self._dispatcher = dispatcher
-        self._lock = asyncio.Lock()
+        # Held by whoever changes models, or who takes part.
+        self.alone = asyncio.Lock()
         # Modules of the user's that the workers lack; known when they have started.
         self.missing: list[str] = []
 
@@ -65,7 +66,7 @@ class Interventions:
         await self._calls.ask_any("check", payload)
 
     async def _everywhere(self, method: str, *args: Any) -> None:
-        async with self._lock, self._rest():
+        async with self.alone, self.rest():
             changed: set[ReplicaHandle] = set()
             while True:
                 alive = self._calls.alive()
@@ -76,7 +77,7 @@ class Interventions:
                 others = [each for each in alive if each not in changed]
                 if not others:
                     return
-                changed.update(await self._copy(source, others))
+                changed.update(await self.copy(source, others))
 
     async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
         while True:
@@ -87,7 +88,7 @@ class Interventions:
                 continue
             return handle
 
-    async def _copy(
+    async def copy(
         self, source: ReplicaHandle, others: list[ReplicaHandle]
     ) -> list[ReplicaHandle]:
         """Let others take over the source's model; give those that have.
@@ -112,7 +113,7 @@ class Interventions:
         return copied
 
     @asynccontextmanager
-    async def _rest(self) -> AsyncIterator[None]:
+    async def rest(self) -> AsyncIterator[None]:
         """Hold the stream while nothing is being learned and no gradient travels."""
         seconds = config.get_seconds("timeouts.drain")
         try:

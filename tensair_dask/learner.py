@@ -279,6 +279,15 @@ class Learner:
             for name, value in self.model.state_dict().items()
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """Copy all that a peer needs to go on from here."""
+        return {
+            "model": self.state_dict(),
+            "optimizers": [
+                copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
+            ],
+        }
+
     def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
         """Take over a peer's parameters, buffers and optimizer state."""
         self.model.load_state_dict(state)

@@ -29,7 +29,8 @@ class ReplicaRow:
     name, address, device
         Of the replica, of its worker, and where its model lies.
     state
-        ``"learning"``, ``"predicting"``, ``"waiting"``, ``"lost"`` or ``"closed"``.
+        ``"learning"``, ``"predicting"``, ``"waiting"``, ``"left"``, ``"lost"`` or
+        ``"closed"``.
     steps, samples, staleness, version
         As `ReplicaInfo` has them.
     sent, received
@@ -160,15 +161,14 @@ def replica_rows(trainer: Any) -> list[ReplicaRow]:
     """What is known of each replica; of those that were closed, their last counts."""
     rows = []
     busy = "learning" if trainer.phase == "training" else "predicting"
-    lanes = trainer._dispatcher.lanes
-    for handle, lane, info in zip(
-        trainer._handles, lanes, trainer.replicas, strict=True
-    ):
+    for handle, info in zip(trainer._handles, trainer.replicas, strict=True):
         last = trainer._last_counts.get(handle.name, {})
         if info.alive:
-            state = busy if lane.batches else "waiting"
+            state = busy if handle.lane.batches else "waiting"
+        elif handle.name in trainer._last_counts:
+            state = "closed"
         else:
-            state = "closed" if handle.name in trainer._last_counts else "lost"
+            state = "left" if handle.lane.leaving else "lost"
         rows.append(
             ReplicaRow(
                 name=handle.name,

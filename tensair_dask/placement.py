@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tensair_dask.errors import ConfigurationError, NoWorkersError
 
-__all__ = ["Place", "WorkerFacts", "place_replicas"]
+__all__ = ["Place", "Wish", "WorkerFacts", "place_more", "place_replicas"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,97 @@ class Place:
     torch_threads: int
 
 
+@dataclass(frozen=True)
+class Wish:
+    """How many replicas are wished for, as the cluster grows and shrinks.
+
+    Attributes
+    ----------
+    least, most
+        Between them, as many as there are workers.
+    """
+
+    least: int
+    most: float
+
+    @classmethod
+    def of(cls, replicas: Any) -> Wish:
+        """Make one of ``"all"`` (or None), a number, or a pair of them.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is anything else.
+        """
+        if replicas is None or replicas == "all":
+            return cls(1, math.inf)
+        if _is_count(replicas):
+            return cls(replicas, replicas)
+        if isinstance(replicas, (tuple, list)) and len(replicas) == 2:
+            least, most = replicas
+            if _is_count(least) and _is_count(most) and least <= most:
+                return cls(least, most)
+        raise ConfigurationError(
+            f"replicas={replicas!r} was given; allowed are 'all' for one on each "
+            "worker, a whole number from 1, or a pair of them such as (1, 8) for one "
+            "on each worker within these bounds."
+        )
+
+    def count(self, workers: int) -> int:
+        """How many are wished for on so many workers."""
+        return int(min(max(workers, self.least), self.most))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def place_more(
+    workers: Sequence[WorkerFacts],
+    present: Sequence[Place],
+    count: int,
+    device: str,
+) -> list[Place]:
+    """Place further replicas, on the workers that have the fewest.
+
+    Parameters
+    ----------
+    workers
+        All workers of the cluster that may be used.
+    present
+        Where the replicas are that there are.
+    count
+        How many are to come.
+    device
+        As in `place_replicas`.
+
+    Returns
+    -------
+    places
+        One for each, if there are workers at all.
+    """
+    if not workers:
+        return []
+    load = Counter(place.address for place in present)
+    by_address = {worker.address: worker for worker in workers}
+    there = [by_address[p.address] for p in present if p.address in by_address]
+    chosen: list[WorkerFacts] = []
+    order = _spread(workers)
+    for _ in range(count):
+        worker = min(order, key=lambda each: load[each.address])
+        load[worker.address] += 1
+        chosen.append(worker)
+    devices = [device] * count
+    if device == "auto":
+        devices = _devices([*there, *chosen])[len(there) :]
+    return [
+        Place(worker.address, name, max(1, worker.nthreads // load[worker.address]))
+        for worker, name in zip(chosen, devices, strict=True)
+    ]
+
+
 def place_replicas(
-    workers: Sequence[WorkerFacts], replicas: int | None, device: str
+    workers: Sequence[WorkerFacts], replicas: int, device: str
 ) -> list[Place]:
     """Place replicas on workers: one each, unless more are asked for than there are.
 
@@ -59,7 +150,7 @@ def place_replicas(
     workers
         All workers of the cluster.
     replicas
-        How many; None for one on each worker.
+        How many.
     device
         ``"auto"``: CUDA where a worker has it, spread over the GPUs of its host, else
         the CPU. Any other name of a torch device is taken as it is.
@@ -74,24 +165,16 @@ def place_replicas(
     ------
     NoWorkersError
         If there are no workers.
-    ConfigurationError
-        If ``replicas`` is not positive.
     """
     if not workers:
         raise NoWorkersError(
             "The cluster has no workers; a replica needs one. Start workers first, for "
             "example: cluster.scale(2), or on the command line: dask worker ADDRESS."
         )
-    if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
-        raise ConfigurationError(
-            f"replicas={replicas!r} was given; a whole number from 1, or None for one "
-            "on each worker, is allowed."
-        )
     chosen = _spread(workers)
-    count = len(chosen) if replicas is None else replicas
-    assigned = [chosen[number % len(chosen)] for number in range(count)]
+    assigned = [chosen[number % len(chosen)] for number in range(replicas)]
     per_worker = Counter(worker.address for worker in assigned)
-    devices = _devices(assigned) if device == "auto" else [device] * count
+    devices = _devices(assigned) if device == "auto" else [device] * replicas
     return [
         Place(
             worker.address,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from tensair_dask.errors import (
     ModelError,
     PackageMissingError,
 )
-from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.learner import Evaluation, Learner, to_tensors
@@ -85,6 +86,7 @@ class Replica:
         self._evaluations: dict[str, Evaluation] = {}
         self._learner: Learner | None = None
         self._exchange: Exchange | None = None
+        self._kept: dict[str, Any] | None = None
         self._closing = False
         worker = self._worker
         self._thread = TrainingThread(
@@ -127,12 +129,26 @@ class Replica:
             telemetry = WorkerTelemetry.of(self._worker)
             telemetry.add(plan.run_id, plan.name, self.told)
 
-    async def join(self) -> None:
-        """Subscribe to the peers' gradients and make the own ones known."""
-        await self.exchange.join(self._worker)
+    async def join(self, adopting: bool = False) -> None:
+        """Subscribe to the peers' gradients and make the own ones known.
 
-    async def adopt(self, peer: Peer) -> None:
+        Parameters
+        ----------
+        adopting
+            Whether a peer's model is still to be taken over (`adopt`), of the moment
+            at which this is called.
+        """
+        await self.exchange.join(self._worker, adopting)
+
+    async def adopt(self, peer: Peer, kept: bool = False) -> None:
         """Take over a peer's model, optimizer state and clock.
+
+        Parameters
+        ----------
+        peer
+            Another replica of the run.
+        kept
+            Whether to take what it kept (`keep`), not what it has now.
 
         Raises
         ------
@@ -141,7 +157,10 @@ class Replica:
         """
         try:
             answer = await self._worker.rpc(peer.address).actor_execute(
-                function="snapshot", actor=peer.key, args=[], kwargs={}
+                function="kept" if kept else "snapshot",
+                actor=peer.key,
+                args=[],
+                kwargs={},
             )
         except (OSError, KeyError) as error:
             raise ClusterError(
@@ -154,7 +173,7 @@ class Replica:
 
         def take_over() -> None:
             self._load(snapshot)
-            self.exchange.adopted(snapshot["clock"])
+            self.exchange.adopted(Holding(snapshot["clock"], snapshot["taken"]))
 
         await self._thread.call(take_over)
 
@@ -205,19 +224,33 @@ class Replica:
 
     async def snapshot(self) -> Any:
         """Give parameters, buffers, optimizer state and clock, packed."""
+        return pack(await self._thread.call(self._copy))
 
-        def take() -> Any:
-            return pack(
-                {
-                    "model": self.learner.state_dict(),
-                    "optimizers": [
-                        each.state_dict() for each in self.learner.optimizers
-                    ],
-                    "clock": self.exchange.clock.snapshot(),
-                }
-            )
+    async def keep(self) -> None:
+        """Keep a `snapshot` of now, for `kept`; training may then go on."""
+        self._kept = await self._thread.call(self._copy)
 
-        return await self._thread.call(take)
+    async def kept(self) -> Any:
+        """Give what was kept."""
+        return pack(self._kept)
+
+    async def let_go(self) -> None:
+        """Forget what was kept."""
+        self._kept = None
+
+    def _copy(self) -> dict[str, Any]:
+        holding = self.exchange.holding()
+        return {
+            **self.learner.snapshot(),
+            "clock": holding.clock,
+            "taken": holding.taken,
+        }
+
+    async def seal(self, origins: Sequence[str]) -> Holding:
+        """Apply nothing more of lost peers, and tell whose gradients are held."""
+        holding = await self._thread.call(lambda: self.exchange.seal(origins))
+        self.exchange.forget(origins)
+        return holding
 
     async def wait_for_peers(self, replicas: int, timeout: float) -> None:
         """Wait until so many replicas of the run know each other."""
@@ -286,7 +319,7 @@ class Replica:
         """Publish what has gathered and wait until every peer has applied it."""
         await self._thread.call(self.exchange.publish_all)
         await self.exchange.flushed(timeout)
-        return self._thread.status()
+        return await self.status()
 
     async def statistics(self) -> dict[str, float]:
         """Statistics of the exchange."""
@@ -294,7 +327,7 @@ class Replica:
 
     async def status(self) -> Status:
         """How the replica stands."""
-        return self._thread.status()
+        return await self._thread.call(self._thread.status)
 
     async def close(self) -> dict[str, Any]:
         """End the thread, deliver what it published, and leave the exchange.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import (
@@ -26,7 +27,7 @@ from tensair_dask.adaptation.modes import as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.batches import ABSENT, Block, MiniBatch
 from tensair_dask.calls import Calls, closed_error, late_error
-from tensair_dask.cluster import ReplicaHandle, start_replicas
+from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
 from tensair_dask.dashboard.plugin import TrainingDashboard
 from tensair_dask.dead_letters import DeadLetter, DeadLetters
@@ -43,7 +44,9 @@ from tensair_dask.exchange.wire import unpack
 from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.live_view import Monitor
+from tensair_dask.membership import Membership
 from tensair_dask.overview import dashboard_link, look_at
+from tensair_dask.placement import Wish
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.telemetry.counters import plain
@@ -122,7 +125,9 @@ class Trainer:
         By name, ``(prediction, y) -> scalar`` or torchmetrics objects; computed for
         every mini-batch before it is learned.
     replicas
-        How many; None for one on each worker that the cluster has now.
+        How many: ``"all"`` for one on each worker, also on those that come later; a
+        number; or a pair ``(least, most)`` for one on each worker within these
+        bounds. As many are kept as workers come, go, and are lost.
     share
         What replicas publish. ``"gradient"``: each receiver puts it through its own
         optimizer, as in the paper; exact for SGD. ``"update"``: the change that the
@@ -196,7 +201,7 @@ class Trainer:
         loss: Callable[[Any, Any], Any],
         optimizer: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]],
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
-        replicas: int | None = None,
+        replicas: int | tuple[int, int] | str | None = "all",
         share: Share = "gradient",
         compression: str = "none",
         staleness: float | str | None = None,
@@ -219,9 +224,8 @@ class Trainer:
         self._recipe = Recipe(
             model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
         )
-        self._replicas = replicas
-        self._device = device
-        self._settings = Settings.configured(share, compression, staleness)
+        wish = Wish.of(replicas)
+        settings = Settings.configured(share, compression, staleness)
         modes = Modes(
             mode,
             as_detector(detector, mode),
@@ -241,11 +245,30 @@ class Trainer:
         self._dispatcher = Dispatcher(
             self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
+        self._shown = bool(config.get("dashboard.enabled"))
         # Of the streams that it learns from, until it is closed.
         self.nodes: set[Any] = set()
         self._handles: list[ReplicaHandle] = []
         self._calls = Calls(self._handles, self._dispatcher)
         interventions = Interventions(self._calls, self._dispatcher)
+        self._starter = Starter(
+            client,
+            self.run_id,
+            self._recipe,
+            device,
+            settings,
+            self.name if self._shown else None,
+        )
+        self._membership = Membership(
+            client,
+            self._starter,
+            wish,
+            self._handles,
+            self._calls,
+            interventions,
+            self._dispatcher,
+            self._note,
+        )
         self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
         self._awaited: set[asyncio.Future[Report]] = set()
@@ -255,7 +278,6 @@ class Trainer:
         self._state = "new"
         self._monitor: Monitor | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._reporter = Reporter(
             client,
             (DASHBOARD, TrainingDashboard()),
@@ -264,7 +286,7 @@ class Trainer:
                 "name": plain(self.name),
                 "client": client.id,
                 "metrics": [plain(each) for each in metrics or {}],
-                "target": replicas,
+                "target": None if wish.most == math.inf else int(wish.most),
             },
             self._told,
         )
@@ -282,23 +304,11 @@ class Trainer:
         return self
 
     async def _start_replicas(self) -> None:
-        shown = bool(config.get("dashboard.enabled"))
         try:
-            if shown:
+            if self._shown:
                 await self._reporter.open()
-            started = await start_replicas(
-                self.client,
-                self.run_id,
-                self._recipe,
-                self._replicas,
-                self._device,
-                self._settings,
-                self.name if shown else None,
-            )
-            for handle in started.handles:
-                self._handles.append(handle)
-                self._dispatcher.lanes.append(Lane(handle.place.address, handle.learn))
-            self._adapting.interventions.missing = started.missing
+            await self._membership.start()
+            self._adapting.interventions.missing = self._starter.missing
             await self._adapting.start()
         except BaseException:
             self._state = "closed"
@@ -308,7 +318,7 @@ class Trainer:
             raise
         self._most_predictions *= len(self._handles)
         self._predicting = asyncio.Semaphore(self._most_predictions)
-        self._watching = asyncio.ensure_future(self._watch())
+        self._membership.watch()
         self._curves.begin()
         self._state = "open"
 
@@ -333,16 +343,8 @@ class Trainer:
             "phase": self.phase,
         }
         if self._handles:
-            told["target"] = len(self._handles)
+            told["target"] = self._membership.target
         return told
-
-    async def _watch(self) -> None:
-        """Give up replicas that Dask has declared lost, whatever their comms say."""
-        while not self._client_is_closed:
-            for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True):
-                if lane.alive and handle.is_lost:
-                    self._dispatcher.lose(lane, OSError("its worker left the cluster"))
-            await asyncio.sleep(0.5)
 
     def __await__(self) -> Generator[Any, None, Trainer]:
         return self._start().__await__()
@@ -482,6 +484,41 @@ class Trainer:
                     report.index, item, report.error, report.replica, report.time
                 )
             )
+
+    # ---- replicas -------------------------------------------------------------------
+
+    def scale(
+        self,
+        replicas: int | tuple[int, int] | str,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Change how many replicas there are, while they learn; nothing is lost.
+
+        Returns when as many are there as are wished for. New ones take over the model
+        of a peer; those that are too many learn what they have, and leave. Workers are
+        neither started nor ended: that is the matter of the cluster.
+
+        Parameters
+        ----------
+        replicas
+            As in `Trainer`: a number, ``"all"``, or a pair ``(least, most)``.
+        timeout
+            Seconds, or a string such as ``"1 min"``; None for
+            ``tensair.timeouts.start``.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If they are not there in time; what was begun goes on.
+        NoReplicasError
+            If none is alive.
+        """
+        return self._sync(self._scale, replicas, timeout)
+
+    async def _scale(self, replicas: Any, timeout: float | str | None = None) -> None:
+        await self._ready()
+        seconds = config.get_seconds("timeouts.start", timeout)
+        await self._membership.scale(Wish.of(replicas), seconds)
 
     # ---- adapting -------------------------------------------------------------------
 
@@ -716,7 +753,8 @@ class Trainer:
     def replicas(self) -> list[ReplicaInfo]:
         """All replicas, as of their latest reports; `drain` brings them up to date."""
         infos = []
-        for handle, lane in zip(self._handles, self._dispatcher.lanes, strict=True):
+        for handle in self._handles:
+            lane = handle.lane
             status = lane.status
             infos.append(
                 ReplicaInfo(
@@ -851,7 +889,11 @@ class Trainer:
         await self.client.log_event(TOPIC, {"run_id": self.run_id, **event.plain()})
 
     def _lost(self, lane: Lane) -> None:
-        self._events.append(Event("lost", f"the replica on {lane.address}"))
+        self._membership.lost(lane)
+
+    def _note(self, kind: str, text: str) -> None:
+        """Write an event down, and tell the dashboard."""
+        self._adapting.tell(kind, text, self._index)
 
     # ---- the end --------------------------------------------------------------------
 
@@ -876,10 +918,12 @@ class Trainer:
         seconds = config.get_seconds("timeouts.drain", timeout)
         await self._dispatcher.drained(seconds)
         await self._adapting.settled(seconds)
+        await self._membership.recovered(seconds)
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
         for handle, status in (await self._calls.ask_all("status")).items():
-            self._calls.lane(handle).status = status
+            handle.lane.status = status
+            self._dispatcher.confirm(handle.lane)
 
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
@@ -895,8 +939,7 @@ class Trainer:
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
-        if self._watching is not None:
-            self._watching.cancel()
+        await self._membership.close()
         alive = [] if self._client_is_closed else self._calls.alive()
         await self._dispatcher.close()
         await self._adapting.close()
@@ -991,6 +1034,7 @@ def _limits(max_in_flight: int | None) -> Limits:
     return Limits(
         batches=int(config.get("dispatch.max-in-flight", max_in_flight)),
         nbytes=config.get_bytes("dispatch.max-in-flight-bytes"),
+        unconfirmed_nbytes=config.get_bytes("dispatch.max-unconfirmed-bytes"),
         seconds=config.get_seconds("dispatch.max-in-flight-time"),
         message_seconds=config.get_seconds("dispatch.message-time"),
         message_nbytes=config.get_bytes("dispatch.message-bytes"),

@@ -41,6 +41,11 @@ class Status:
     samples: int
     staleness: float
     version: int
+    # Mini-batches dealt with, and how many of these all peers hold as well.
+    taken: int = 0
+    confirmed: int = 0
+    # Whether the replica takes no more mini-batches.
+    leaving: bool = False
 
 
 @dataclass(slots=True)
@@ -106,6 +111,9 @@ class TrainingThread:
         # are atomic. The condition is only for sleeping.
         self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._jobs: deque[_Job] = deque()
+        # Blocks that have overtaken an earlier one, by number.
+        self._early: dict[int, _Job] = {}
+        self._next_block = 0
         self._wakeup = threading.Condition()
         self._stopping = False
         self._ended = False
@@ -130,7 +138,14 @@ class TrainingThread:
             Outcome(self._learner.metric_names),
             self._loop.create_future(),
         )
-        return self._queue(self._jobs, job, job.future)
+        if block.number is None:
+            return self._queue(self._jobs, job, job.future)
+        self._early[block.number] = job
+        while self._next_block in self._early:
+            ready = self._early.pop(self._next_block)
+            self._next_block += 1
+            self._queue(self._jobs, ready, ready.future)
+        return job.future
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call a function on the thread; it waits behind at most one mini-batch."""
@@ -271,6 +286,7 @@ class TrainingThread:
             outcome.metrics.append(step.metrics)
             outcome.seconds.append(step.seconds)
             outcome.predictions.append(step.prediction)
+        self._exchange.dealt()
         outcome.stalenesses.append(self._staleness)
         self._staleness = 0
         job.remaining -= 1
@@ -294,11 +310,16 @@ class TrainingThread:
         outcome.predictions.append(None)
 
     def status(self) -> Status:
-        """How the replica stands."""
+        """How the replica stands; on the thread."""
         exchange = self._exchange
         assert exchange is not None
         return Status(
-            exchange.steps, exchange.samples, exchange.staleness, exchange.clock.version
+            exchange.steps,
+            exchange.samples,
+            exchange.staleness,
+            exchange.clock.version,
+            exchange.taken,
+            exchange.confirmed(),
         )
 
     def _abandon(self) -> None:
@@ -308,6 +329,8 @@ class TrainingThread:
                 self._resolve(self._calls.popleft()[1], error=error)
             while self._jobs:
                 self._resolve(self._jobs.popleft().future, error=error)
+            while self._early:
+                self._resolve(self._early.popitem()[1].future, error=error)
 
     def _resolve(
         self, future: asyncio.Future[Any], result: Any = None, error: Any = None

@@ -22,6 +22,7 @@ def limits(**overrides: Any) -> Limits:
     arguments = {
         "batches": 8,
         "nbytes": 1 << 20,
+        "unconfirmed_nbytes": 1 << 20,
         "seconds": 1.0,
         "message_seconds": 0.01,
         "message_nbytes": 1 << 20,

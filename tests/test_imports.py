@@ -35,7 +35,7 @@ LEVELS = [
     ["dispatch", "training_thread", "replica"],
     ["charts", "overview"],
     ["notebook", "live_view"],
-    ["cluster", "calls", "interventions", "adapting", "trainer"],
+    ["cluster", "calls", "interventions", "adapting", "membership", "trainer"],
     ["streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
     ["run_page", "running", "scored", "adaptive", "monitor"],

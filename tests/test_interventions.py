@@ -198,13 +198,13 @@ async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, 
     workers = {a.address: a, b.address: b}
     async with ta.Trainer(c, **linear()) as trainer:
         interventions = trainer._adapting.interventions
-        copy = interventions._copy
+        copy = interventions.copy
 
         async def lose_the_source(source, others):
             await workers[source.place.address].close(reason="test")
             return await copy(source, others)
 
-        interventions._copy = lose_the_source
+        interventions.copy = lose_the_source
         await trainer.apply(to_zero)
         (state,) = (await trainer.state_dicts()).values()
         assert not state["weight"].any()

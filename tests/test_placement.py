@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from tensair_dask.errors import ConfigurationError, NoWorkersError
-from tensair_dask.placement import WorkerFacts, place_replicas
+from tensair_dask.placement import (
+    Place,
+    Wish,
+    WorkerFacts,
+    place_more,
+    place_replicas,
+)
 
 
 def workers(*specs: tuple) -> list[WorkerFacts]:
@@ -12,11 +18,15 @@ def workers(*specs: tuple) -> list[WorkerFacts]:
     ]
 
 
+def one_each(facts: list[WorkerFacts]) -> list[Place]:
+    return place_replicas(facts, Wish.of("all").count(len(facts)), "auto")
+
+
 CPU = ("one", 4, 0, None)
 
 
 def test_one_replica_on_each_worker_by_default():
-    places = place_replicas(workers(CPU, CPU), None, "auto")
+    places = one_each(workers(CPU, CPU))
     assert [place.address for place in places] == ["tcp://0", "tcp://1"]
     assert {place.device for place in places} == {"cpu"}
 
@@ -36,14 +46,12 @@ def test_few_replicas_land_on_many_machines():
 
 def test_replicas_of_a_host_spread_over_its_gpus():
     gpu = ("one", 1, 2, None)
-    places = place_replicas(workers(gpu, gpu, gpu), None, "auto")
+    places = one_each(workers(gpu, gpu, gpu))
     assert [place.device for place in places] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_workers_that_see_a_device_of_their_own_use_that():
-    places = place_replicas(
-        workers(("one", 1, 2, "0,1"), ("one", 1, 2, "1,0")), None, "auto"
-    )
+    places = one_each(workers(("one", 1, 2, "0,1"), ("one", 1, 2, "1,0")))
     assert [place.device for place in places] == ["cuda:0", "cuda:0"]
 
 
@@ -54,7 +62,7 @@ def test_workers_that_see_a_device_of_their_own_use_that():
 )
 def test_batch_jobs_of_a_host_do_not_share_their_gpus(first, second):
     one, other = ("one", 1, 2, first, "job 1"), ("one", 1, 2, second, "job 2")
-    places = place_replicas(workers(one, other, one, other), None, "auto")
+    places = one_each(workers(one, other, one, other))
     assert [place.device for place in places] == [
         "cuda:0",
         "cuda:0",
@@ -64,18 +72,14 @@ def test_batch_jobs_of_a_host_do_not_share_their_gpus(first, second):
 
 
 def test_batch_jobs_that_see_all_gpus_of_a_host_take_turns():
-    places = place_replicas(
-        workers(("one", 1, 2, None, "job 1"), ("one", 1, 2, None, "job 2")),
-        None,
-        "auto",
+    places = one_each(
+        workers(("one", 1, 2, None, "job 1"), ("one", 1, 2, None, "job 2"))
     )
     assert [place.device for place in places] == ["cuda:0", "cuda:1"]
 
 
 def test_hosts_do_not_share_their_gpus():
-    places = place_replicas(
-        workers(("one", 1, 1, None), ("two", 1, 1, None), CPU), None, "auto"
-    )
+    places = one_each(workers(("one", 1, 1, None), ("two", 1, 1, None), CPU))
     assert sorted(place.device for place in places) == ["cpu", "cuda:0", "cuda:0"]
 
 
@@ -85,10 +89,46 @@ def test_a_named_device_is_taken_as_it_is():
 
 def test_no_workers_says_how_to_start_some():
     with pytest.raises(NoWorkersError, match=r"cluster\.scale\(2\)"):
-        place_replicas([], None, "auto")
+        place_replicas([], 1, "auto")
 
 
-@pytest.mark.parametrize("replicas", [0, -1, 1.5, "all"])
+@pytest.mark.parametrize(
+    "replicas", [0, -1, 1.5, "some", True, (2, 1), (0, 3), (1, 2, 3)]
+)
 def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
     with pytest.raises(ConfigurationError, match="whole number from 1"):
-        place_replicas(workers(CPU), replicas, "auto")
+        Wish.of(replicas)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "workers", "wished"),
+    [
+        ("all", 3, 3),
+        (None, 3, 3),
+        ("all", 0, 1),
+        (2, 5, 2),
+        (4, 1, 4),
+        ((2, 4), 1, 2),
+        ((2, 4), 3, 3),
+        ((2, 4), 9, 4),
+    ],
+)
+def test_as_many_are_wished_for_as_the_workers_allow(replicas, workers, wished):
+    assert Wish.of(replicas).count(workers) == wished
+
+
+def test_further_replicas_go_where_there_are_the_fewest():
+    facts = workers(CPU, CPU, CPU)
+    present = [Place("tcp://0", "cpu", 4), Place("tcp://2", "cpu", 4)]
+    (place,) = place_more(facts, present, 1, "auto")
+    assert place == Place("tcp://1", "cpu", 4)
+    places = place_more(facts, present, 3, "auto")
+    assert [each.address for each in places] == ["tcp://1", "tcp://0", "tcp://1"]
+    assert [each.torch_threads for each in places] == [2, 2, 2]
+
+
+def test_further_replicas_take_the_gpus_that_are_free():
+    facts = workers(("one", 1, 2, None), ("one", 1, 2, None))
+    present = [Place("tcp://0", "cuda:0", 1), Place("tcp://gone", "cuda:1", 1)]
+    assert place_more(facts, present, 1, "auto")[0].device == "cuda:1"
+    assert place_more([], present, 1, "auto") == []

@@ -35,6 +35,10 @@ class VectorClock:
             )
         self._counts[origin] = to
 
+    def set_to(self, counts: Mapping[str, int]) -> None:
+        """Stand as another clock does, also where that goes backwards."""
+        self._counts = dict(counts)
+
     def ahead_of(self, other: Mapping[str, int]) -> int:
         """Count the gradients applied here that ``other`` had not applied."""
         known = other.get

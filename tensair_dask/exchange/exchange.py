@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +26,26 @@ from tensair_dask.exchange.settings import Settings
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.view import Member, View
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "Holding"]
 
 # Staleness and ages of the newest messages that the statistics are taken over.
 REMEMBERED = 1000
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Whose gradients a replica's parameters hold.
+
+    Attributes
+    ----------
+    clock
+        Gradients by origin.
+    taken
+        By origin, mini-batches that it had dealt with by the newest of these.
+    """
+
+    clock: dict[str, int]
+    taken: dict[str, int]
 
 
 class Exchange:
@@ -66,6 +83,15 @@ class Exchange:
         self.origin = origin
         self.clock = VectorClock()
         self.samples = 0
+        # Mini-batches that were sent to this replica and it has dealt with; and of
+        # each peer those that it had dealt with when it sent what is applied here.
+        self.taken = 0
+        self._taken_by: dict[str, int] = {}
+        self._sealed: set[str] = set()
+        self._adopting = False
+        # Published and not acknowledged by all: marks of the publisher, and `taken`.
+        self._unconfirmed: deque[tuple[int, int]] = deque()
+        self._confirmed = self._latest_published = 0
         # When the parameters last changed, on the monotonic clock.
         self.changed = time.monotonic()
         self._run_id = run_id
@@ -89,8 +115,18 @@ class Exchange:
 
     # ---- on the event loop ------------------------------------------------------
 
-    async def join(self, worker: Any) -> None:
-        """Subscribe, then publish: nothing that a peer says to us can be missed."""
+    async def join(self, worker: Any, adopting: bool = False) -> None:
+        """Subscribe, then publish: nothing that a peer says to us can be missed.
+
+        Parameters
+        ----------
+        worker
+            Of Dask.
+        adopting
+            Whether the model of a peer has still to be taken over (`adopted`): what
+            arrives until then waits.
+        """
+        self._adopting = adopting
         self._loop = asyncio.get_running_loop()
         topic = f"tensair/{self._run_id}/gradients"
         self._sub = Sub(topic, worker=worker, handler=self._receive, member=self.origin)
@@ -133,6 +169,12 @@ class Exchange:
         self._wake()
         return applied
 
+    def forget(self, origins: Iterable[str]) -> None:
+        """Wait no more for lost peers to apply anything."""
+        if self._pub is not None:
+            for origin in origins:
+                self._pub.forget(origin)
+
     async def flushed(self, timeout: float) -> None:
         """Wait until everything published has been applied by every peer."""
         if self._pub is not None:
@@ -163,7 +205,7 @@ class Exchange:
     @property
     def has_arrivals(self) -> bool:
         """Whether messages wait to be applied."""
-        return bool(self._inbox)
+        return bool(self._inbox) and not self._adopting
 
     @property
     def steps(self) -> int:
@@ -183,15 +225,51 @@ class Exchange:
         self._pacer.stepped(seconds)
         step = self.steps + 1
         if self._sharing:
-            self._accumulator.add(step, samples, changes, self.clock)
+            self._accumulator.add(step, samples, changes, self.clock, self.taken + 1)
         self.clock.advance(self.origin, step)
         self.changed = time.monotonic()
         self.samples += samples
 
-    def adopted(self, counts: Mapping[str, int]) -> None:
+    def dealt(self) -> None:
+        """Record that a mini-batch is done with: learned, scored or refused."""
+        self.taken += 1
+
+    def confirmed(self) -> int:
+        """How many of the mini-batches dealt with are in the models of all peers."""
+        pub = self._pub
+        unconfirmed = self._unconfirmed
+        while unconfirmed and (pub is None or pub.reached(unconfirmed[0][0])):
+            self._confirmed = unconfirmed.popleft()[1]
+        if not unconfirmed and self._accumulator.oldest is None:
+            self._confirmed = self.taken
+        return self._confirmed
+
+    def seal(self, origins: Iterable[str]) -> Holding:
+        """Apply nothing more of peers that are lost; tell what is applied.
+
+        One that was only cut off may live on, and publish; with its peers agreed on
+        what they have of it, that must not reach some of them.
+        """
+        self.apply_arrived()
+        self._sealed.update(origins)
+        return self.holding()
+
+    def holding(self) -> Holding:
+        """Whose gradients are in the parameters."""
+        taken = {**self._taken_by, self.origin: self.taken}
+        return Holding(self.clock.snapshot(), taken)
+
+    def adopted(self, holding: Holding) -> None:
         """Record that the model of a peer was taken over, and what it holds."""
-        for origin, count in counts.items():
-            self.clock.advance(origin, count)
+        steps = self.steps
+        self.clock.set_to(holding.clock)
+        self.clock.advance(self.origin, max(steps, self.steps))
+        self._taken_by = {
+            origin: count
+            for origin, count in holding.taken.items()
+            if origin != self.origin
+        }
+        self._adopting = False
         self.replaced()
 
     def replaced(self) -> None:
@@ -210,7 +288,9 @@ class Exchange:
         staleness
             The largest staleness among the messages; 0 if there were none.
         """
-        fresh, repeated = self._inbox.take(self.clock)
+        if self._adopting:
+            return 0
+        fresh, repeated = self._inbox.take(self.clock, self._sealed)
         messages = [arrival.message for arrival in fresh]
         worst = self._apply_all(messages) if messages else 0
         for arrival in (*fresh, *repeated):
@@ -234,6 +314,8 @@ class Exchange:
             self._received += 1
             self._received_bytes += message.nbytes
             self.clock.advance(message.origin, message.last)
+            before = self._taken_by.get(message.origin, 0)
+            self._taken_by[message.origin] = max(before, message.taken)
         return worst
 
     def due(self, busy: bool) -> float | None:
@@ -279,6 +361,7 @@ class Exchange:
         if pub is None or not self._peers:
             return
         pub.put(message)
+        self._note_unconfirmed(pub.mark, message.taken)
         spent = time.perf_counter() - start
         self._sent += 1
         links = pub.links.values()
@@ -289,6 +372,12 @@ class Exchange:
         self._pacer.published(spent + sum(trips))
         last = [link.last_rtt_seconds or 0.0 for link in links]
         self._pacer.delivered(max(last, default=0.0))
+
+    def _note_unconfirmed(self, mark: int, taken: int) -> None:
+        if len(self._unconfirmed) >= REMEMBERED:  # a peer hangs: count less finely
+            self._unconfirmed.pop()
+        self._unconfirmed.append((mark, max(taken, self._latest_published)))
+        self._latest_published = self._unconfirmed[-1][1]
 
     # ---- from either ------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from tensair_dask.exchange.clock import VectorClock
@@ -48,15 +48,24 @@ class Inbox:
         self._arrivals.append(Arrival(message, applied))
         return True
 
-    def take(self, clock: VectorClock) -> tuple[list[Arrival], list[Arrival]]:
+    def take(
+        self, clock: VectorClock, sealed: Container[str] = ()
+    ) -> tuple[list[Arrival], list[Arrival]]:
         """Take all that has arrived.
+
+        Parameters
+        ----------
+        clock
+            What has been applied.
+        sealed
+            Origins of which nothing more is to be applied.
 
         Returns
         -------
         fresh, repeated
             Arrivals to apply, and those whose range of steps has been applied
-            already (to acknowledge only). A range that would leave a gap is counted
-            in `refused` and returned with the repeated ones.
+            already (to acknowledge only). A range that would leave a gap, or is of a
+            sealed origin, is counted in `refused` and returned with the repeated ones.
         """
         fresh: list[Arrival] = []
         repeated: list[Arrival] = []
@@ -65,7 +74,7 @@ class Inbox:
             arrival = self._arrivals.popleft()
             message = arrival.message
             expected = next_step.get(message.origin, clock[message.origin] + 1)
-            if message.first == expected:
+            if message.first == expected and message.origin not in sealed:
                 fresh.append(arrival)
                 next_step[message.origin] = message.last + 1
             else:

@@ -310,6 +310,32 @@ class Pub(_Handle):
         core.put(msg, wait=core.policy.blocks, deadline=core.deadline(seconds))
         return None
 
+    def forget(self, member: str) -> None:
+        """Send nothing more to the subscribers of this name; on the event loop.
+
+        What waits for them, or is on its way, counts as given up, as if they had left.
+        """
+        for link in self._core.links.values():
+            if link.destination.member == member:
+                link.close()
+
+    @property
+    def mark(self) -> int:
+        """Stands for everything that has been put so far; see `reached`."""
+        return self._core.mark
+
+    def reached(self, mark: int) -> bool:
+        """Return whether all up to a mark is acknowledged, or its destination gone.
+
+        Does not wait; from any thread.
+
+        Parameters
+        ----------
+        mark
+            What `mark` was when the messages in question had been put.
+        """
+        return self._core.reached(mark)
+
     def flushed(self, timeout: Timeout = None) -> Any:
         """Wait until all that was put before is acknowledged, or its destination gone.
 

@@ -169,19 +169,23 @@ class Publisher(Participant):
 
     async def flushed(self, timeout: float | None) -> None:
         """Wait until all that has been put is acknowledged, or its destination gone."""
-        ordinal = self._ordinal
-        await self.until(
-            lambda: self._settled(ordinal), timeout, "everything acknowledged"
-        )
+        mark = self.mark
+        await self.until(lambda: self.reached(mark), timeout, "everything acknowledged")
 
-    def _settled(self, ordinal: int) -> bool:
-        return all(box.settled(ordinal) for box in self._boxes)
+    @property
+    def mark(self) -> int:
+        """Stands for everything that has been put so far; see `reached`."""
+        return self._ordinal
+
+    def reached(self, mark: int) -> bool:
+        """Whether all up to a mark is acknowledged, or its destination gone."""
+        return all(box.settled(mark) for box in self._boxes)
 
     async def _say_goodbye(self, linger: float) -> None:
-        ordinal = self._ordinal
+        mark = self.mark
         with contextlib.suppress(TensairTimeoutError):
             await self.pulse.until(
-                lambda: self.closed or self._settled(ordinal), linger, "flushed"
+                lambda: self.closed or self.reached(mark), linger, "flushed"
             )
 
     def shut(self) -> None:

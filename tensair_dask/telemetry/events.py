@@ -23,6 +23,7 @@ KINDS = {
     "policy": "answer to drift",
     "mode": "change of mode",
     "joined": "replica joined",
+    "left": "replica left",
     "lost": "replica lost",
     "note": "note",
 }

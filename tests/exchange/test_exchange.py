@@ -24,7 +24,7 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask.exchange.arena import Arena
-from tensair_dask.exchange.exchange import Exchange
+from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
 
@@ -292,6 +292,6 @@ def test_a_model_that_was_taken_over_has_just_changed():
     arena = Arena(nn.Linear(2, 2))
     exchange = Exchange("run", "me", arena, lambda total: None, lambda: None)
     built = exchange.changed
-    exchange.adopted({"me": 3, "other": 4})
+    exchange.adopted(Holding({"me": 3, "other": 4}, {"other": 5}))
     assert exchange.clock.version == 7
     assert built < exchange.changed <= time.monotonic()

@@ -1,0 +1,446 @@
+"""Membership: which replicas a trainer has, as workers come, go, and are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from distributed import Client
+
+from tensair_dask import config
+from tensair_dask.calls import Calls
+from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.dispatch import Dispatcher, Lane
+from tensair_dask.errors import (
+    NoReplicasError,
+    ReplicaLostError,
+    TensairError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
+from tensair_dask.exchange.exchange import Holding
+from tensair_dask.interventions import Interventions
+from tensair_dask.placement import Place, Wish
+
+__all__ = ["Membership"]
+
+logger = logging.getLogger(__name__)
+
+# Replicas that are gone, and that are still told of.
+REMEMBERED = 50
+
+
+class Membership:
+    """Sees to it that there are as many replicas as are wished for.
+
+    *A replica is lost*: Dask says so, no timeout of ours. The others go on at once.
+    They are asked how much they have of it; if they differ, the stream is held for a
+    moment while all take over the model of the one that has most. Then it is known of
+    each mini-batch that the lost one had whether its gradient lives on, and those are
+    learned again whose gradient does not.
+
+    *A replica joins*: it is built while the others learn. Then the stream is held for a
+    moment, until no gradient is under way: the newcomer subscribes, and one of the
+    others keeps a copy of its model. The stream goes on while the newcomer takes the
+    copy over; what is published meanwhile waits for it.
+
+    *A replica leaves*: it gets nothing more, learns what it has, and publishes it. What
+    follows is as if it were lost, but that nothing is.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    client
+        Of the trainer.
+    starter
+        Starts replicas.
+    wish
+        How many there shall be.
+    handles
+        All replicas, in order of their start; kept up to date here.
+    calls
+        To them.
+    interventions
+        Hold the stream.
+    dispatcher
+        Sends mini-batches to them.
+    note
+        Called with kind and text of each event.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        starter: Starter,
+        wish: Wish,
+        handles: list[ReplicaHandle],
+        calls: Calls,
+        interventions: Interventions,
+        dispatcher: Dispatcher,
+        note: Callable[[str, str], Any],
+    ) -> None:
+        self.wish = wish
+        self._client = client
+        self._starter = starter
+        self._handles = handles
+        self._calls = calls
+        self._interventions = interventions
+        self._dispatcher = dispatcher
+        self._note = note
+        self._watching: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self._fitting = asyncio.Lock()
+        # Workers on which no replica could be started, and when that was.
+        self._unfit: dict[str, float] = {}
+        # When there were first too few workers for as many replicas as are wished for.
+        self._short_since: float | None = None
+        self._wished = 0
+
+    @property
+    def target(self) -> int:
+        """How many are wished for, by the workers that there are; as pages show it."""
+        return self._wished
+
+    # ---- the start, and the end -----------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the first replicas; see `Starter.start`."""
+        for handle in await self._starter.start(self.wish):
+            self._admit(handle)
+        self._wished = len(self._handles)
+
+    def watch(self) -> None:
+        """Begin to keep as many replicas as are wished for."""
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching; what is under way is given up."""
+        tasks = [task for task in (self._watching, self._recovering) if task]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _admit(self, handle: ReplicaHandle) -> None:
+        self._handles.append(handle)
+        self._dispatcher.admit(handle.lane)
+
+    async def _watch(self) -> None:
+        interval = config.get_seconds("replicas.watch")
+        while self._client.status not in ("closed", "closing"):
+            try:
+                self._give_up_the_lost()
+                await self._confirm_the_idle()
+                await self.fit()
+            except TrainerClosedError:
+                return
+            except Exception as error:
+                logger.warning("Watching the replicas failed: %s", error)
+            await asyncio.sleep(interval)
+
+    def _give_up_the_lost(self) -> None:
+        """Give up those that Dask has declared lost, whatever their comms say."""
+        for handle in self._handles:
+            if handle.lane.alive and handle.is_lost:
+                gone = OSError("its worker left the cluster")
+                self._dispatcher.lose(handle.lane, gone)
+
+    async def _confirm_the_idle(self) -> None:
+        """Ask those that report nothing what their peers have applied meanwhile."""
+        for handle in self._calls.alive():
+            lane = handle.lane
+            if lane.unconfirmed and not lane.sent:
+                try:
+                    lane.status = await self._calls.ask(handle, "status")
+                except (ReplicaLostError, TensairTimeoutError):
+                    continue
+                self._dispatcher.confirm(lane)
+
+    # ---- replicas that are lost, or have left ----------------------------------------
+
+    def lost(self, lane: Lane) -> None:
+        """Take note of a replica that is lost, or has left; `recovered` tells when."""
+        if lane.leaving:
+            self._note("left", f"the replica on {lane.address}")
+        else:
+            self._note("lost", f"the replica on {lane.address}")
+        if self._recovering is None or self._recovering.done():
+            self._recovering = asyncio.ensure_future(self._recover())
+
+    async def recovered(self, timeout: float) -> None:
+        """Wait until what was lost is known.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes longer than ``timeout`` seconds.
+        """
+        if self._recovering is None:
+            return
+        done, _ = await asyncio.wait({self._recovering}, timeout=timeout)
+        if not done:
+            raise TensairTimeoutError(
+                f"The other replicas did not tell within {timeout:g} s what they have "
+                "of one that was lost. Raise tensair.timeouts.drain if the steps are "
+                "slow; look at the workers if they are not."
+            )
+
+    async def _recover(self) -> None:
+        while unjudged := self._unjudged():
+            try:
+                async with self._interventions.alone:
+                    await self._judge(unjudged)
+            except TrainerClosedError:
+                return
+            except TensairError as error:
+                logger.warning("A replica's loss is not made good yet: %s", error)
+                await asyncio.sleep(config.get_seconds("replicas.watch"))
+        self._forget()
+
+    def _unjudged(self) -> list[ReplicaHandle]:
+        return [
+            each for each in self._handles if not (each.lane.alive or each.lane.judged)
+        ]
+
+    async def _judge(self, gone: list[ReplicaHandle]) -> None:
+        """Find out what lives on of replicas that are gone."""
+        await asyncio.gather(
+            *(self._see_off(each) for each in gone if each.lane.leaving)
+        )
+        names = [handle.name for handle in gone]
+        holdings = await self._calls.ask_all("seal", names)
+        if _agree(holdings.values(), names):
+            holding = next(iter(holdings.values()), None)
+        else:
+            holding = await self._reconcile(names)
+        if len(self._unjudged()) > len(gone) or (holding is None and self._alive):
+            return  # more were lost meanwhile: ask again
+        for handle in gone:
+            taken = None if holding is None else holding.taken.get(handle.name, 0)
+            self._dispatcher.resolve(handle.lane, taken)
+            handle.release()
+
+    async def _see_off(self, handle: ReplicaHandle) -> None:
+        """Let a replica publish what it has learned, and end."""
+        seconds = config.get_seconds("timeouts.leave")
+        try:
+            await asyncio.wait_for(handle.call("leave", seconds), seconds)
+        except (OSError, TensairError, asyncio.TimeoutError) as error:
+            logger.info(
+                "The replica on %s left at once: %s", handle.lane.address, error
+            )
+
+    async def _reconcile(self, names: list[str]) -> Holding | None:
+        """Let all take over the model of the one that has most of those that are gone.
+
+        Returns
+        -------
+        holding
+            Of all; None if one was lost meanwhile.
+        """
+        async with self._interventions.rest():
+            holdings = await self._calls.ask_all("seal", names)
+            if not holdings:
+                return None
+
+            def held(handle: ReplicaHandle) -> int:
+                return sum(holdings[handle].clock.get(name, 0) for name in names)
+
+            source = max(holdings, key=held)
+            behind = [
+                each
+                for each in holdings
+                if not _agree((holdings[source], holdings[each]), names)
+            ]
+            copied = await self._interventions.copy(source, behind) if behind else []
+            settled = {source, *copied, *(set(holdings) - set(behind))}
+            if any(handle not in settled for handle in self._calls.alive()):
+                return None
+        self._note("note", f"{len(behind)} replicas took over a model that holds more")
+        return holdings[source]
+
+    @property
+    def _alive(self) -> bool:
+        return bool(self._calls.alive())
+
+    def _forget(self) -> None:
+        """Forget those that are gone for the longest time."""
+        gone = [handle for handle in self._handles if not handle.lane.alive]
+        for handle in gone[: max(0, len(gone) - REMEMBERED)]:
+            self._handles.remove(handle)
+            self._dispatcher.lanes.remove(handle.lane)
+
+    # ---- as many as are wished for ---------------------------------------------------
+
+    async def fit(self, patience: float | None = None) -> None:
+        """Start or end replicas until there are as many as are wished for.
+
+        Parameters
+        ----------
+        patience
+            Seconds that a replica waits for a worker of its own, before it shares
+            one; None for ``tensair.replicas.patience``.
+        """
+        async with self._fitting:
+            workers = await self._workers()
+            present = [each for each in self._handles if each.lane.open]
+            wished = self._wished = self.wish.count(len(workers))
+            if len(present) > wished and self.wish.most < len(present):
+                # One on each worker that is left would be too few: no reason to end.
+                for handle in present[int(self.wish.most) :]:
+                    self._dispatcher.dismiss(handle.lane)
+            elif len(present) < wished and present:
+                await self._grow(workers, present, wished, patience)
+            else:
+                self._short_since = None
+
+    async def _workers(self) -> list[str]:
+        """Workers on which a replica may be started."""
+        identity = await self._client.scheduler.identity(n_workers=-1)
+        now = time.monotonic()
+        pause = config.get_seconds("replicas.retry")
+        self._unfit = {k: t for k, t in self._unfit.items() if now - t < pause}
+        return [
+            address
+            for address, facts in identity["workers"].items()
+            if address not in self._unfit and facts.get("status") != "closing"
+        ]
+
+    async def _grow(
+        self,
+        workers: list[str],
+        present: list[ReplicaHandle],
+        wished: int,
+        patience: float | None,
+    ) -> None:
+        load = Counter(handle.place.address for handle in present)
+        free = [address for address in workers if not load[address]]
+        count = min(wished - len(present), len(free))
+        if not count:
+            # Rather one worker of its own, even if it comes a little later.
+            now = time.monotonic()
+            self._short_since = self._short_since or now
+            limit = config.get_seconds("replicas.patience", patience)
+            if now - self._short_since < limit:
+                return
+            count = wished - len(present)
+        self._short_since = None
+        facts = [each for each in await self._starter.look() if each.address in workers]
+        places = self._starter.place(facts, [each.place for each in present], count)
+        await self._join(places)
+
+    async def _join(self, places: list[Place]) -> None:
+        """Let replicas take part, on workers that are there."""
+        addresses = ", ".join(sorted({place.address for place in places}))
+        joining: list[ReplicaHandle] = []
+        start = time.perf_counter()
+        try:
+            joining = await self._starter.build(places)
+            held = await self._introduce(joining)
+        except BaseException as error:
+            for handle in joining:
+                handle.release()
+            if not isinstance(error, (OSError, TensairError)):
+                raise
+            if isinstance(error, TrainerClosedError):
+                raise
+            # Not for ever: it may only be starting, or be short of memory.
+            now = time.monotonic()
+            self._unfit.update({place.address: now for place in places})
+            logger.warning("No replica could be started on %s: %s", addresses, error)
+            return
+        seconds = time.perf_counter() - start
+        for handle in joining:
+            self._admit(handle)
+            self._note(
+                "joined",
+                f"the replica on {handle.place.address}, after {seconds:.2f} s "
+                f"(the stream was held for {held:.3f} s)",
+            )
+
+    async def _introduce(self, joining: list[ReplicaHandle]) -> float:
+        """Let built replicas subscribe, and take over the model of that moment.
+
+        Returns
+        -------
+        held
+            For how long the stream was held, in seconds.
+        """
+        async with self._interventions.alone:
+            # Most of the way without holding anything.
+            seconds = config.get_seconds("timeouts.drain")
+            await self._calls.ask_all("flush", seconds, timeout=seconds)
+            start = time.perf_counter()
+            async with self._interventions.rest():
+                source = self._source()
+                await asyncio.gather(
+                    self._calls.ask(source, "keep"),
+                    *(handle.call("join", True) for handle in joining),
+                )
+            held = time.perf_counter() - start
+            try:
+                await asyncio.gather(
+                    *(handle.call("adopt", source.peer, True) for handle in joining)
+                )
+            finally:
+                if source.lane.alive:
+                    await asyncio.gather(
+                        self._calls.ask(source, "let_go"), return_exceptions=True
+                    )
+        return held
+
+    def _source(self) -> ReplicaHandle:
+        """Choose whose model a newcomer takes over: one that stays, if there is one."""
+        alive = self._calls.alive()
+        if not alive:
+            raise NoReplicasError(
+                "No replica is alive whose model a new one could take over."
+            )
+        return min(alive, key=lambda each: (each.lane.leaving, each.lane.load))
+
+    async def scale(self, wish: Wish, timeout: float) -> None:
+        """Change the wish, and wait until it is fulfilled.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes longer than ``timeout`` seconds.
+        ClusterError
+            If the cluster has no workers for it.
+        """
+        self.wish = wish
+        deadline = time.monotonic() + timeout
+        while True:
+            await self.fit(patience=0)
+            open_now = sum(handle.lane.open for handle in self._handles)
+            ended = not any(
+                each.lane.alive and each.lane.leaving for each in self._handles
+            )
+            workers = len(await self._workers())
+            if ended and open_now == min(
+                max(self.wish.count(workers), 1), self.wish.most
+            ):
+                break
+            if not open_now:
+                raise NoReplicasError(
+                    "No replica is alive. Start workers and a new trainer."
+                )
+            if time.monotonic() > deadline:
+                raise TensairTimeoutError(
+                    f"{open_now} replicas are there after {timeout:g} s, not "
+                    f"{self.wish.count(workers)}: {workers} workers can hold them. "
+                    "Start workers, or raise tensair.timeouts.start."
+                )
+            await asyncio.sleep(0.05)
+        await self.recovered(max(0.0, deadline - time.monotonic()))
+
+
+def _agree(holdings: Iterable[Holding], names: list[str]) -> bool:
+    """Whether all hold the same of these."""
+    counts = {tuple(each.clock.get(name, 0) for name in names) for each in holdings}
+    return len(counts) <= 1

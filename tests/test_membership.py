@@ -1,0 +1,326 @@
+"""Replicas that are lost, that join and that leave, while the others learn."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import pytest
+import torch
+from distributed import Worker
+from distributed.utils_test import gen_cluster
+from helpers import class_data, classes, expected_weight, linear, linear_data, spread
+
+import tensair_dask as ta
+from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.errors import ConfigurationError, TensairTimeoutError
+from tensair_dask.placement import Wish
+from tensair_dask.pubsub import faults
+from tensair_dask.pubsub.faults import Fault
+
+EXACT = {"atol": 2e-4, "rtol": 0}
+# Nothing leaves by itself: what is shared, and what is not, is up to the test.
+SILENT = {"tensair.exchange.staleness": "1h", "tensair.replicas.watch": "20ms"}
+QUICK = {"tensair.replicas.watch": "20ms", "tensair.replicas.patience": "0s"}
+
+
+def cluster(workers: int, **overrides: Any) -> Any:
+    arguments = {
+        "client": True,
+        "nthreads": [("127.0.0.1", 1)] * workers,
+        "timeout": 60,
+        "config": {"tensair.replicas.watch": "20ms"},
+    }
+    return gen_cluster(**{**arguments, **overrides})
+
+
+async def until(predicate: Any) -> None:
+    while not predicate():
+        await asyncio.sleep(0.005)
+
+
+async def cut_off(trainer: Any, worker: Worker) -> None:
+    """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
+    (handle,) = (
+        each
+        for each in trainer._handles
+        if each.place.address == worker.address and each.lane.alive
+    )
+    replica = worker.state.actors[handle.key]
+    pub = replica.exchange._pub
+    for link in pub._core.links.values():
+        link.close()
+    trainer._dispatcher.lose(handle.lane, OSError("killed"))
+
+
+def feed(trainer: Any, data: list[Any]) -> list[Any]:
+    """Give all at once; the reports come into the list that is returned."""
+    reports: list[Any] = []
+    for pair in data:
+        rest = trainer.feed(pair, lambda item: item, reports.append)
+        if rest is not None:
+            asyncio.ensure_future(rest)
+    return reports
+
+
+async def assert_learned_once(trainer: Any, data: list[Any]) -> None:
+    expected = expected_weight(data)
+    states = await trainer.state_dicts()
+    for state in states.values():
+        assert torch.allclose(state["weight"].double(), expected, **EXACT)
+
+
+# ---------------------------------------------------------------------------- lost
+
+
+@cluster(2, config=SILENT)
+async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) == len(data))
+        (lane,) = (h.lane for h in trainer._handles if h.lane.address == a.address)
+        held = len(lane.unconfirmed)
+        assert held > 0
+        await cut_off(trainer, a)
+        await trainer.drain()
+        # Some of it may have been shared, and the client not know it yet.
+        assert 0 < trainer._dispatcher.relearned <= held
+        assert sorted(report.index for report in reports) == list(range(60))
+        await assert_learned_once(trainer, data)
+
+
+@cluster(3)
+@pytest.mark.parametrize("seed", range(4))
+async def test_every_mini_batch_is_learned_once_whenever_a_replica_is_lost(
+    c, s, *workers, seed
+):
+    data = linear_data(600, seed=seed)
+    async with ta.Trainer(c, **linear(replicas=(1, 3))) as trainer:
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) > 150 * seed)
+        await cut_off(trainer, workers[seed % 3])
+        await until(lambda: len(reports) == len(data))
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(600))
+        assert all(report.error is None and report.learned for report in reports)
+        await assert_learned_once(trainer, data)
+
+
+@cluster(3, config={**SILENT, "tensair.exchange.staleness": "5ms"})
+async def test_peers_that_have_different_parts_of_a_lost_one_take_over_the_larger(
+    c, s, *workers
+):
+    data = linear_data(300)
+    slow = workers[1].address
+
+    def delay(destination: Any) -> float:
+        return 0.5 if destination.address == slow else 0.0
+
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        with faults.inject(Fault.DELAY, delay):
+            reports = feed(trainer, data)
+            await until(lambda: len(reports) > 200)
+            await cut_off(trainer, workers[0])
+        await trainer.drain()
+        texts = " ".join(trainer.events["text"])
+        assert "took over a model that holds more" in texts
+        await assert_learned_once(trainer, data)
+        assert spread(await trainer.state_dicts()) < 1e-4
+
+
+@cluster(3)
+async def test_two_that_are_lost_at_once_take_nothing_with_them(c, s, *workers):
+    data = linear_data(500)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) > 100)
+        await cut_off(trainer, workers[0])
+        await cut_off(trainer, workers[2])
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(500))
+        await assert_learned_once(trainer, data)
+
+
+@cluster(3)
+async def test_one_that_is_lost_while_another_loss_is_looked_into(c, s, *workers):
+    data = linear_data(500)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        calls = trainer._calls
+        ask_all = calls.ask_all
+
+        async def lose_another(function: str, *args: Any, **kwargs: Any) -> Any:
+            if function == "seal":
+                calls.ask_all = ask_all
+                await cut_off(trainer, workers[1])
+            return await ask_all(function, *args, **kwargs)
+
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) > 100)
+        calls.ask_all = lose_another
+        await cut_off(trainer, workers[0])
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(500))
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2, config=SILENT)
+async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
+    data = linear_data(40)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        lane = trainer._handles[0].lane
+        learn = lane.learn
+
+        async def silent(block: Any) -> Any:
+            await learn(block)
+            await trainer._calls.ask(trainer._handles[0], "flush", 10)
+            await asyncio.Event().wait()  # the report never comes
+
+        lane.learn = silent
+        reports = feed(trainer, data)
+        await until(lambda: trainer._handles[1].lane.status is not None)
+        await until(
+            lambda: (
+                a.state.actors[trainer._handles[0].key].exchange.taken > 0
+                and trainer._calls.under_way[trainer._handles[0].key] == 0
+            )
+        )
+        await cut_off(trainer, a)
+        await trainer.drain()
+        assert trainer._dispatcher.lived_on > 0
+        assert sorted(report.index for report in reports) == list(range(40))
+        assert all(report.learned for report in reports)
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2)
+async def test_a_replica_that_was_only_cut_off_reaches_nobody_any_more(c, s, a, b):
+    data = linear_data(50)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        feed(trainer, data)
+        await trainer.drain()
+        alive, zombie = trainer._handles
+        workers = {a.address: a, b.address: b}
+        replica = workers[zombie.place.address].state.actors[zombie.key]
+        trainer._dispatcher.lose(zombie.lane, OSError("the network was cut"))
+        await trainer.drain()
+        (pair,) = linear_data(1, seed=7)
+        await replica.learn(Block.join(trainer.run_id, [MiniBatch.of(*pair)]))
+        await replica.flush(10)  # it is told that all is well
+        await assert_learned_once(trainer, data)
+        assert (await trainer.exchange_stats())[alive.place.address]["refused"] == 1
+
+
+# ---------------------------------------------------------------------------- joins
+
+
+@cluster(1)
+@pytest.mark.parametrize("share", ["gradient", "update"])
+async def test_a_new_worker_gets_a_replica_that_misses_nothing(c, s, a, share):
+    data = linear_data(900)
+    async with ta.Trainer(c, **linear(share=share)) as trainer:
+        reports = feed(trainer, data[:400])
+        await until(lambda: len(reports) > 50)
+        async with Worker(s.address, nthreads=1) as b:
+            await until(lambda: len(trainer._calls.alive()) == 2)
+            reports += feed(trainer, data[400:])
+            await trainer.drain()
+            assert {info.address for info in trainer.replicas} == {a.address, b.address}
+            assert all(info.samples > 0 for info in trainer.replicas)
+            assert {info.version for info in trainer.replicas} == {900}
+            assert "joined" in set(trainer.events["kind"])
+            await assert_learned_once(trainer, data)
+
+
+@cluster(1, config=QUICK)
+async def test_a_lost_replica_is_replaced_from_a_peers_model(c, s, a):
+    data = linear_data(600)
+    async with (
+        Worker(s.address, nthreads=1) as b,
+        ta.Trainer(c, **linear(replicas=2)) as trainer,
+    ):
+        reports = feed(trainer, data[:300])
+        await until(lambda: len(reports) > 100)
+        await cut_off(trainer, b)
+        # On a worker that is there, since there is no other one.
+        await until(lambda: len(trainer._calls.alive()) == 2)
+        reports += feed(trainer, data[300:])
+        await trainer.drain()
+        assert len(await trainer.state_dicts()) == 2
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2)
+async def test_optimizer_state_and_buffers_come_along(c, s, a, b):
+    adam = functools.partial(torch.optim.Adam, lr=0.01)
+    arguments = classes(optimizer=adam, share="update", replicas=1)
+    async with ta.Trainer(c, **arguments) as trainer:
+        feed(trainer, class_data(50))
+        await trainer.drain()
+        await trainer.scale(2)
+        one, two = (
+            w.state.actors[h.key].learner.optimizers[0].state_dict()["state"]
+            for h in trainer._handles
+            for w in (a, b)
+            if w.address == h.place.address
+        )
+        for key, state in one.items():
+            assert torch.equal(state["exp_avg"], two[key]["exp_avg"])
+            assert state["step"] == two[key]["step"] == 50
+        assert spread(await trainer.state_dicts()) < 1e-6
+
+
+@cluster(2)
+async def test_a_newcomer_that_cannot_be_built_disturbs_nobody(c, s, a, b):
+    data = linear_data(100)
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        (handle,) = trainer._handles
+        other = b if handle.place.address == a.address else a
+        trainer._starter._recipe.model = functools.partial(_only_on, other.address)
+        trainer._membership.wish = Wish.of(2)
+        await until(lambda: other.address in trainer._membership._unfit)
+        feed(trainer, data)
+        await trainer.drain()
+        assert len(trainer._calls.alive()) >= 1
+        await assert_learned_once(trainer, data)
+
+
+def _only_on(forbidden: str) -> Any:
+    from distributed import get_worker
+    from helpers import Linear
+
+    if get_worker().address == forbidden:
+        raise MemoryError("no room here")
+    return Linear()
+
+
+# -------------------------------------------------------------------------- by hand
+
+
+@cluster(3)
+async def test_scaling_down_and_up_loses_nothing(c, s, *workers):
+    data = linear_data(900)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        reports = feed(trainer, data[:300])
+        await trainer.scale(1)
+        assert len(trainer._calls.alive()) == 1
+        reports += feed(trainer, data[300:600])
+        await trainer.scale((2, 3))
+        assert len(trainer._calls.alive()) == 3
+        reports += feed(trainer, data[600:])
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(900))
+        assert trainer._dispatcher.relearned == 0
+        assert list(trainer.events["kind"]).count("left") == 2
+        await assert_learned_once(trainer, data)
+
+
+@cluster(1)
+async def test_a_scale_that_cannot_be_had_says_why(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(ConfigurationError, match="'all'"):
+            await trainer.scale("many")
+        trainer._starter._recipe.model = functools.partial(_only_on, a.address)
+        with pytest.raises(TensairTimeoutError, match="workers can hold them"):
+            await trainer.scale(2, timeout=0.5)
