@@ -20,6 +20,7 @@ __all__ = [
     "NonFiniteError",
     "OptimizerError",
     "PackageMissingError",
+    "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
     "ShapeError",
@@ -71,6 +72,10 @@ class NoReplicasError(ClusterError):
 
 class ReplicaLostError(ClusterError):
     """The replica that held the work is gone."""
+
+
+class ReplicaLeavingError(ReplicaLostError):
+    """The replica leaves the run, and has taken nothing of the work; ask another."""
 
 
 class SchedulerLostError(ClusterError):
