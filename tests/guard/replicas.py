@@ -26,7 +26,7 @@ from tensair_dask.replica import Replica, ReplicaPlan
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps
 
-__all__ = ["FleetOf", "Slow", "until"]
+__all__ = ["FleetOf", "Slow", "Steady", "until"]
 
 
 class Slow(Linear):
@@ -37,6 +37,12 @@ class Slow(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(self.seconds)
         return super().forward(x)
+
+
+class Steady(Slow):
+    """Takes long enough that there is always something under way."""
+
+    seconds = 0.005
 
 
 class FleetOf:
@@ -111,8 +117,9 @@ class FleetOf:
             if number not in self.gone:
                 try:
                     outcome = await self.call(number, "learn", self.block(data))
-                except (ReplicaLeavingError, KeyError):
-                    # Refused, or dropped after it had left: nothing was taken.
+                except (ReplicaLeavingError, KeyError, OSError):
+                    # Refused, or dropped after it had left, or its worker is gone:
+                    # nothing was taken. If it was after all, `check` finds out.
                     self.refused += 1
                     self.gone.add(number)
                 else:

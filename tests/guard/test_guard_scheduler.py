@@ -61,7 +61,7 @@ async def test_a_retired_worker_hands_over_and_goes(c, s, *workers):
 
 @three()
 async def test_a_client_that_releases_the_actor_is_not_waited_for(c, s, *workers):
-    with dask.config.set({"tensair.timeouts.release": "1 min"}):
+    with dask.config.set({"tensair.timeouts.release": "60s"}):
         await install(c)
         fleet = await FleetOf(c, [w.address for w in workers]).start()
         retiring = asyncio.ensure_future(c.retire_workers([workers[0].address]))
