@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -171,28 +171,29 @@ def scheduler() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def workers_of(scheduler: str, *options: str) -> Iterator[list[psutil.Popen]]:
-    """Two workers that stay, and then one with these options."""
-    start = functools.partial(
-        psutil.Popen,
+def worker_of(scheduler: str, name: str, *options: str) -> Iterator[psutil.Popen]:
+    process = psutil.Popen(
+        [
+            *DASK,
+            "worker",
+            scheduler,
+            "--name",
+            name,
+            "--nthreads",
+            "1",
+            *LOCAL,
+            *options,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    common = [*DASK, "worker", scheduler, "--nthreads", "1", *LOCAL]
-    processes = [
-        start([*common, "--no-nanny", "--name", "a"]),
-        start([*common, "--no-nanny", "--name", "b"]),
-        start([*common, *options, "--name", "c"]),
-    ]
     try:
-        yield processes
+        yield process
     finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in processes:
-            process.wait(30)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+        process.wait(30)
 
 
 def to_itself(process: psutil.Popen) -> None:
@@ -220,33 +221,39 @@ def to_its_worker(process: psutil.Popen) -> None:
     ],
 )
 def test_sigterm_loses_nothing(scheduler, nanny, send):
-    async def run() -> None:
-        with workers_of(scheduler, nanny) as processes:
-            async with Client(scheduler, asynchronous=True) as client:
-                await client.wait_for_workers(3, timeout=30)
-                workers = list((await addresses(client)).values())
-                async with learning(client, workers) as (fleet, feeding):
-                    begin = time.monotonic()
-                    send(processes[2])
-                    await gone(client, workers[2])
-                    report(f"SIGTERM {nanny} {send.__name__}", begin)
-                    await feeding()
-                    await fleet.check([0, 1])
+    async def run(process: psutil.Popen) -> None:
+        async with Client(scheduler, asynchronous=True) as client:
+            await client.wait_for_workers(3, timeout=30)
+            workers = list((await addresses(client)).values())
+            async with learning(client, workers) as (fleet, feeding):
+                begin = time.monotonic()
+                send(process)
+                await gone(client, workers[2])
+                report(f"SIGTERM {nanny} {send.__name__}", begin)
                 if send is not to_its_worker:  # whose nanny starts another
-                    processes[2].wait(30)
+                    await asyncio.to_thread(process.wait, 30)
                     report("... and its process", begin)
+                await feeding()
+                await fleet.check([0, 1])
 
-    asyncio.run(run())
+    with (
+        worker_of(scheduler, "a", "--no-nanny"),
+        worker_of(scheduler, "b", "--no-nanny"),
+        worker_of(scheduler, "c", nanny) as process,
+    ):
+        asyncio.run(run(process))
 
 
-@pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
-def test_the_end_of_a_lifetime_loses_nothing(scheduler, nanny):
+def test_the_end_of_a_lifetime_loses_nothing(scheduler):
+    lifetime = 12.0
+
     async def run() -> None:
-        lifetime = 8.0
-        begin = time.monotonic()
-        with workers_of(scheduler, nanny, "--lifetime", f"{lifetime:g}s") as processes:
-            async with Client(scheduler, asynchronous=True) as client:
-                await install(client)
+        async with Client(scheduler, asynchronous=True) as client:
+            await install(client)
+            await client.wait_for_workers(2, timeout=30)
+            await client.run(importlib.import_module, "tensair_dask.replica")
+            begin = time.monotonic()
+            with worker_of(scheduler, "c", "--lifetime", f"{lifetime:g}s") as process:
                 await client.wait_for_workers(3, timeout=30)
                 workers = list((await addresses(client)).values())
                 fleet = await FleetOf(client, workers, model=Steady).start()
@@ -257,10 +264,11 @@ def test_the_end_of_a_lifetime_loses_nothing(scheduler, nanny):
                         await fleet.feed([next(data) for _ in range(40)], number)
 
                 await asyncio.gather(*(feed(number) for number in range(3)))
-                report(f"--lifetime {lifetime:g}s {nanny}, from its start", begin)
-                assert time.monotonic() - begin > lifetime
+                report(f"--lifetime {lifetime:g}s, from its start", begin)
+                await asyncio.to_thread(process.wait, 30)
+                report("... and its process", begin)
                 await fleet.check([0, 1])
                 fleet.release()
-                processes[2].wait(30)
 
-    asyncio.run(run())
+    with worker_of(scheduler, "a"), worker_of(scheduler, "b"):
+        asyncio.run(run())
