@@ -162,8 +162,8 @@ class Starter:
         name: str | None = None,
     ) -> None:
         self.client = client
+        self.run_id = run_id
         self.missing: list[str] = []
-        self._run_id = run_id
         self._recipe = recipe
         self._device = device
         self._settings = settings
@@ -235,7 +235,7 @@ class Starter:
             self._count += 1
             name = f"replica-{number}"
             plan = ReplicaPlan(
-                self._run_id, name, place, payload, self._settings, self._name
+                self.run_id, name, place, payload, self._settings, self._name
             )
             future = self.client.submit(
                 Replica,
@@ -243,7 +243,7 @@ class Starter:
                 actor=True,
                 workers=[place.address],
                 allow_other_workers=False,
-                key=f"tensair-{self._run_id[:8]}-{number}",
+                key=f"tensair-{self.run_id[:8]}-{number}",
                 pure=False,
             )
             started.append(ReplicaHandle(self.client, name, place, future, direct))

@@ -75,7 +75,7 @@ class ReplicaLostError(ClusterError):
 
 
 class ReplicaLeavingError(ReplicaLostError):
-    """A replica takes no more work, since its worker is about to end."""
+    """The replica leaves the run, and has taken nothing of the work; ask another."""
 
 
 class SchedulerLostError(ClusterError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Holding
+from tensair_dask.guard.scheduler import install
+from tensair_dask.guard.worker import leaving_topic
 from tensair_dask.interventions import Interventions
 from tensair_dask.placement import Place, Wish
 
@@ -110,6 +113,9 @@ class Membership:
 
     async def start(self) -> None:
         """Start the first replicas; see `Starter.start`."""
+        await install(self._client)
+        topic = leaving_topic(self._starter.run_id)
+        self._client.subscribe_topic(topic, self._told_of_leaving)
         for handle in await self._starter.start(self.wish):
             self._admit(handle)
         self._wished = len(self._handles)
@@ -120,6 +126,8 @@ class Membership:
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""
+        with contextlib.suppress(Exception):  # not begun, or the client is closed
+            self._client.unsubscribe_topic(leaving_topic(self._starter.run_id))
         tasks = [task for task in (self._watching, self._recovering) if task]
         for task in tasks:
             task.cancel()
@@ -149,6 +157,13 @@ class Membership:
             if handle.lane.alive and handle.is_lost:
                 gone = OSError("its worker left the cluster")
                 self._dispatcher.lose(handle.lane, gone)
+
+    def _told_of_leaving(self, event: Any) -> None:
+        """Send nothing more to a replica that says that it leaves."""
+        _, name = event
+        for handle in self._handles:
+            if handle.name == name:
+                self._dispatcher.dismiss(handle.lane)
 
     async def _confirm_the_idle(self) -> None:
         """Ask those that report nothing what their peers have applied meanwhile."""

@@ -23,6 +23,8 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.exchange.wire import pack, unpack
+from tensair_dask.guard.departure import Departure
+from tensair_dask.guard.worker import Departures, leaving_topic
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
@@ -95,6 +97,7 @@ class Replica:
             plan.place.torch_threads if plan.place.device == "cpu" else None,
             lambda: worker.status.name not in ("closed", "failed"),
         )
+        self._departure = Departure(plan.name, plan.place.address, self._thread)
         # Dask drops an actor (its client is gone, say) by dropping the last reference
         # to it: the thread and the subscription must not outlive it.
         weakref.finalize(self, self._thread.stop)
@@ -128,6 +131,7 @@ class Replica:
         if plan.trainer is not None:
             telemetry = WorkerTelemetry.of(self._worker)
             telemetry.add(plan.run_id, plan.name, self.told)
+        Departures.of(self._worker).add(plan.run_id, plan.name, self.leave)
 
     async def join(self, adopting: bool = False) -> None:
         """Subscribe to the peers' gradients and make the own ones known.
@@ -223,11 +227,21 @@ class Replica:
         await self._thread.call(run)
 
     async def snapshot(self) -> Any:
-        """Give parameters, buffers, optimizer state and clock, packed."""
+        """Give parameters, buffers, optimizer state and clock, packed.
+
+        Raises
+        ------
+        ReplicaLeavingError
+            If it leaves: it does not hear any more what its peers learn.
+        """
+        if not self._departure.alone:
+            self._departure.check()
         return pack(await self._thread.call(self._copy))
 
     async def keep(self) -> None:
         """Keep a `snapshot` of now, for `kept`; training may then go on."""
+        if not self._departure.alone:
+            self._departure.check()
         self._kept = await self._thread.call(self._copy)
 
     async def kept(self) -> Any:
@@ -263,9 +277,13 @@ class Replica:
         ------
         ClusterError
             If the block is of another run.
+        ReplicaLeavingError
+            If the replica leaves; nothing of the block was learned.
         """
         self._check_run(block)
-        return await self._thread.learn(block)
+        self._departure.check()
+        with self._departure.answering():
+            return await self._thread.learn(block)
 
     async def predict(self, block: Block) -> Prediction:
         """Predict for the single mini-batch of a block; the value is packed.
@@ -274,8 +292,11 @@ class Replica:
         ------
         BatchError
             If the model cannot take it.
+        ReplicaLeavingError
+            If the replica leaves.
         """
         self._check_run(block)
+        self._departure.check()
         learner, exchange = self.learner, self.exchange
 
         def run() -> Prediction:
@@ -290,10 +311,19 @@ class Replica:
             self._thread.counters.predictions += samples
             return Prediction(value, version, age, self._plan.place.address)
 
-        return await self._thread.call(run)
+        with self._departure.answering():
+            return await self._thread.call(run)
 
     async def evaluate(self, block: Block | None, session: str) -> dict[str, float]:
-        """Score a block for an evaluation; with None, end it and give the result."""
+        """Score a block for an evaluation; with None, end it and give the result.
+
+        Raises
+        ------
+        ReplicaLeavingError
+            If the replica leaves, and the evaluation has not begun.
+        """
+        if session not in self._evaluations:
+            self._departure.check()
         learner = self.learner
 
         def run() -> dict[str, float]:
@@ -309,7 +339,8 @@ class Replica:
             self._evaluations[session] = evaluation
             return {}
 
-        return await self._thread.call(run)
+        with self._departure.answering():
+            return await self._thread.call(run)
 
     async def state_dict(self) -> Any:
         """Give the packed state_dict, after applying what has arrived."""
@@ -329,6 +360,28 @@ class Replica:
         """How the replica stands."""
         return await self._thread.call(self._thread.status)
 
+    async def leave(self, timeout: float) -> Status:
+        """Learn and answer what is here, hand it to the peers, and leave the run.
+
+        From now on new work raises `ReplicaLeavingError`. What was not begun in half
+        the time does so, too. Can be asked for again, and does nothing then.
+
+        Parameters
+        ----------
+        timeout
+            Seconds.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If it takes longer.
+        """
+        # For the client, which may have nothing to send just now.
+        topic = leaving_topic(self._plan.run_id)
+        self._worker.log_event(topic, self._plan.name)
+        await self._departure.leave(self.exchange, timeout)
+        return await self.status()
+
     async def close(self) -> dict[str, Any]:
         """End the thread, deliver what it published, and leave the exchange.
 
@@ -338,6 +391,7 @@ class Replica:
             The last ones, as heartbeats carry them; empty if it was never built.
         """
         self._closing = True
+        Departures.of(self._worker).remove(self._plan.run_id, self._plan.name)
         await self._thread.stopped()
         if self._exchange is None:
             return {}

@@ -35,7 +35,19 @@ HEARTBEAT = 1.0
 
 @dataclass(slots=True)
 class Status:
-    """How a replica stands; comes with every outcome."""
+    """How a replica stands; comes with every outcome.
+
+    Attributes
+    ----------
+    steps, samples
+        That it has learned itself.
+    staleness
+        Mean of the newest gradients of its peers.
+    version
+        Steps of all replicas that its model holds.
+    leaving
+        Whether it leaves the run: it takes no more work.
+    """
 
     steps: int
     samples: int
@@ -93,6 +105,8 @@ class TrainingThread:
     ----------
     counters
         What it has learned and refused.
+    leaving
+        Whether the replica leaves; every status says so.
     """
 
     def __init__(
@@ -119,6 +133,7 @@ class TrainingThread:
         self._ended = False
         self._staleness = 0
         self.counters = Counters()
+        self.leaving = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -320,7 +335,13 @@ class TrainingThread:
             exchange.clock.version,
             exchange.taken,
             exchange.confirmed(),
+            self.leaving,
         )
+
+    def refuse_waiting(self, error: Exception) -> None:
+        """Refuse the blocks of which nothing was taken; `call` it."""
+        while self._jobs and not self._jobs[-1].outcome.losses:
+            self._resolve(self._jobs.pop().future, error=error)
 
     def _abandon(self) -> None:
         error = ReplicaLostError("The replica is closed; the work was not done.")

@@ -406,6 +406,11 @@ class Exchange:
         }
 
     @property
+    def peers(self) -> int:
+        """Replicas that get what this one publishes."""
+        return self._peers
+
+    @property
     def staleness(self) -> float:
         """Mean staleness of the newest messages that were applied."""
         return _mean(list(self._stalenesses))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from distributed.protocol import to_serialize
@@ -33,6 +33,7 @@ __all__ = ["Endpoint", "on_loop"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+E = TypeVar("E", bound="Endpoint")
 
 
 def on_loop(loop: asyncio.AbstractEventLoop) -> bool:
@@ -69,7 +70,7 @@ class Endpoint:
         raise NotImplementedError
 
     @staticmethod
-    def at(node: Any, kind: type[Endpoint]) -> Endpoint:
+    def at(node: Any, kind: type[E]) -> E:
         """Return the endpoint of a worker or client, made on first use."""
         known = kind.registry(node)
         if NAME not in known:
@@ -375,6 +376,18 @@ class WorkerEndpoint(Endpoint):
         """Return the worker's plugins: it tears them down when it closes."""
         return node.plugins
 
+    def __init__(self, node: Any) -> None:
+        super().__init__(node)
+        self._before_end: list[Callable[[], Awaitable[None]]] = []
+
+    def before_end(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Await this when the worker closes, before publishers and subscriptions end.
+
+        Dask tears all plugins of a worker down at once, in no order: this makes one.
+        The function bounds its own time, and may be awaited by others, too.
+        """
+        self._before_end.append(function)
+
     def install(self) -> None:
         """Install the handlers."""
         self.node.handlers["tensair_pubsub_deliver"] = self.deliver
@@ -382,6 +395,11 @@ class WorkerEndpoint(Endpoint):
 
     async def teardown(self, worker: Any) -> None:
         """End with the worker."""
+        for function in self._before_end:
+            try:
+                await function()
+            except Exception:
+                logger.exception("What precedes the end of pubsub on a worker raised")
         tasks = set(self._tasks)
         self.close()
         if tasks:
