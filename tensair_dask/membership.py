@@ -103,6 +103,7 @@ class Membership:
         # When there were first too few workers for as many replicas as are wished for.
         self._short_since: float | None = None
         self._wished = 0
+        self._closed = False
 
     @property
     def target(self) -> int:
@@ -126,6 +127,7 @@ class Membership:
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""
+        self._closed = True
         with contextlib.suppress(Exception):  # not begun, or the client is closed
             self._client.unsubscribe_topic(leaving_topic(self._starter.run_id))
         tasks = [task for task in (self._watching, self._recovering) if task]
@@ -140,7 +142,8 @@ class Membership:
 
     async def _watch(self) -> None:
         interval = config.get_seconds("replicas.watch")
-        while self._client.status not in ("closed", "closing"):
+        # Dask makes a broken connection of a cancelled call, so a flag is needed.
+        while not self._closed and self._client.status not in ("closed", "closing"):
             try:
                 self._give_up_the_lost()
                 await self._confirm_the_idle()
@@ -148,7 +151,8 @@ class Membership:
             except TrainerClosedError:
                 return
             except Exception as error:
-                logger.warning("Watching the replicas failed: %s", error)
+                if not self._closed:
+                    logger.warning("Watching the replicas failed: %s", error)
             await asyncio.sleep(interval)
 
     def _give_up_the_lost(self) -> None:
@@ -206,7 +210,7 @@ class Membership:
             )
 
     async def _recover(self) -> None:
-        while unjudged := self._unjudged():
+        while not self._closed and (unjudged := self._unjudged()):
             try:
                 async with self._interventions.alone:
                     await self._judge(unjudged)

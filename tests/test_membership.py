@@ -40,23 +40,29 @@ async def until(predicate: Any) -> None:
         await asyncio.sleep(0.005)
 
 
-async def cut_off(trainer: Any, worker: Worker) -> None:
-    """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
+def handle_on(trainer: Any, worker: Worker) -> Any:
     (handle,) = (
         each
         for each in trainer._handles
         if each.place.address == worker.address and each.lane.alive
     )
-    replica = worker.state.actors[handle.key]
-    pub = replica.exchange._pub
-    for link in pub._core.links.values():
+    return handle
+
+
+def exchange_of(trainer: Any, worker: Worker) -> Any:
+    return worker.state.actors[handle_on(trainer, worker).key].exchange
+
+
+def cut_off(trainer: Any, worker: Worker) -> None:
+    """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
+    for link in exchange_of(trainer, worker)._pub._core.links.values():
         link.close()
-    trainer._dispatcher.lose(handle.lane, OSError("killed"))
+    trainer._dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
 
 
-def feed(trainer: Any, data: list[Any]) -> list[Any]:
+def feed(trainer: Any, data: list[Any], reports: list[Any] | None = None) -> list[Any]:
     """Give all at once; the reports come into the list that is returned."""
-    reports: list[Any] = []
+    reports = [] if reports is None else reports
     for pair in data:
         rest = trainer.feed(pair, lambda item: item, reports.append)
         if rest is not None:
@@ -78,15 +84,15 @@ async def assert_learned_once(trainer: Any, data: list[Any]) -> None:
 async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        exchange_of(trainer, a).publish = lambda: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
         (lane,) = (h.lane for h in trainer._handles if h.lane.address == a.address)
         held = len(lane.unconfirmed)
         assert held > 0
-        await cut_off(trainer, a)
+        cut_off(trainer, a)
         await trainer.drain()
-        # Some of it may have been shared, and the client not know it yet.
-        assert 0 < trainer._dispatcher.relearned <= held
+        assert trainer._dispatcher.relearned == held
         assert sorted(report.index for report in reports) == list(range(60))
         await assert_learned_once(trainer, data)
 
@@ -100,7 +106,7 @@ async def test_every_mini_batch_is_learned_once_whenever_a_replica_is_lost(
     async with ta.Trainer(c, **linear(replicas=(1, 3))) as trainer:
         reports = feed(trainer, data)
         await until(lambda: len(reports) > 150 * seed)
-        await cut_off(trainer, workers[seed % 3])
+        cut_off(trainer, workers[seed % 3])
         await until(lambda: len(reports) == len(data))
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(600))
@@ -122,7 +128,7 @@ async def test_peers_that_have_different_parts_of_a_lost_one_take_over_the_large
         with faults.inject(Fault.DELAY, delay):
             reports = feed(trainer, data)
             await until(lambda: len(reports) > 200)
-            await cut_off(trainer, workers[0])
+            cut_off(trainer, workers[0])
         await trainer.drain()
         texts = " ".join(trainer.events["text"])
         assert "took over a model that holds more" in texts
@@ -136,8 +142,8 @@ async def test_two_that_are_lost_at_once_take_nothing_with_them(c, s, *workers):
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
         reports = feed(trainer, data)
         await until(lambda: len(reports) > 100)
-        await cut_off(trainer, workers[0])
-        await cut_off(trainer, workers[2])
+        cut_off(trainer, workers[0])
+        cut_off(trainer, workers[2])
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(500))
         await assert_learned_once(trainer, data)
@@ -153,13 +159,13 @@ async def test_one_that_is_lost_while_another_loss_is_looked_into(c, s, *workers
         async def lose_another(function: str, *args: Any, **kwargs: Any) -> Any:
             if function == "seal":
                 calls.ask_all = ask_all
-                await cut_off(trainer, workers[1])
+                cut_off(trainer, workers[1])
             return await ask_all(function, *args, **kwargs)
 
         reports = feed(trainer, data)
         await until(lambda: len(reports) > 100)
         calls.ask_all = lose_another
-        await cut_off(trainer, workers[0])
+        cut_off(trainer, workers[0])
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(500))
         await assert_learned_once(trainer, data)
@@ -169,24 +175,21 @@ async def test_one_that_is_lost_while_another_loss_is_looked_into(c, s, *workers
 async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        lane = trainer._handles[0].lane
+        handle, exchange = handle_on(trainer, a), exchange_of(trainer, a)
+        lane = handle.lane
         learn = lane.learn
+        shared = []
 
         async def silent(block: Any) -> Any:
-            await learn(block)
-            await trainer._calls.ask(trainer._handles[0], "flush", 10)
+            shared.append(await learn(block))
+            await trainer._calls.ask(handle, "flush", 10)
             await asyncio.Event().wait()  # the report never comes
 
         lane.learn = silent
         reports = feed(trainer, data)
-        await until(lambda: trainer._handles[1].lane.status is not None)
-        await until(
-            lambda: (
-                a.state.actors[trainer._handles[0].key].exchange.taken > 0
-                and trainer._calls.under_way[trainer._handles[0].key] == 0
-            )
-        )
-        await cut_off(trainer, a)
+        await until(lambda: shared and exchange.taken == exchange.confirmed())
+        await until(lambda: not trainer._calls.under_way[handle.key])
+        cut_off(trainer, a)
         await trainer.drain()
         assert trainer._dispatcher.lived_on > 0
         assert sorted(report.index for report in reports) == list(range(40))
@@ -224,7 +227,7 @@ async def test_a_new_worker_gets_a_replica_that_misses_nothing(c, s, a, share):
         await until(lambda: len(reports) > 50)
         async with Worker(s.address, nthreads=1) as b:
             await until(lambda: len(trainer._calls.alive()) == 2)
-            reports += feed(trainer, data[400:])
+            feed(trainer, data[400:], reports)
             await trainer.drain()
             assert {info.address for info in trainer.replicas} == {a.address, b.address}
             assert all(info.samples > 0 for info in trainer.replicas)
@@ -242,10 +245,10 @@ async def test_a_lost_replica_is_replaced_from_a_peers_model(c, s, a):
     ):
         reports = feed(trainer, data[:300])
         await until(lambda: len(reports) > 100)
-        await cut_off(trainer, b)
+        cut_off(trainer, b)
         # On a worker that is there, since there is no other one.
         await until(lambda: len(trainer._calls.alive()) == 2)
-        reports += feed(trainer, data[300:])
+        feed(trainer, data[300:], reports)
         await trainer.drain()
         assert len(await trainer.state_dicts()) == 2
         await assert_learned_once(trainer, data)
@@ -305,10 +308,10 @@ async def test_scaling_down_and_up_loses_nothing(c, s, *workers):
         reports = feed(trainer, data[:300])
         await trainer.scale(1)
         assert len(trainer._calls.alive()) == 1
-        reports += feed(trainer, data[300:600])
+        feed(trainer, data[300:600], reports)
         await trainer.scale((2, 3))
         assert len(trainer._calls.alive()) == 3
-        reports += feed(trainer, data[600:])
+        feed(trainer, data[600:], reports)
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(900))
         assert trainer._dispatcher.relearned == 0
