@@ -19,7 +19,6 @@ from streamz import Stream
 from tensair_dask.batches import MiniBatch, as_pair, stack
 from tensair_dask.errors import (
     BatchError,
-    ClusterError,
     ConfigurationError,
     NonFiniteError,
 )
@@ -84,34 +83,62 @@ class _TrainerNode(Stream):
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         raise NotImplementedError
 
-    def _pass_on(self, result: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _feed(
+        self,
+        item: Any,
+        collate: Callable[[Any], tuple[Any, Any]],
+        metadata: list[Any],
+        deliver: Callable[[Report], None] | None = None,
+    ) -> Awaitable[None] | None:
+        """Give an item to the trainer; emit its report; let go when it is learned."""
+
+        def emit(report: Report) -> Awaitable[Any] | None:
+            if deliver is not None:
+                deliver(report)
+            return self._pass_on(report, metadata, release=False)
+
+        def settle() -> None:
+            if self._on_client_loop:
+                self._release_refs(metadata)
+            else:
+                self.loop.add_callback(self._release_refs, metadata)
+
+        marks = [each["mark"] for each in metadata if "mark" in each]
+        return self.trainer.feed(item, collate, emit, settle, marks)
+
+    def _pass_on(
+        self, result: Any, metadata: list[Any], release: bool = True
+    ) -> Awaitable[Any] | None:
         """Emit downstream, on the stream's loop, then let go of the references."""
+        held = metadata if release else []
         if not self._on_client_loop:
             work = asyncio.run_coroutine_threadsafe(
-                self._emit_all(result, metadata), self.loop.asyncio_loop
+                self._emit_all(result, metadata, held), self.loop.asyncio_loop
             )
             return asyncio.wrap_future(work, loop=self._client_loop)
         try:
             rest = self._emit(result, metadata=metadata)
         except BaseException:
-            self._release_refs(metadata)
+            self._release_refs(held)
             raise
         if rest:
-            return self._finish(rest, metadata)
-        self._release_refs(metadata)
+            return self._finish(rest, held)
+        self._release_refs(held)
         return None
 
-    async def _emit_all(self, result: Any, metadata: list[Any]) -> None:
+    async def _emit_all(
+        self, result: Any, metadata: list[Any], held: list[Any]
+    ) -> None:
         try:
             await _all(self._emit(result, metadata=metadata))
         finally:
-            self._release_refs(metadata)
+            self._release_refs(held)
 
-    async def _finish(self, rest: list[Any], metadata: list[Any]) -> None:
+    async def _finish(self, rest: list[Any], held: list[Any]) -> None:
         try:
             await _all(rest)
         finally:
-            self._release_refs(metadata)
+            self._release_refs(held)
 
 
 class _OrderedNode(_TrainerNode):
@@ -168,9 +195,9 @@ class train(_TrainerNode):
     between replicas; ``report.index`` is the order of submission.
 
     Back-pressure: the awaited ``emit`` returns when a replica has room. References in
-    streamz ``metadata`` are held until the report has passed through the stream, so
-    that a source commits its position only for what has been learned. They stay held
-    where all replicas were lost.
+    streamz ``metadata`` are held until the report has passed through the stream and all
+    replicas have applied the gradient, so that a source commits its position only for
+    what has been learned. They stay held where all replicas were lost.
 
     A mini-batch that the model cannot take gives a report with its ``error``, and
     goes to ``trainer.dead_letters``; the stream goes on.
@@ -187,12 +214,7 @@ class train(_TrainerNode):
         self._collate = collate or as_pair
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
-        def deliver(report: Report) -> Awaitable[Any] | None:
-            # What no replica was there to learn keeps its references.
-            kept = isinstance(report.error, ClusterError)
-            return self._pass_on(report, [] if kept else metadata)
-
-        return self.trainer.feed(x, self._collate, deliver)
+        return self._feed(x, self._collate, metadata)
 
 
 @Stream.register_api()
@@ -439,9 +461,7 @@ class predict_then_train(_OrderedNode):
         def refuse(_: Any) -> tuple[Any, Any]:
             raise error
 
-        return self.trainer.feed(
-            item, refuse, lambda report: self._pass_on(report, metadata)
-        )
+        return self._feed(item, refuse, metadata)
 
     # ---- a question now, the answer later ------------------------------------------
 
@@ -513,12 +533,12 @@ class predict_then_train(_OrderedNode):
             self._not_scored(asked.samples, error)
 
     def _learn(self, asked: _Asked) -> Awaitable[None] | None:
-        def deliver(report: Report) -> Awaitable[Any] | None:
+        def add_prediction(report: Report) -> None:
             report.prediction = asked.prediction
-            kept = isinstance(report.error, ClusterError)
-            return self._pass_on(report, [] if kept else asked.metadata)
 
-        return self.trainer.feed(asked.item, lambda _: asked.pair, deliver)
+        return self._feed(
+            asked.item, lambda _: asked.pair, asked.metadata, add_prediction
+        )
 
     def _not_scored(self, records: int, error: Exception) -> None:
         if not self.unscored:
@@ -536,13 +556,11 @@ class predict_then_train(_OrderedNode):
             targets.append(pair[1])
             return pair
 
-        def deliver(report: Report) -> Awaitable[Any] | None:
+        def score(report: Report) -> None:
             learned = targets and report.error is None
             self._settle(number, (targets[0], report.prediction) if learned else None)
-            kept = isinstance(report.error, ClusterError)
-            return self._pass_on(report, [] if kept else metadata)
 
-        rest = self.trainer.feed(item, collate, deliver)
+        rest = self._feed(item, collate, metadata, score)
         return None if rest is None else self._when_fed(rest, number)
 
     async def _when_fed(self, rest: Awaitable[Any], number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -43,6 +44,7 @@ from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
+from tensair_dask.ledger import Entry, Ledger
 from tensair_dask.live_view import Monitor
 from tensair_dask.membership import Membership
 from tensair_dask.overview import dashboard_link, look_at
@@ -271,6 +273,7 @@ class Trainer:
         )
         self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
+        self._ledger = Ledger()
         self._awaited: set[asyncio.Future[Report]] = set()
         # Of one replica, until all have started.
         self._most_predictions = _max_predictions()
@@ -417,6 +420,8 @@ class Trainer:
         item: Any,
         collate: Callable[[Any], tuple[Any, Any]],
         deliver: Callable[[Report], Awaitable[Any] | None],
+        settle: Callable[[], Any] | None = None,
+        marks: Sequence[Any] = (),
     ) -> Awaitable[None] | None:
         """Take one item of a stream; for stream nodes, on the client's event loop.
 
@@ -429,6 +434,12 @@ class Trainer:
         deliver
             Called once with the report; what it returns is awaited before the
             mini-batch's place is given to another.
+        settle
+            Called once when the item may be forgotten: its report has passed, all
+            replicas hold its gradient and, where there are checkpoints, one that is
+            written does. Never, if all replicas were lost.
+        marks
+            Where its records were in their sources.
 
         Returns
         -------
@@ -438,12 +449,16 @@ class Trainer:
         """
         index = self._index
         self._index += 1
+        settled = None
+        if settle is not None:
+            self._ledger.emitted(marks)
+            settled = functools.partial(self._ledger.settled, Entry(marks, settle))
         try:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
-            return self._refuse(index, item, error, deliver)
+            return self._refuse(index, item, error, deliver, settled)
         batch.learn = self._adapting.modes.learns
-        pending = Pending(index, batch, item, deliver)
+        pending = Pending(index, batch, item, deliver, settled)
         if self._state == "open" and self._dispatcher.offer(pending):
             return None
         return self._feed_when_ready(pending)
@@ -458,6 +473,7 @@ class Trainer:
         item: Any,
         error: Exception,
         deliver: Callable[[Report], Awaitable[Any] | None],
+        settled: Callable[[], Any] | None,
     ) -> Awaitable[None] | None:
         """Report an item that is no mini-batch, without asking a replica."""
         if not isinstance(error, TensairError):
@@ -467,7 +483,13 @@ class Trainer:
         report = Report.refused(index, 0, error)
         report.time = time.time()
         self._record(item, report, time.monotonic())
-        return deliver(report)
+        rest = deliver(report)
+        if settled is None:
+            return rest
+        if rest is None:
+            settled()
+            return None
+        return _then(rest, settled)
 
     def _observe(self, pending: Pending, report: Report) -> None:
         self._record(pending.item, report, pending.taken)
@@ -1028,6 +1050,11 @@ class Trainer:
             return function()
 
         return self.client.sync(look)
+
+
+async def _then(rest: Awaitable[Any], function: Callable[[], Any]) -> None:
+    await rest
+    function()
 
 
 def _limits(max_in_flight: int | None) -> Limits:

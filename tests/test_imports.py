@@ -28,6 +28,7 @@ LEVELS = [
         "learner",
         "reports",
         "dead_letters",
+        "ledger",
         "tally",
         "course",
     ],
