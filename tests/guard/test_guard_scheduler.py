@@ -10,9 +10,10 @@ import dask
 import pytest
 from distributed import Worker
 from distributed.utils_test import captured_logger, gen_cluster
-from helpers import linear_data
+from helpers import linear, linear_data, spread
 from replicas import FleetOf, until
 
+import tensair_dask as ta
 from tensair_dask.guard.scheduler import NAME, ReplicaGuard, install
 from tensair_dask.guard.worker import NAME as DEPARTURES
 
@@ -131,6 +132,23 @@ async def test_a_replica_that_is_not_built_keeps_its_worker(c, s, *workers):
     assert "still being built" in log.getvalue()
     assert not (await fleet.learn(linear_data(1), 0)).status.leaving
     fleet.release()
+
+
+@three()
+async def test_a_trainer_goes_on_with_the_others(c, s, *workers):
+    await install(c)
+    async with ta.Trainer(c, **linear()) as trainer:
+        data = linear_data(600)
+        reports = await asyncio.gather(*(trainer.train(*each) for each in data[:300]))
+        training = asyncio.gather(*(trainer.train(*each) for each in data[300:]))
+        assert list(await c.retire_workers([workers[0].address]))
+        reports += await training
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(600))
+        assert not any(report.error for report in reports)
+        states = await trainer.state_dicts()
+        assert set(states) == {w.address for w in workers[1:]}
+        assert spread(states) < 1e-4
 
 
 @three()
