@@ -68,7 +68,7 @@ async def gone(client: Client, address: str) -> None:
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(
-        n_workers=3, threads_per_worker=1, dashboard_address=None
+        n_workers=3, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster:
         yield cluster
 
