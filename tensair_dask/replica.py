@@ -90,6 +90,7 @@ class Replica:
         self._exchange: Exchange | None = None
         self._kept: dict[str, Any] | None = None
         self._closing = False
+        self._departures: Departures | None = None
         worker = self._worker
         self._thread = TrainingThread(
             f"tensair-{plan.name}",
@@ -131,7 +132,8 @@ class Replica:
         if plan.trainer is not None:
             telemetry = WorkerTelemetry.of(self._worker)
             telemetry.add(plan.run_id, plan.name, self.told)
-        Departures.of(self._worker).add(plan.run_id, plan.name, self.leave)
+        self._departures = Departures.of(self._worker)
+        self._departures.add(plan.run_id, plan.name, self.leave)
 
     async def join(self, adopting: bool = False) -> None:
         """Subscribe to the peers' gradients and make the own ones known.
@@ -391,7 +393,8 @@ class Replica:
             The last ones, as heartbeats carry them; empty if it was never built.
         """
         self._closing = True
-        Departures.of(self._worker).remove(self._plan.run_id, self._plan.name)
+        if self._departures is not None:
+            self._departures.remove(self._plan.run_id, self._plan.name)
         await self._thread.stopped()
         if self._exchange is None:
             return {}

@@ -99,6 +99,9 @@ class Departure:
         TensairTimeoutError
             If it takes longer: peers may lack some of what this replica learned.
         """
+        if self._thread.has_ended:  # there is nothing that it could hand over
+            self.begun = True
+            return
         failed = (
             self._task is not None
             and self._task.done()

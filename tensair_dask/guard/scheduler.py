@@ -166,32 +166,38 @@ class ReplicaGuard(SchedulerPlugin):
                 self.scheduler.rpc(worker.address).tensair_leave(timeout=timeout),
                 timeout + MARGIN,
             )
-        except Exception as error:  # it is gone, or hangs: the others still leave
+        except Exception as error:  # it is gone, or hangs: others still leave theirs
             logger.warning(
-                "%s has not let its replicas leave: %r", worker.address, error
-            )
-            return
-        if left is None or len(left) < len(_replicas(worker)):
-            logger.warning(
-                "Not all replicas of %s have left (%s of %s): they stay, and Dask will "
-                "not retire it. Try again, with a longer tensair.timeouts.leave",
+                "Replicas on %s have not left, so that Dask will not retire it: %s. "
+                "Try again, with a longer tensair.timeouts.leave",
                 worker.address,
-                left,
-                [task.key for task in replicas],
+                error or repr(error),
             )
             return
-        await self._released(worker)
+        remaining = await self._unreleased(worker, replicas)
+        if left is None or len(left) < len(remaining):
+            logger.warning(
+                "Of the replicas on %s some are still being built, so that Dask will "
+                "not retire it. Try again",
+                worker.address,
+            )
+            return
+        self._drop(worker, remaining)
 
-    async def _released(self, worker: Any) -> None:
-        """Give clients time to release the actors, then do it for them."""
+    async def _unreleased(self, worker: Any, replicas: list[Any]) -> list[Any]:
+        """Give clients time to release these actors; return those that are left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + config.get_seconds("timeouts.release")
-        while _replicas(worker) and loop.time() < deadline:
+        while remaining := [task for task in replicas if task in worker.actors]:
+            if loop.time() >= deadline:
+                break
             await asyncio.sleep(POLL)
-        for task in _replicas(worker):
+        return remaining
+
+    def _drop(self, worker: Any, replicas: list[Any]) -> None:
+        """Drop actors: clients that hold their futures see these cancelled."""
+        for task in replicas:
             if task.who_wants:
-                # All clients that hold its future see it cancelled, and the worker
-                # drops the actor.
                 self.scheduler.stimulus_cancel(
                     keys=[task.key],
                     client=next(iter(task.who_wants)).client_key,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tensair_dask import config
+from tensair_dask.errors import ClusterError
 from tensair_dask.guard.sigterm import close_on_sigterm
 from tensair_dask.pubsub.endpoint import Endpoint, WorkerEndpoint
 
@@ -85,7 +86,12 @@ class Departures:
         Returns
         -------
         list of str
-            Names of those that have left.
+            Their names.
+
+        Raises
+        ------
+        ClusterError
+            If some could not leave in time; the others have left.
         """
         methods = {}
         for key, reference in list(self._replicas.items()):
@@ -95,13 +101,13 @@ class Departures:
             else:
                 methods[key] = method(timeout)
         answers = await asyncio.gather(*methods.values(), return_exceptions=True)
-        left = []
-        for (_, name), answer in zip(methods, answers, strict=True):
-            if isinstance(answer, BaseException):
-                logger.error("%s could not leave: %s", name, answer)
-            else:
-                left.append(name)
-        return left
+        failed = [each for each in answers if isinstance(each, BaseException)]
+        if failed:
+            raise ClusterError(
+                f"{len(failed)} of {len(answers)} replicas on {self._worker.address} "
+                f"could not leave. {' '.join(map(str, failed))}"
+            ) from failed[0]
+        return [name for _, name in methods]
 
     async def end(self) -> None:
         """Let all replicas leave because the worker closes; bounded, done once."""
@@ -111,7 +117,11 @@ class Departures:
         await self._end
 
     async def _leave_at_last(self, timeout: float) -> None:
-        await self.leave(timeout)
+        try:
+            await self.leave(timeout)
+        except ClusterError as error:
+            # All that it costs: they are lost like those of a worker that is killed.
+            logger.warning("%s", error)
 
     async def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes."""

@@ -10,10 +10,12 @@ import dask
 import pytest
 from distributed import Worker
 from distributed.utils_test import captured_logger, gen_cluster
-from helpers import linear_data
+from helpers import linear, linear_data, spread
 from replicas import FleetOf, until
 
+import tensair_dask as ta
 from tensair_dask.guard.scheduler import NAME, ReplicaGuard, install
+from tensair_dask.guard.worker import NAME as DEPARTURES
 
 three = functools.partial(
     gen_cluster,
@@ -95,6 +97,61 @@ async def test_a_worker_that_closes_gracefully_hands_over(c, s, *workers):
 
 
 @three()
+async def test_replicas_of_several_trainers_leave_together(c, s, *workers):
+    await install(c)
+    fleets = [
+        await FleetOf(c, [w.address for w in workers], run_id).start()
+        for run_id in ("first-run", "second-run")
+    ]
+    for fleet in fleets:
+        await asyncio.gather(*(fleet.learn(linear_data(5), each) for each in range(3)))
+    assert list(await c.retire_workers([workers[0].address])) == [workers[0].address]
+    for fleet in fleets:
+        await fleet.check([1, 2])
+        fleet.release()
+
+
+@three()
+async def test_a_replica_whose_thread_has_ended_keeps_no_worker(c, s, *workers):
+    await install(c)
+    fleet = await FleetOf(c, [w.address for w in workers]).start()
+    (broken,) = workers[0].state.actors.values()
+    await broken._thread.stopped()
+    del broken
+    assert list(await c.retire_workers([workers[0].address])) == [workers[0].address]
+    fleet.release()
+
+
+@three()
+async def test_a_replica_that_is_not_built_keeps_its_worker(c, s, *workers):
+    await install(c)
+    fleet = await FleetOf(c, [w.address for w in workers]).start()
+    workers[0].plugins[DEPARTURES].remove(fleet.run_id, "replica-0")
+    with captured_logger("tensair_dask.guard.scheduler", level=logging.WARNING) as log:
+        assert await c.retire_workers([workers[0].address]) == {}
+    assert "still being built" in log.getvalue()
+    assert not (await fleet.learn(linear_data(1), 0)).status.leaving
+    fleet.release()
+
+
+@three()
+async def test_a_trainer_goes_on_with_the_others(c, s, *workers):
+    await install(c)
+    async with ta.Trainer(c, **linear()) as trainer:
+        data = linear_data(600)
+        reports = await asyncio.gather(*(trainer.train(*each) for each in data[:300]))
+        training = asyncio.gather(*(trainer.train(*each) for each in data[300:]))
+        assert list(await c.retire_workers([workers[0].address]))
+        reports += await training
+        await trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(600))
+        assert not any(report.error for report in reports)
+        states = await trainer.state_dicts()
+        assert set(states) == {w.address for w in workers[1:]}
+        assert spread(states) < 1e-4
+
+
+@three()
 async def test_clusters_that_name_workers_as_addresses_are_understood(c, s, *workers):
     await install(c)
     fleet = await FleetOf(c, [w.address for w in workers]).start()
@@ -151,7 +208,8 @@ async def test_a_replica_that_cannot_leave_stays_and_can_be_asked_again(c, s, *w
     replica.exchange.flushed = slow
     with captured_logger("tensair_dask.guard.scheduler", level=logging.WARNING) as log:
         assert await c.retire_workers([workers[0].address]) == {}
-    assert "Not all replicas" in log.getvalue()
+    assert "1 of 1 replicas" in log.getvalue()
+    assert "has not left within 0.3 s" in log.getvalue()
     assert workers[0].address in s.workers
     assert (await fleet.call(0, "status")).leaving
     assert s.workers_to_close(n=3) == []

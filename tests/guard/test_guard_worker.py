@@ -10,10 +10,12 @@ import signal
 import weakref
 
 import dask
+import pytest
 from distributed.utils_test import captured_logger, gen_cluster
 from helpers import linear_data
 from replicas import FleetOf, Slow, until
 
+from tensair_dask.errors import ClusterError
 from tensair_dask.guard.worker import NAME, Departures
 from tensair_dask.pubsub import Pub, Sub
 
@@ -111,10 +113,12 @@ async def test_one_that_cannot_leave_does_not_keep_the_others(s, a):
     departures = Departures.of(a)
     departures.add("run", "replica-0", failing.leave)
     departures.add("run", "replica-1", other.leave)
-    with captured_logger("tensair_dask.guard.worker", level=logging.ERROR) as log:
-        left = await s.rpc(a.address).tensair_leave(timeout=1.0)
-    assert list(left) == ["replica-1"]
-    assert "replica-0 could not leave: no" in log.getvalue()
+    with pytest.raises(ClusterError, match=r"1 of 2 replicas .* could not leave\. no"):
+        await departures.leave(1.0)
+    with captured_logger("tensair_dask.guard.worker", level=logging.WARNING) as log:
+        await a.close()
+    assert "1 of 2 replicas" in log.getvalue()
+    assert len(other.asked) == 2
 
 
 @one()
