@@ -99,8 +99,8 @@ def _pack(value: Any, where: str) -> Any:
         return packed
     raise CheckpointError(
         f"{where} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint "
-        "cannot hold: reading it would run code. Give tensors, numpy arrays, or plain values "
-        "(None, numbers, strings, bytes) in dicts, lists or tuples."
+        "cannot hold: reading it would run code. Give tensors, numpy arrays, or plain "
+        "values (None, numbers, strings, bytes) in dicts, lists or tuples."
     )
 
 

@@ -235,7 +235,7 @@ def test_a_process_that_is_killed_leaves_the_one_before(tmp_path):
         "    store.add(Checkpoint({'w': weights}, index=index))\n"
         "    print(index, flush=True)\n"
     )
-    for turn in range(5):
+    for turn in range(3):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "run")],
             stdout=subprocess.PIPE,
@@ -243,7 +243,7 @@ def test_a_process_that_is_killed_leaves_the_one_before(tmp_path):
         )
         for _ in range(2):
             told = int(child.stdout.readline())
-        time.sleep(0.002 * turn)  # killed at different places
+        time.sleep(0.003 * turn)  # killed at different places
         child.kill()
         told = max([told, *map(int, child.stdout.read().split())])
         child.wait()
