@@ -90,7 +90,7 @@ def put(thing: Any, state: Any, where: str = "") -> None:
 
 
 def parameters_of(thing: Any) -> dict[str, Any]:
-    """Read the arguments of a constructor that are plain attributes by the same name."""
+    """Read what a constructor was given, where an attribute of that name is plain."""
     names = inspect.signature(type(thing)).parameters
     found = {name: getattr(thing, name, _CODE) for name in names}
     return {name: value for name, value in found.items() if type(value) in _SIMPLE}
