@@ -205,13 +205,19 @@ class Modes:
             if each.index >= self._first:
                 yield from self._follow(each, submitted)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, index: int) -> dict[str, Any]:
         """Copy the state as plain values, for a checkpoint.
 
         Reports that wait for an earlier one are not in it: copy it when every
         mini-batch has been reported.
+
+        Parameters
+        ----------
+        index
+            That of the next mini-batch. Places of the stream are told from there, as
+            another trainer may count anew.
         """
-        lasting = self._lasting
+        lasting = self._lasting and _moved(self._lasting, -index)
         return {
             "mode": self.mode,
             "phase": self.phase,
@@ -219,7 +225,7 @@ class Modes:
             "convergence": self.convergence.state_dict(),
             "policy": type(self.policy).__name__,
             "lasting": lasting and dataclasses.asdict(lasting),
-            "since": self._since,
+            "since": self._since - index,
             "newest": list(self._newest),
         }
 
@@ -247,14 +253,14 @@ class Modes:
         detector = self.detector
         try:
             mode = check_mode(state["mode"])
-            phase, since = str(state["phase"]), int(state["since"])
+            phase, since = str(state["phase"]), index + int(state["since"])
             if state["detector"] is not None:
                 # Without one of its own it was given the default by `set_mode`.
                 detector = detector or default_detector()
                 copy.deepcopy(detector).load_state_dict(state["detector"])
             copy.deepcopy(self.convergence).load_state_dict(state["convergence"])
             newest = [float(value) for value in state["newest"]]
-            lasting = self._loaded(state["lasting"], state["policy"])
+            lasting = self._loaded(state["lasting"], state["policy"], index)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The state of the mode is none ({type(error).__name__}: {error}); "
@@ -275,7 +281,7 @@ class Modes:
         # Snapshots are no part of a checkpoint: the first is due at once.
         self._snapshot = math.inf if self.policy.every is None else index
 
-    def _loaded(self, lasting: Any, policy: str) -> PolicyEnded | None:
+    def _loaded(self, lasting: Any, policy: str, index: int) -> PolicyEnded | None:
         """What a policy has begun and is to be undone."""
         if lasting is None:
             return None
@@ -285,7 +291,8 @@ class Modes:
                 f"undone, and the policy is {type(self.policy).__name__}; restore with "
                 "the on_drift= that it was saved with."
             )
-        return PolicyEnded(int(lasting["index"]), Drift(**lasting["drift"]))
+        ended = PolicyEnded(int(lasting["index"]), Drift(**lasting["drift"]))
+        return _moved(ended, index)
 
     def _follow(self, report: Report, submitted: int) -> Iterator[Any]:
         if self._lasting is not None and report.index >= self._lasting.index:
@@ -390,6 +397,12 @@ class Modes:
         elif self.detector is not None:
             self.detector.reset()
         return Switch(index, phase, why)
+
+
+def _moved(ended: PolicyEnded, by: int) -> PolicyEnded:
+    """Count mini-batches from elsewhere."""
+    drift = dataclasses.replace(ended.drift, index=ended.drift.index + by)
+    return PolicyEnded(ended.index + by, drift)
 
 
 def check_mode(mode: Any) -> str:

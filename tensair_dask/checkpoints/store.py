@@ -35,6 +35,8 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.unfinished")
 _ABANDONED = 3600.0
 # Where a file that is put can be seen in part, and can be renamed at once.
 _SERVERS = {"sftp", "ssh", "hdfs", "smb"}
+# Where there are no folders to be made: fsspec would make a bucket.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 
 
 class Store:
@@ -100,6 +102,7 @@ class Store:
         protocols = self._fs.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)
         self._renames = bool(names & _SERVERS)
+        self._folders = not names & _BUCKETS
         self._path = self._path.rstrip("/") or self._path
 
     @property
@@ -204,7 +207,7 @@ class Store:
 
     def _put(self, path: str, buffers: Sequence[memoryview]) -> None:
         folder = path.rpartition("/")[0]
-        if folder:
+        if folder and self._folders:
             self._fs.makedirs(folder, exist_ok=True)
         if not self._local:
             # Not file by file: a file system may keep what it got when that fails.

@@ -358,10 +358,10 @@ async def test_taking_note_costs_less_than_a_microsecond(tmp_path):
         one.noticed(0)
         best = float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()
             for index in range(10_000):
                 one.noticed(index)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         assert best / 10_000 < 1e-6
         await one.close()
 
