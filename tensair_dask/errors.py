@@ -7,6 +7,9 @@ from __future__ import annotations
 
 __all__ = [
     "BatchError",
+    "CheckpointDamagedError",
+    "CheckpointError",
+    "CheckpointMissingError",
     "ClusterError",
     "ConfigurationError",
     "DriftError",
@@ -56,6 +59,18 @@ class ModelError(TensairError):
 
 class OptimizerError(TensairError):
     """The optimizer factory raised, or did not build a `torch.optim.Optimizer`."""
+
+
+class CheckpointError(TensairError):
+    """A checkpoint, or a state from one, cannot be written, read or taken over."""
+
+
+class CheckpointMissingError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at that path."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """What is at that path is no whole checkpoint: cut off, changed, something else."""
 
 
 class ClusterError(TensairError):

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "tensair_dask"
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
     ["__init__", "errors", "config", "palette"],
-    ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub"],
+    ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub", "plain_state"],
     ["drift", "prequential"],
     ["files", "templates", "images"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
+    ["checkpoints"],
     ["dashboard"],
     [
         "optimization",

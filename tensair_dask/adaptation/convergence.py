@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
+from tensair_dask import plain_state
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Convergence"]
@@ -130,6 +134,24 @@ class Convergence:
             ):
                 return True
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the state as plain values."""
+        parameters = plain_state.parameters_of(self)
+        return plain_state.describe(self, parameters, plain_state.take(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where that was of which this is the `state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If it has other parameters; this one is then as it was.
+        """
+        new = copy.deepcopy(self)
+        parameters = plain_state.parameters_of(self)
+        plain_state.put(new, plain_state.check(self, parameters, state))
+        self.__dict__.update(new.__dict__)
 
     def __repr__(self) -> str:
         return (

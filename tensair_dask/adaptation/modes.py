@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from tensair_dask.adaptation.convergence import Convergence
 from tensair_dask.adaptation.order import InOrder
 from tensair_dask.adaptation.policies import Policy
 from tensair_dask.drift import OPTWIN, Detector, make
-from tensair_dask.errors import ConfigurationError, DriftError
+from tensair_dask.errors import CheckpointError, ConfigurationError, DriftError
 from tensair_dask.reports import Report
 
 __all__ = [
@@ -204,6 +205,95 @@ class Modes:
             if each.index >= self._first:
                 yield from self._follow(each, submitted)
 
+    def state_dict(self, index: int) -> dict[str, Any]:
+        """Copy the state as plain values, for a checkpoint.
+
+        Reports that wait for an earlier one are not in it: copy it when every
+        mini-batch has been reported.
+
+        Parameters
+        ----------
+        index
+            That of the next mini-batch. Places of the stream are told from there, as
+            another trainer may count anew.
+        """
+        lasting = self._lasting and _moved(self._lasting, -index)
+        return {
+            "mode": self.mode,
+            "phase": self.phase,
+            "detector": self.detector and self.detector.state_dict(),
+            "convergence": self.convergence.state_dict(),
+            "policy": type(self.policy).__name__,
+            "lasting": lasting and dataclasses.asdict(lasting),
+            "since": self._since - index,
+            "newest": list(self._newest),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], index: int) -> None:
+        """Go on where that was of which this is the `state_dict`.
+
+        The mode is that of the state, which may have been set since the trainer was
+        made; so is the detector that came with it. Policy and what is watched are
+        functions, which no state can hold: give the same.
+
+        Parameters
+        ----------
+        state
+            What `state_dict` has returned.
+        index
+            That of the next mini-batch; those before it will not be reported.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is that of another detector or convergence, of other
+            parameters, or a policy lasts in it that is not this one's; this one is
+            then as it was.
+        """
+        detector = self.detector
+        try:
+            mode = check_mode(state["mode"])
+            phase, since = str(state["phase"]), index + int(state["since"])
+            if state["detector"] is not None:
+                # Without one of its own it was given the default by `set_mode`.
+                detector = detector or default_detector()
+                copy.deepcopy(detector).load_state_dict(state["detector"])
+            copy.deepcopy(self.convergence).load_state_dict(state["convergence"])
+            newest = [float(value) for value in state["newest"]]
+            lasting = self._loaded(state["lasting"], state["policy"], index)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The state of the mode is none ({type(error).__name__}: {error}); "
+                "give what Modes.state_dict() has returned."
+            ) from error
+        # From here on nothing fails: it has been tried.
+        if detector is not None and state["detector"] is not None:
+            detector.load_state_dict(state["detector"])
+        self.convergence.load_state_dict(state["convergence"])
+        self.detector = (
+            default_detector() if mode == "auto" and not detector else (detector)
+        )
+        self.mode, self.phase, self._since = mode, phase, since
+        self._newest = deque(newest, maxlen=self.convergence.epoch)
+        self._lasting = lasting
+        self._first = index
+        self._order = InOrder(self._reorder, start=index)
+        # Snapshots are no part of a checkpoint: the first is due at once.
+        self._snapshot = math.inf if self.policy.every is None else index
+
+    def _loaded(self, lasting: Any, policy: str, index: int) -> PolicyEnded | None:
+        """What a policy has begun and is to be undone."""
+        if lasting is None:
+            return None
+        if type(self.policy).__name__ != policy or self.policy.lasts is None:
+            raise CheckpointError(
+                f"The checkpoint was taken while {policy} lasted, which is to be "
+                f"undone, and the policy is {type(self.policy).__name__}; restore with "
+                "the on_drift= that it was saved with."
+            )
+        ended = PolicyEnded(int(lasting["index"]), Drift(**lasting["drift"]))
+        return _moved(ended, index)
+
     def _follow(self, report: Report, submitted: int) -> Iterator[Any]:
         if self._lasting is not None and report.index >= self._lasting.index:
             yield self._ended(report.index)
@@ -307,6 +397,12 @@ class Modes:
         elif self.detector is not None:
             self.detector.reset()
         return Switch(index, phase, why)
+
+
+def _moved(ended: PolicyEnded, by: int) -> PolicyEnded:
+    """Count mini-batches from elsewhere."""
+    drift = dataclasses.replace(ended.drift, index=ended.drift.index + by)
+    return PolicyEnded(ended.index + by, drift)
 
 
 def check_mode(mode: Any) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
+from tensair_dask import plain_state
 from tensair_dask.errors import ConfigurationError, DriftError
 
 __all__ = ["Detector", "Direction", "Shift", "allow", "river"]
@@ -76,11 +79,14 @@ class Detector(ABC):
     Notes
     -----
     A detector can be pickled at any point of a stream; the copy raises the alarms that
-    the original does.
+    the original does. So does one of the same parameters that was given its
+    `state_dict`, which holds plain values only and goes into checkpoints.
     """
 
     name: str
     directions: tuple[str, ...] = ("up", "both")
+    # Attributes that are no state: what detectors share, what is computed again.
+    _shared: tuple[str, ...] = ()
 
     def __init__(self, direction: Direction = "up") -> None:
         if direction not in self.directions:
@@ -131,6 +137,42 @@ class Detector(ABC):
         self.observed = 0
         self.shift = None
         self._restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the state as plain values.
+
+        Returns
+        -------
+        state
+            Dicts, lists and tuples of numbers, strings, bytes and numpy arrays.
+
+        Raises
+        ------
+        CheckpointError
+            If a detector of your own holds what cannot be told so. Write both methods
+            for it.
+        """
+        leave_out = ("shift", *self._shared)
+        state = {
+            "values": plain_state.take(self, leave_out),
+            "shift": self.shift and astuple(self.shift),
+        }
+        return plain_state.describe(self, plain_state.parameters_of(self), state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the detector was of which this is the `state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If that is one of another class or of other parameters; this one is then
+            as it was.
+        """
+        state = plain_state.check(self, plain_state.parameters_of(self), state)
+        new = copy.deepcopy(self)
+        plain_state.put(new, state["values"])
+        new.shift = state["shift"] and Shift(*state["shift"])
+        self.__dict__.update(new.__dict__)
 
     @property
     @abstractmethod

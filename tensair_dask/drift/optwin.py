@@ -113,6 +113,7 @@ class OPTWIN(Detector):
     """
 
     name = "optwin"
+    _shared = ("_cuts", "_cut", "_quantile", "_least")
 
     def __init__(
         self,
@@ -184,8 +185,7 @@ class OPTWIN(Detector):
         self._least = float(ndtri(self._p_warning)) ** 2 * (1 - 1e-6)
 
     def __getstate__(self) -> dict[str, Any]:
-        shared = ("_cuts", "_cut", "_quantile", "_least")
-        return {k: v for k, v in self.__dict__.items() if k not in shared}
+        return {k: v for k, v in self.__dict__.items() if k not in self._shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

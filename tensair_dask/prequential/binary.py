@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tensair_dask.errors import ConfigurationError
+from tensair_dask import plain_state
+from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.prequential.baselines import LAST_LABEL, MAJORITY, MODEL
 
 __all__ = [
@@ -225,6 +228,47 @@ class BinaryPrequential:
         }
         frame = pd.DataFrame(columns, index=pd.Index(stops, name="records"))
         return frame.dropna(how="all")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the state as numpy arrays and plain values: 9 bytes a record."""
+        end = self._ends[-1] if self._ends else 0
+        state = {
+            "ends": np.array(self._ends, dtype=np.int64),
+            "target": self._target[:end].copy(),
+            "probability": self._probability[:end].copy(),
+            "newest": self._newest,
+            "records": self.records,
+        }
+        return plain_state.describe(self, {"window": self.window}, state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where that was of which this is the `state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If it has another window; this one is then as it was.
+        """
+        found = plain_state.check(self, {"window": self.window}, state)
+        try:
+            ends = found["ends"].tolist()
+            target = np.array(found["target"], dtype=bool)
+            probability = np.array(found["probability"], dtype=np.float32)
+            newest, records = int(found["newest"]), int(found["records"])
+            fits = target.shape == probability.shape == (ends[-1] if ends else 0,)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The state is not that of a BinaryPrequential ({error!r}); give what "
+                "its state_dict() has returned."
+            ) from error
+        if not fits:
+            raise CheckpointError(
+                f"The state has {len(target)} labels, {len(probability)} predictions "
+                f"and mini-batches up to record {ends[-1:]}; these must be equal: give "
+                "what BinaryPrequential.state_dict() has returned."
+            )
+        self._ends, self._target, self._probability = ends, target, probability
+        self._newest, self.records = newest, records
 
     def _scored(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Which records of a stretch have a prediction, and the labels of those."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ class Card:
             missed = len(target) - len(sums)
             matrix.n_samples += -missed if out else missed
 
+    @property
+    def metrics(self) -> list[Any]:
+        """In the order in which they were chosen."""
+        return self._metrics
+
     def values(self) -> list[float]:
         """Value of each metric; NaN while there is none."""
         if not self.records:
@@ -200,3 +205,8 @@ class Cards:
     def values(self) -> list[list[float]]:
         """For each contestant the value of each metric."""
         return [card.values() for card in self._cards]
+
+    def metrics(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Metrics of all contestants, with their names."""
+        for card in self._cards:
+            yield from zip(names, card.metrics, strict=True)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tensair_dask import plain_state
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Chosen"]
@@ -87,6 +88,16 @@ class Chosen:
                 fresh = _with_matrix(metric, found[0], positive is not None)
             metrics.append(fresh)
         return matrices, alone, metrics
+
+    def describe(self) -> dict[str, Any]:
+        """Tell the metrics as plain values, to see whether two have the same."""
+        return {
+            name: {
+                "class": type(metric).__name__,
+                "parameters": plain_state.parameters_of(metric),
+            }
+            for name, metric in self._metrics.items()
+        }
 
     def check_window(self, window: int) -> None:
         """Refuse metrics that cannot forget records."""

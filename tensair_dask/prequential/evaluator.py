@@ -6,12 +6,18 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from tensair_dask.errors import BatchError, ConfigurationError, ShapeError
+from tensair_dask import plain_state
+from tensair_dask.errors import (
+    BatchError,
+    CheckpointError,
+    ConfigurationError,
+    ShapeError,
+)
 from tensair_dask.prequential import horizons
 from tensair_dask.prequential.baselines import (
     BASELINES,
@@ -29,6 +35,9 @@ from tensair_dask.prequential.waiting import ByKey, Delay, UntilDue
 __all__ = ["Prequential"]
 
 logger = logging.getLogger(__name__)
+
+# Attributes, here and in what is held, that are what it was made with.
+_NO_STATE = ("_lock", "_new", "_parameters", "_reader", "delay")
 
 
 class Prequential:
@@ -88,7 +97,8 @@ class Prequential:
     Metrics that only read a confusion matrix (accuracy, F1, kappa) share one. Give
     mini-batches rather than single records where it matters.
 
-    May be pickled at any time, and read from another thread than the one that adds.
+    May be pickled at any time, and read from another thread than the one that adds. For
+    checkpoints there is `state_dict`, which holds plain values only.
 
     References
     ----------
@@ -122,6 +132,15 @@ class Prequential:
             )
         self._names = [MODEL, *names]
         self._metrics = chosen.names
+        self._parameters = {
+            "metrics": chosen.describe(),
+            "window": window,
+            "fading": fading,
+            "delay": self.delay and (self.delay.amount, self.delay.in_time),
+            "baselines": names,
+            "pending": pending,
+            "points": points,
+        }
         self._reader = Reader(chosen.regression, chosen.takes_chances, chosen.bounded)
         self._baselines = [BASELINES[name][0]() for name in names]
         self._horizons = horizons.build(chosen, len(self._names), window, fading)
@@ -536,6 +555,53 @@ class Prequential:
         return frame.apply(lambda column: column.map("{:.4g}".format))
 
     # ---- travelling ---------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the state as plain values, for a checkpoint.
+
+        Raises
+        ------
+        CheckpointError
+            If a metric, or a key that was given to `predicted`, cannot be told as plain
+            values: the message names it.
+
+        Notes
+        -----
+        With a window of 10,000 records this takes some milliseconds, for which other
+        threads wait that want to add.
+        """
+        with self._lock:
+            try:
+                values = plain_state.take(self, _NO_STATE)
+            except CheckpointError:
+                self._name_the_metric()
+                raise
+            successors = [horizon.has_successor for horizon in self._horizons]
+            state = {"values": values, "successors": successors}
+            return plain_state.describe(self, self._parameters, state)
+
+    def _name_the_metric(self) -> None:
+        """Raise for the metric that cannot be told as plain values, if it is one."""
+        for horizon in self._horizons:
+            for name, metric in horizon.metrics(self._metrics):
+                plain_state.take(metric, where=f"The metric {name!r}")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where that was of which this is the `state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If it is one of other metrics or of other parameters; this one is then as
+            it was.
+        """
+        with self._lock:
+            found = plain_state.check(self, self._parameters, state)
+            new = copy.deepcopy(self)
+            horizons.prepare(new._horizons, found["successors"])
+            plain_state.put(new, found["values"])
+            changed = {name: v for name, v in vars(new).items() if name != "_lock"}
+            self.__dict__.update(changed)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, since what is pickled afterwards must not change meanwhile.

@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.prequential.cards import Block, Cards, cut
 from tensair_dask.prequential.chosen import Chosen
 
-__all__ = ["FADING", "WHOLE", "WINDOW", "Fading", "Sliding", "Whole", "build"]
+__all__ = [
+    "FADING",
+    "WHOLE",
+    "WINDOW",
+    "Fading",
+    "Sliding",
+    "Whole",
+    "build",
+    "prepare",
+]
 
 WHOLE = "whole"
 WINDOW = "window"
@@ -33,7 +43,27 @@ _HEAVIEST = 1e200
 _LIGHTEST = 1e-17
 
 
-class Whole:
+class _Horizon:
+    """What all horizons have: cards, and at times those that will take over."""
+
+    _cards: Cards
+    _successor: Cards | None = None
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether cards are being filled beside."""
+        return self._successor is not None
+
+    def values(self) -> list[list[float]]:
+        """For each contestant the value of each metric."""
+        return self._cards.values()
+
+    def metrics(self, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Metrics of all contestants, with their names."""
+        yield from self._cards.metrics(names)
+
+
+class Whole(_Horizon):
     """All records, which count the same.
 
     Parameters
@@ -53,12 +83,8 @@ class Whole:
         """Score records."""
         self._cards.update(block)
 
-    def values(self) -> list[list[float]]:
-        """For each contestant the value of each metric."""
-        return self._cards.values()
 
-
-class Sliding:
+class Sliding(_Horizon):
     """The newest records, which count the same.
 
     Parameters
@@ -115,12 +141,8 @@ class Sliding:
         elif self._age == self._life:
             self._successor = Cards(*self._new)
 
-    def values(self) -> list[list[float]]:
-        """For each contestant the value of each metric."""
-        return self._cards.values()
 
-
-class Fading:
+class Fading(_Horizon):
     """All records, each counting less than the next by a factor.
 
     Parameters
@@ -186,10 +208,6 @@ class Fading:
         growth = self._growth
         return [math.exp(growth * at) for at in range(age, age + count)]
 
-    def values(self) -> list[list[float]]:
-        """For each contestant the value of each metric."""
-        return self._cards.values()
-
 
 def build(
     chosen: Chosen, contestants: int, window: int | None, fading: float | None
@@ -220,3 +238,20 @@ def build(
         chosen.check_fading()
         horizons.append(Fading(chosen, contestants, fading))
     return horizons
+
+
+def prepare(
+    horizons: Sequence[Whole | Sliding | Fading], successors: Sequence[bool]
+) -> None:
+    """Have successors where a state that is to be put into them has some.
+
+    Parameters
+    ----------
+    horizons
+        As `build` has made them.
+    successors
+        For each of them what `has_successor` was.
+    """
+    for horizon, successor in zip(horizons, successors, strict=True):
+        if not isinstance(horizon, Whole):
+            horizon._successor = Cards(*horizon._new) if successor else None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tensair_dask.adaptation import Convergence
-from tensair_dask.errors import ConfigurationError
+from tensair_dask.errors import CheckpointError, ConfigurationError
 
 
 def settled_at(convergence: Convergence, losses) -> int | None:
@@ -135,3 +135,29 @@ def test_a_pickled_one_goes_on_where_it_was():
 def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         Convergence(**arguments)
+
+
+@pytest.mark.parametrize("place", [0, 5, 10, 37, 60])
+def test_a_state_goes_on_where_the_stream_was(place):
+    losses = np.random.default_rng(0).normal(1.0, 0.5, 100) + np.linspace(1, 0, 100)
+    one, other = Convergence(epoch=10, epochs=3), Convergence(epoch=10, epochs=3)
+    for loss in losses[:place]:
+        one.update(loss)
+    if place == 37:
+        one.reset()  # keeps the scale
+    state = one.state_dict()
+    for loss in losses[place:]:
+        other.update(loss)  # it has seen something else
+    other.load_state_dict(state)
+    assert [one.update(each) for each in losses] == [
+        other.update(each) for each in losses
+    ]
+    assert vars(one) == vars(other)
+
+
+def test_a_state_of_other_parameters_is_refused():
+    state = Convergence(epoch=10, factor=0.1).state_dict()
+    with pytest.raises(CheckpointError, match=r"with factor=0.1 \(here 0.02\);"):
+        Convergence(epoch=10).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="given a state that is none"):
+        Convergence().load_state_dict({})

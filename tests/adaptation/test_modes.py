@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -18,8 +19,10 @@ from tensair_dask.adaptation.modes import (
     as_watch,
 )
 from tensair_dask.adaptation.policies import KeepTraining, RestoreLastGood
-from tensair_dask.drift import OPTWIN
-from tensair_dask.errors import ConfigurationError
+from tensair_dask.checkpoints import Checkpoint
+from tensair_dask.checkpoints.file_format import decode, encode
+from tensair_dask.drift import ADWIN, OPTWIN
+from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.reports import Report
 
 
@@ -249,3 +252,108 @@ def test_a_drift_without_a_split_has_no_magnitude():
     always.detector._observe = lambda value: value > 10
     (drift,) = go_on(always, [11.0])
     assert math.isnan(drift.magnitude)
+
+
+def stored(state):
+    """Put a state into a file as a checkpoint does, and read it back."""
+    return decode(b"".join(encode(Checkpoint({}, adaptation=state)))).adaptation
+
+
+def a_stream_that_drifts():
+    """Losses that fall and settle, rise at 300 and at 600, and fall again."""
+    random = np.random.default_rng(3)
+    falling = 1.0 + 4.0 * 0.97 ** np.arange(300)
+    return np.concatenate([falling] * 3) + random.normal(0, 0.1, 900)
+
+
+def counted_from(start, happening):
+    """What another counts who has begun to count so many mini-batches later."""
+    changed = {"index": happening.index - start}
+    if isinstance(happening, PolicyEnded):
+        changed["drift"] = counted_from(start, happening.drift)
+    return dataclasses.replace(happening, **changed)
+
+
+@pytest.mark.parametrize("place", [0, 7, 150, 299, 303, 310, 320, 450, 603, 899])
+@pytest.mark.parametrize("mode", ["auto", "always", "never"])
+@pytest.mark.parametrize("anew", [False, True], ids=["goes on", "counts anew"])
+def test_a_state_goes_on_where_the_stream_was(mode, place, anew):
+    def made():
+        policy = RaiseLearningRate(batches=15)
+        convergence = Convergence(epoch=20)
+        return modes(mode, policy, detector=OPTWIN(), convergence=convergence)
+
+    losses = a_stream_that_drifts()
+    original, other = made(), made()
+    go_on(original, losses[:place])
+    first = 0 if anew else place
+    other.load_state_dict(stored(original.state_dict(place)), first)
+    happened = go_on(original, losses[place:], start=place)
+    same = [counted_from(place - first, each) for each in happened]
+    assert go_on(other, losses[place:], start=first) == same
+    assert (other.mode, other.phase) == (original.mode, original.phase)
+    if mode == "auto" and place < 300:
+        kinds = {type(each) for each in happened}
+        assert kinds == {Drift, Switch, PolicyEnded, Settled}
+
+
+def test_the_mode_of_a_state_is_the_one_that_was_set():
+    was = modes("always", detector=None)
+    was.set_mode("auto", 5)
+    go_on(was, [1.0] * 20, start=5)
+    now = modes("never", detector=None)
+    now.load_state_dict(stored(was.state_dict(25)), 25)
+    assert (now.mode, now.phase) == ("auto", "predicting")
+    assert now.detector.observed == was.detector.observed > 0
+
+
+def test_the_detector_stays_the_object_that_the_user_has():
+    detector = OPTWIN()
+    was, now = modes("always", detector=OPTWIN()), modes("always", detector=detector)
+    go_on(was, [1.0] * 20)
+    now.load_state_dict(was.state_dict(20), 20)
+    assert now.detector is detector
+    assert detector.observed == 20
+
+
+def test_a_detector_that_comes_new_begins_afresh():
+    was, now = modes("always", detector=None), modes("always", detector=OPTWIN())
+    now.load_state_dict(was.state_dict(20), 20)
+    go_on(now, [1.0] * 3, start=20)
+    assert now.detector.observed == 3
+
+
+def test_what_is_reported_late_from_before_the_checkpoint_is_passed_over():
+    was, now = modes("always"), modes("always")
+    now.load_state_dict(was.state_dict(100), 100)
+    assert list(now.observe(99, Report(99, 50.0, {}, 8), 101)) == []
+    go_on(now, [1.0], start=100)
+    assert now.detector.seen == [1.0]
+
+
+def test_the_first_snapshot_after_a_restart_is_due_at_once():
+    was = modes("always", RestoreLastGood(every=10))
+    now = modes("always", RestoreLastGood(every=10))
+    now.load_state_dict(was.state_dict(100), 100)
+    assert go_on(now, [1.0] * 12, start=100) == [Settled(100), Settled(110)]
+
+
+def test_a_state_of_something_else_is_refused_and_changes_nothing():
+    was = modes("always", RaiseLearningRate(batches=50), detector=OPTWIN())
+    go_on(was, [1.0, 1.1] * 30 + [9.0] * 30)
+    assert was.state_dict(90)["lasting"] is not None
+    state = was.state_dict(90)
+    for other, said in (
+        ({"detector": ADWIN()}, "that of an OPTWIN, and this is an ADWIN"),
+        ({"convergence": Convergence(epoch=7)}, r"epoch=5 \(here 7\)"),
+        ({}, "while RaiseLearningRate lasted.*KeepTraining.*on_drift="),
+    ):
+        now = modes("auto", **{"detector": OPTWIN(), **other})
+        with pytest.raises(CheckpointError, match=said):
+            now.load_state_dict(state, 90)
+        assert (now.mode, now.detector.observed) == ("auto", 0)
+    now = modes("auto")
+    for nonsense in ({}, {**state, "mode": "sometimes"}, {**state, "newest": [None]}):
+        with pytest.raises(CheckpointError):
+            now.load_state_dict(nonsense, 90)
+    assert now.mode == "auto"

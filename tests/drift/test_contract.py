@@ -14,8 +14,15 @@ import pytest
 import torch
 
 from tensair_dask import drift
+from tensair_dask.checkpoints import Checkpoint
+from tensair_dask.checkpoints.file_format import decode, encode
 from tensair_dask.drift import streams
-from tensair_dask.errors import ConfigurationError, DriftError, TensairError
+from tensair_dask.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DriftError,
+    TensairError,
+)
 
 BINARY = "sudden, binary"
 GRADUAL = "gradual, non-binary"
@@ -290,3 +297,99 @@ def test_a_missing_river_is_told_with_the_line_to_type(kind, monkeypatch):
     with pytest.raises(ConfigurationError) as caught:
         kind()
     assert 'pip install "tensair-dask[drift]"' in str(caught.value)
+
+
+def stored(state):
+    """Put a state into a file as a checkpoint does, and read it back."""
+    return decode(b"".join(encode(Checkpoint({}, adaptation=state)))).adaptation
+
+
+def told(detector, values):
+    return [
+        (detector.update(value), detector.warning_detected, detector.observed)
+        for value in values
+    ]
+
+
+@every_detector
+@pytest.mark.parametrize("place", [0, 17, 700, 1010])
+def test_a_state_goes_on_where_the_stream_was(kind, place):
+    (values, _), *_ = streams.generate(BINARY, 1, seed=1)
+    values = values[:1250]
+    original = kind()
+    alarms(original, values[:place])
+    state = stored(original.state_dict())
+    # Into a new one, and into one that has seen something else.
+    used = kind()
+    alarms(used, 1 - values[:300])
+    for other in (kind(), used):
+        other.load_state_dict(state)
+        goes_on = copy.deepcopy(original)
+        assert other.shift == goes_on.shift
+        assert other.observed == goes_on.observed
+        assert told(other, values[place:]) == told(goes_on, values[place:])
+        assert other.shift == goes_on.shift
+
+
+@every_detector
+def test_a_state_is_a_copy(kind):
+    values = errors_that("rise", 1)[0]
+    detector, other = kind(), kind()
+    alarms(detector, values[:300])
+    state = detector.state_dict()
+    alarms(detector, values[300:])
+    other.load_state_dict(state)
+    alarms(other, values[300:])
+    again = kind()
+    again.load_state_dict(state)
+    assert again.observed == 300
+    assert alarms(again, values[300:]) == [
+        place - 300 for place in alarms(kind(), values) if place >= 300
+    ]
+
+
+@every_detector
+def test_a_state_of_another_detector_is_refused(kind):
+    other = drift.ADWIN if kind is not drift.ADWIN else drift.OPTWIN
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    alarms(detector, values[:505])
+    before = pickle.dumps(detector)
+    with pytest.raises(CheckpointError, match=rf"of an {other.__name__}, and this is"):
+        detector.load_state_dict(other().state_dict())
+    for nonsense in (None, {}, [], {"class": kind.__name__}):
+        with pytest.raises(CheckpointError, match="was given a state that is none"):
+            detector.load_state_dict(nonsense)
+    assert pickle.dumps(detector) == before
+
+
+OTHER = {
+    drift.OPTWIN: {"confidence": 0.95},
+    drift.ADWIN: {"delta": 0.5},
+    drift.PageHinkley: {"threshold": 3.0},
+    drift.DDM: {"minimum": 7},
+    drift.KSWIN: {"seed": 5},
+}
+
+
+@every_detector
+def test_a_state_of_other_parameters_is_refused(kind):
+    ((name, value),) = OTHER[kind].items()
+    state = kind(**OTHER[kind]).state_dict()
+    with pytest.raises(CheckpointError, match=rf"with {name}={value} \(here .*\);"):
+        kind().load_state_dict(state)
+
+
+@every_detector
+def test_a_state_that_is_broken_changes_nothing(kind):
+    values = errors_that("rise", 1)[0]
+    detector = kind()
+    alarms(detector, values[:505])
+    before = pickle.dumps(detector)
+    attributes = detector.state_dict()["state"]["values"]["attributes"]
+    for name in attributes:
+        state = copy.deepcopy(detector.state_dict())
+        state["state"]["values"]["attributes"][name] = {"class": "Strange"}
+        with pytest.raises(CheckpointError):
+            detector.load_state_dict(state)
+        assert pickle.dumps(detector) == before

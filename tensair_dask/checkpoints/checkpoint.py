@@ -1,0 +1,78 @@
+"""Checkpoint: what a trainer needs to go on where it was."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Checkpoint"]
+
+
+def _versions() -> dict[str, str]:
+    from tensair_dask import __version__
+
+    return {
+        "tensair_dask": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+@dataclass
+class Checkpoint:
+    """All state of a training at one moment of its stream.
+
+    It holds tensors, numpy arrays and plain values only (None, numbers, strings, bytes,
+    and lists, tuples and dicts of these), so that a file of it cannot run code.
+
+    Attributes
+    ----------
+    model
+        The ``state_dict()`` of the model.
+    optimizers
+        The ``state_dict()`` of each optimizer.
+    clock
+        Gradients that this model holds, by the replica that computed them.
+    counters
+        Plain numbers: mini-batches emitted, samples, and the like.
+    adaptation
+        Of mode, detector and policy.
+    scores
+        Of what scores the stream, by name.
+    positions
+        Where each source stands: by its name, then by partition, the next offset.
+    name
+        Of the trainer.
+    index
+        Mini-batches that had been submitted.
+    time
+        When it was taken, in seconds since the epoch.
+    versions
+        Of tensair_dask, torch and Python that wrote it.
+    """
+
+    model: Mapping[str, Any]
+    optimizers: list[Any] = field(default_factory=list)
+    clock: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    adaptation: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    positions: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    name: str = ""
+    index: int = 0
+    time: float = field(default_factory=time.time)
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    def describe(self) -> str:
+        """Say in one line what it is."""
+        taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.time))
+        return f"{self.name or 'trainer'} after {self.index:,} mini-batches, {taken}"
+
+    def __repr__(self) -> str:
+        # Without this, every tensor of the model.
+        return f"<Checkpoint of {self.describe()}>"

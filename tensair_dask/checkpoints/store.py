@@ -1,0 +1,391 @@
+"""Where checkpoints lie: one file, or a folder of the newest, on any file system."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from tensair_dask import config
+from tensair_dask.checkpoints.checkpoint import Checkpoint
+from tensair_dask.checkpoints.file_format import decode, encode
+from tensair_dask.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointMissingError,
+    ConfigurationError,
+)
+
+__all__ = ["Store"]
+
+logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"checkpoint-(\d{12})\.tensair")
+# A file that is being written, or that a process which died has left.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.unfinished")
+# Seconds after which nobody is writing to it any more.
+_ABANDONED = 3600.0
+# Where a file that is put can be seen in part, and can be renamed at once.
+_SERVERS = {"sftp", "ssh", "hdfs", "smb"}
+# Where there are no folders to be made: fsspec would make a bucket.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
+
+
+class Store:
+    """Writes and reads checkpoints at one path.
+
+    A path is one file (`save`), or a folder of numbered checkpoints (`add`) of which
+    the newest are kept. A folder belongs to one trainer: two that wrote to the same
+    would remove each other's.
+
+    Parameters
+    ----------
+    path
+        Any that fsspec knows: of a file system, ``"s3://bucket/model"``,
+        ``"memory://model"``.
+    keep
+        How many of a folder are kept; ``tensair.checkpoints.keep`` by default.
+    options
+        For the file system, as fsspec calls them ``storage_options``.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such file system, or a package for it is missing.
+
+    Notes
+    -----
+    A checkpoint is there whole or not at all. On a local disk it is written beside,
+    flushed to the disk and renamed; on an object store a put is atomic by itself; on a
+    file server (SFTP, HDFS, SMB) it is put beside and renamed. Whatever goes wrong all
+    the same is found by the checksum of the file when it is read.
+
+    Files of a folder are numbered by the mini-batches that had been submitted, and
+    always upwards: where a higher number is there already (somebody has gone back to an
+    older checkpoint), the next one is taken.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        keep: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)) or not str(path).strip():
+            raise ConfigurationError(
+                f"path={path!r} was given; a path of a file or a folder is allowed, "
+                "for example 'model.tensair' or 's3://bucket/model'."
+            )
+        keep = config.get("checkpoints.keep", keep)
+        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+            raise ConfigurationError(
+                f"keep={keep!r} was given; a whole number from 1 is allowed."
+            )
+        self.keep = keep
+        try:
+            self._fs, self._path = url_to_fs(os.fspath(path), **(options or {}))
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(
+                f"{path} cannot be reached: {error}. Any path that fsspec knows is "
+                "allowed; for object stores install their package, for example "
+                "pip install s3fs."
+            ) from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        protocols = self._fs.protocol
+        names = {protocols} if isinstance(protocols, str) else set(protocols)
+        self._renames = bool(names & _SERVERS)
+        self._folders = not names & _BUCKETS
+        self._path = self._path.rstrip("/") or self._path
+
+    @property
+    def path(self) -> str:
+        """The whole path, with the name of the file system unless it is the local."""
+        return self._shown(self._path)
+
+    # ---- writing --------------------------------------------------------------------
+
+    def check(self) -> None:
+        """See that the folder can be written to, before anything depends on it.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot.
+        """
+        probe = self._beside(f"{self._path}/checkpoint")
+        with self._writing(self._path):
+            self._refuse_file()
+            self._put(probe, [memoryview(b"probe")])
+            self._fs.rm_file(probe)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Write one file, in the place of one that is there.
+
+        Returns
+        -------
+        path
+            Of the file.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; what was there before is then still there.
+        """
+        with self._writing(self._path):
+            if self._fs.isdir(self._path):
+                raise CheckpointError(
+                    f"{self.path} is a folder; give the path of a file, for example "
+                    f"{self.path}/model.tensair."
+                )
+            self._write(self._path, encode(checkpoint))
+            folder, _, name = self._path.rpartition("/")
+            self._clean(folder, name)
+        return self.path
+
+    def add(self, checkpoint: Checkpoint) -> str:
+        """Write one more file into the folder, and remove what is older than is kept.
+
+        Returns
+        -------
+        path
+            Of the file.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; nothing is then removed.
+        """
+        with self._writing(self._path):
+            self._refuse_file()
+            there = self._numbers()
+            number = max([checkpoint.index, *(one + 1 for one in there)])
+            path = self._numbered(number)
+            self._write(path, encode(checkpoint))
+        # It is written; what fails from here on is no failure of it.
+        try:
+            for old in sorted([*there, number])[: -self.keep]:
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(self._numbered(old))
+            self._clean(self._path)
+        except OSError as error:
+            logger.warning(
+                "Older checkpoints in %s could not be removed: %s", self.path, error
+            )
+        return self._shown(path)
+
+    def _refuse_file(self) -> None:
+        if self._fs.isfile(self._path):
+            raise CheckpointError(
+                f"{self.path} is a file; checkpoints that are written as training "
+                "goes on need a folder: give another path."
+            )
+
+    def _write(self, path: str, buffers: Sequence[memoryview]) -> None:
+        if not (self._local or self._renames):
+            self._put(path, buffers)
+            return
+        unfinished = self._beside(path)
+        try:
+            self._put(unfinished, buffers)
+            if self._local:
+                os.replace(unfinished, path)
+                _flush_folder(os.path.dirname(path))
+            else:
+                self._fs.mv(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(unfinished)
+            raise
+
+    def _put(self, path: str, buffers: Sequence[memoryview]) -> None:
+        folder = path.rpartition("/")[0]
+        if folder and self._folders:
+            self._fs.makedirs(folder, exist_ok=True)
+        if not self._local:
+            # Not file by file: a file system may keep what it got when that fails.
+            self._fs.pipe_file(path, b"".join(buffers))
+            return
+        with open(path, "xb") as file:
+            for buffer in buffers:
+                file.write(buffer)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _clean(self, folder: str, name: str | None = None) -> None:
+        """Remove what was never finished: of one file, or in a whole folder."""
+        if not (self._local or self._renames):
+            return
+        for found in self._fs.ls(folder or ".", detail=False):
+            base = _base(found)
+            if not _UNFINISHED.fullmatch(base):
+                continue
+            of = base[1:].rsplit(".", 2)[0]
+            ours = _NUMBERED.fullmatch(of) if name is None else of == name
+            with contextlib.suppress(FileNotFoundError):
+                if ours and _age(self._fs.info(found)) > _ABANDONED:
+                    self._fs.rm_file(found)
+
+    # ---- reading --------------------------------------------------------------------
+
+    def load(self) -> tuple[Checkpoint, str]:
+        """Read the file, or the newest of the folder that is whole.
+
+        Returns
+        -------
+        checkpoint, path
+
+        Raises
+        ------
+        CheckpointMissingError
+            If there is none.
+        CheckpointDamagedError
+            If none is whole.
+        CheckpointError
+            If it cannot be read, for example because its format is newer.
+        """
+        with self._reading(self._path):
+            self._fs.invalidate_cache()
+            folder = self._fs.isdir(self._path)
+        if folder:
+            return self.newest()
+        return self._read(self._path), self.path
+
+    def newest(self) -> tuple[Checkpoint, str]:
+        """Read the newest of the folder that is whole; see `load`.
+
+        One that is not is passed over, and named in the log.
+        """
+        passed = []
+        for path in reversed(self._files()):
+            try:
+                return self._read(path), self._shown(path)
+            except CheckpointMissingError:
+                continue  # removed just now by who writes to the folder
+            except CheckpointDamagedError as error:
+                logger.warning("A checkpoint is passed over: %s", error)
+                passed.append(f"- {error}")
+        if not passed:
+            raise CheckpointMissingError(
+                f"There is no checkpoint in {self.path}: nothing there is called "
+                "checkpoint-000000000000.tensair or the like. Give the path of one, or "
+                "of a folder that checkpoint_every= has written to."
+            )
+        told = "\n".join(passed)
+        raise CheckpointDamagedError(
+            f"None of the {len(passed)} checkpoints in {self.path} is whole; give "
+            f"another path, or start anew.\n{told}"
+        )
+
+    def paths(self) -> list[str]:
+        """Paths of the checkpoints in the folder, the oldest first."""
+        return [self._shown(path) for path in self._files()]
+
+    def _files(self) -> list[str]:
+        with self._reading(self._path):
+            return [self._numbered(number) for number in self._numbers()]
+
+    def _read(self, path: str) -> Checkpoint:
+        with self._reading(path):
+            data = self._fs.cat_file(path)
+        return decode(data, self._shown(path))
+
+    # ---- names ----------------------------------------------------------------------
+
+    def _numbers(self) -> list[int]:
+        """Numbers of the checkpoints in the folder, upwards."""
+        found = []
+        for each in self._listed(self._path):
+            match = _NUMBERED.fullmatch(_base(each["name"]))
+            if match and each.get("type", "file") != "directory":
+                found.append(int(match[1]))
+        return sorted(found)
+
+    def _listed(self, folder: str) -> list[dict[str, Any]]:
+        self._fs.invalidate_cache()
+        try:
+            return self._fs.ls(folder, detail=True)
+        except FileNotFoundError:
+            return []
+
+    def _numbered(self, number: int) -> str:
+        return f"{self._path}/checkpoint-{number:012d}.tensair"
+
+    def _beside(self, path: str) -> str:
+        # In the same folder: only there a file can be put in another's place at once.
+        folder, slash, name = path.rpartition("/")
+        return f"{folder}{slash}.{name}.{uuid.uuid4().hex[:8]}.unfinished"
+
+    def _shown(self, path: str) -> str:
+        return path if self._local else str(self._fs.unstrip_protocol(path))
+
+    # ---- errors ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _writing(self, path: str) -> Any:
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # object stores have exceptions of their own
+            raise CheckpointError(
+                f"{self._shown(path)} cannot be written: {_reason(error)}. Give a path "
+                "that you may write to, with room for the model and the state of its "
+                "optimizers."
+            ) from error
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Any:
+        shown = self._shown(path)
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise CheckpointMissingError(
+                f"There is no checkpoint at {shown}: there is no such file. Give the "
+                "path of one that trainer.save has written, or of a folder that "
+                "checkpoint_every= has written to."
+            ) from error
+        except Exception as error:
+            raise CheckpointError(
+                f"{shown} cannot be read: {_reason(error)}. Give a path that you may "
+                "read, and look whether its server can be reached."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return (
+            f"{error.strerror} ({error.filename})"
+            if error.filename
+            else (error.strerror)
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _age(found: dict[str, Any]) -> float:
+    """Seconds since a file was written; 0 where the file system does not tell."""
+    changed: Any = found.get("mtime", found.get("modified"))
+    if hasattr(changed, "timestamp"):
+        changed = changed.timestamp()
+    return time.time() - changed if isinstance(changed, (int, float)) else 0.0
+
+
+def _flush_folder(folder: str) -> None:
+    """Have the new name of a file on the disk, too, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
