@@ -56,6 +56,10 @@ class Interventions:
         """Put a `snapshot` of before into all replicas."""
         await self._everywhere("restore", snapshot)
 
+    async def go_on_from(self, snapshot: Any) -> None:
+        """Put a `snapshot` of an earlier run into all replicas, with its clock."""
+        await self._everywhere("go_on_from", snapshot)
+
     async def snapshot(self) -> Any:
         """Take the model and the optimizer state of one replica."""
         return await self._calls.ask_any("snapshot")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from tensair_dask.errors import CheckpointError
 
 __all__ = ["Entry", "Ledger"]
 
 logger = logging.getLogger(__name__)
+
+# {source name: {partition: next offset}}, as checkpoints have them.
+Positions = dict[str, dict[str, int]]
 
 
 class Entry(NamedTuple):
@@ -40,25 +46,39 @@ class Ledger:
     ----------
     keeps
         Whether entries wait for a checkpoint.
-    positions
-        Of sources, as a checkpoint had them: ``{source: {partition: offset}}``.
+    limit
+        Mini-batches that may wait for one.
     """
 
-    def __init__(
-        self,
-        keeps: bool = False,
-        positions: dict[str, dict[str, int]] | None = None,
-    ) -> None:
+    def __init__(self, keeps: bool = False, limit: int = 1_000_000) -> None:
         self._keeps = keeps
-        self._restored = dict(positions or {})
+        self._limit = limit
+        self._restored: Positions = {}
         self._trackers: dict[str, Any] = {}
-        self._entries: list[Entry] = []
+        self._entries: deque[Entry] = deque()
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def restored(self, positions: Mapping[str, Mapping[str, int]]) -> None:
+        """Begin with the positions of a checkpoint: of sources not read yet, too."""
+        self._restored = {name: dict(each) for name, each in positions.items()}
+
     def emitted(self, marks: Iterable[Any]) -> None:
-        """Take note of the sources of a mini-batch that has come."""
+        """Take note of the sources of a mini-batch that has come.
+
+        Raises
+        ------
+        CheckpointError
+            If too many wait for a checkpoint.
+        """
+        if len(self._entries) >= self._limit:
+            raise CheckpointError(
+                f"{len(self._entries):,} mini-batches are learned and in no "
+                "checkpoint, and no more may be: the last ones could not be written, "
+                "or are too far apart. See that the folder can be written to; give a "
+                "smaller checkpoint_every=, or raise tensair.checkpoints.unsaved."
+            )
         for mark in marks:
             self._trackers[mark.tracker.name] = mark.tracker
 
@@ -69,29 +89,24 @@ class Ledger:
         else:
             _release(entry)
 
-    def take(self) -> list[Entry]:
-        """Take out what a checkpoint holds that is taken from now on."""
-        taken, self._entries = self._entries, []
-        for entry in taken:
+    def take(self) -> int:
+        """Count what a checkpoint holds that is taken from now on; see `saved`."""
+        for entry in self._entries:
             for mark in entry.marks:
                 mark.learned()
-        return taken
+        return len(self._entries)
 
-    def positions(self) -> dict[str, dict[str, int]]:
-        """From where each source has to be read again, by what was taken out."""
+    def positions(self) -> Positions:
+        """From where each source has to be read again, by what is learned."""
         found = {name: dict(offsets) for name, offsets in self._restored.items()}
         for name, tracker in self._trackers.items():
             found.setdefault(name, {}).update(tracker.learned())
         return found
 
-    def saved(self, entries: Iterable[Entry]) -> None:
-        """Let go of what a checkpoint holds that is written."""
-        for entry in entries:
-            _release(entry)
-
-    def put_back(self, entries: list[Entry]) -> None:
-        """Keep what was taken out: the checkpoint could not be written."""
-        self._entries = entries + self._entries
+    def saved(self, count: int) -> None:
+        """Let go of the oldest so many: a checkpoint that is written holds them."""
+        for _ in range(count):
+            _release(self._entries.popleft())
 
 
 def _release(entry: Entry) -> None:

@@ -15,6 +15,7 @@ from distributed.worker import get_worker
 from tensair_dask.batches import Block
 from tensair_dask.errors import (
     BatchError,
+    CheckpointError,
     ClusterError,
     ConfigurationError,
     ModelError,
@@ -29,6 +30,7 @@ from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
 from tensair_dask.predictions import Prediction
+from tensair_dask.rollback import Rollback
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
@@ -189,6 +191,30 @@ class Replica:
         def take_over() -> None:
             self._load(unpack(snapshot))
             self.exchange.replaced()
+
+        await self._thread.call(take_over)
+
+    async def go_on_from(self, snapshot: Any) -> None:
+        """Take over a packed `snapshot` of an earlier run, with its clock.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not fit the model or its optimizers.
+        """
+
+        def take_over() -> None:
+            before = Rollback(self.learner.model, self.learner.optimizers)
+            values = unpack(snapshot)
+            try:
+                self._load(values)
+            except Exception as error:
+                before.restore()
+                raise CheckpointError(
+                    f"The checkpoint does not fit: {error}. Restore it with the model "
+                    "and the optimizer that it was saved with."
+                ) from error
+            self.exchange.adopted(Holding(values["clock"], values["taken"]))
 
         await self._thread.call(take_over)
 

@@ -51,6 +51,7 @@ from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.placement import Wish
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.reports import COLUMNS, History, Report
+from tensair_dask.saving import Every, Path, Saving
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
 from tensair_dask.telemetry.curves import Curves
@@ -176,6 +177,18 @@ class Trainer:
         What is done beside training: ``"train"`` (nothing), ``"raise-learning-rate"``,
         ``"restore"``, a policy of `tensair_dask.adaptation` with its arguments, or a
         function ``(model, optimizers, drift)`` that changes the model in place.
+    checkpoint_to
+        Folder for checkpoints, on any file system that fsspec knows, the newest of
+        which are kept. Records are then let go of by their sources (a Kafka offset is
+        committed) when a checkpoint holds them, not when they are learned.
+    checkpoint_every
+        How often: a whole number of mini-batches, or a time such as ``"10s"``. None:
+        only when `save` is called, and at the end.
+    scores
+        By name, what scores the stream beside the trainer, such as `Prequential`
+        objects: their state is in the checkpoints.
+    restore, or_begin
+        See `Trainer.restore`.
 
     Raises
     ------
@@ -217,6 +230,11 @@ class Trainer:
         watch: str | Callable[[Report], float] = "loss",
         convergence: Convergence | None = None,
         on_drift: Policy | str | Callable[..., Any] = "train",
+        checkpoint_to: Path | None = None,
+        checkpoint_every: Every | None = None,
+        scores: Mapping[str, Any] | None = None,
+        restore: Path | None = None,
+        or_begin: bool = False,
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         self.client = client
@@ -273,7 +291,19 @@ class Trainer:
         )
         self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
-        self._ledger = Ledger()
+        keeps = checkpoint_to is not None
+        self._ledger = Ledger(keeps, int(config.get("checkpoints.unsaved")))
+        self._saving = Saving(
+            checkpoint_to,
+            checkpoint_every,
+            self._calls,
+            modes,
+            self._ledger,
+            dict(scores or {}),
+            self._facts,
+            functools.partial(self._note, "note"),
+        )
+        self._restore = restore, or_begin
         self._awaited: set[asyncio.Future[Report]] = set()
         # Of one replica, until all have started.
         self._most_predictions = _max_predictions()
@@ -312,6 +342,8 @@ class Trainer:
                 await self._reporter.open()
             await self._membership.start()
             self._adapting.interventions.missing = self._starter.missing
+            await self._saving.check()
+            await self._go_on()
             await self._adapting.start()
         except BaseException:
             self._state = "closed"
@@ -324,6 +356,27 @@ class Trainer:
         self._membership.watch()
         self._curves.begin()
         self._state = "open"
+
+    async def _go_on(self) -> None:
+        """Go on from a checkpoint, if there is one to go on from."""
+        path, or_begin = self._restore
+        checkpoint = None
+        if path is not None:
+            checkpoint = await self._saving.load(path, or_begin)
+        if checkpoint is not None:
+            await self._saving.restore(checkpoint, self._adapting.interventions)
+            self._index = checkpoint.index
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint is told besides the state of the model."""
+        return {
+            "name": self.name,
+            "index": self._index,
+            "counters": {
+                "emitted": self._index,
+                "dead_letters": self.dead_letters.total,
+            },
+        }
 
     def _now(self) -> dict[str, float]:
         """What each row of the curves is told besides the reports."""
@@ -495,6 +548,7 @@ class Trainer:
         self._record(pending.item, report, pending.taken)
 
     def _record(self, item: Any, report: Report, taken: float) -> None:
+        self._saving.noticed(report.index)
         self._history.append(report)
         self._curves.observe(report, taken)
         if self._adapting.modes.watches:
@@ -752,6 +806,82 @@ class Trainer:
             zip(_names(list(states)), map(unpack, states.values()), strict=True)
         )
 
+    # ---- checkpoints ----------------------------------------------------------------
+
+    def save(self, path: Path | None = None) -> Any:
+        """Write a checkpoint now, while training goes on.
+
+        It holds the model, the states of the optimizers, mode, detector and scores, and
+        the positions of the sources. It appears whole or not at all.
+
+        Parameters
+        ----------
+        path
+            Of the file, on any file system that fsspec knows; None to add it to the
+            folder ``checkpoint_to``.
+
+        Returns
+        -------
+        path
+            Of the file.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written.
+        """
+        return self._sync(self._save, path)
+
+    async def _save(self, path: Path | None) -> str:
+        await self._ready()
+        return await self._saving.save(path)
+
+    @classmethod
+    def restore(
+        cls, path: Path, client: Client, *, or_begin: bool = False, **arguments: Any
+    ) -> Trainer:
+        """Make a trainer that goes on from a checkpoint.
+
+        Give the model, loss and optimizer that it was saved with: a checkpoint holds
+        values only, and cannot run code. Give the sources `positions`, so that they
+        are read from where the model stands.
+
+        Parameters
+        ----------
+        path
+            Of a checkpoint, or of a folder, of which the newest is taken that is whole.
+        client
+            As in `Trainer`.
+        or_begin
+            Whether to begin anew where there is no checkpoint: a program that is
+            started again by itself can then always call this.
+        arguments
+            As in `Trainer`.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, if none is whole, or if it does not fit.
+        """
+        return cls(client, restore=path, or_begin=or_begin, **arguments)
+
+    @property
+    def positions(self) -> dict[str, dict[str, int]]:
+        """From where each source has to be read, by what the model has learned.
+
+        By the name of the source, then by partition, the next offset. Give it to the
+        sources of a restored trainer.
+        """
+        return self._look(self._ledger.positions)
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Path of the newest checkpoint in ``checkpoint_to``; empty if there is none.
+
+        That is, of those that this trainer has written.
+        """
+        return self._saving.last_path
+
     def exchange_stats(self) -> Any:
         """Statistics of the exchange of every living replica, by address.
 
@@ -947,10 +1077,16 @@ class Trainer:
             handle.lane.status = status
             self._dispatcher.confirm(handle.lane)
 
+    async def _finish(self) -> None:
+        """Lose nothing: neither what is under way, nor what no checkpoint holds."""
+        await self._drain()
+        await self._saving.finish()
+
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
 
-        Idempotent. Call `drain` first to lose nothing, or use ``with``, which does.
+        Idempotent. Call `drain` first to lose nothing, and `save`, or use ``with``,
+        which does both.
         """
         return self._sync(self._close)
 
@@ -962,6 +1098,7 @@ class Trainer:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await self._membership.close()
+        await self._saving.close()
         alive = [] if self._client_is_closed else self._calls.alive()
         await self._dispatcher.close()
         await self._adapting.close()
@@ -1004,7 +1141,7 @@ class Trainer:
     def __exit__(self, kind: Any, *rest: Any) -> None:
         try:
             if kind is None and self._state == "open":
-                self.drain()
+                self._sync(self._finish)
         finally:
             self.close()
 
@@ -1014,7 +1151,7 @@ class Trainer:
     async def __aexit__(self, kind: Any, *rest: Any) -> None:
         try:
             if kind is None and self._state == "open":
-                await self._drain()
+                await self._finish()
         finally:
             await self._close()
 

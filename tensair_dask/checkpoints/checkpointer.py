@@ -48,8 +48,8 @@ class Checkpointer:
         Gives the checkpoint; awaited on the event loop. What it gives must not change
         afterwards.
     done
-        Called on the event loop with a checkpoint that was written because it was due,
-        the path of its file, and the seconds that it took in all.
+        Called on the event loop with a checkpoint that was added to the store, the path
+        of its file, and the seconds that it took in all.
     failed
         Called on the event loop with the error if it was not.
 
@@ -209,9 +209,11 @@ class Checkpointer:
                 "give one, for example trainer.save('model.tensair')."
             )
         write = to.save if to is not None else self._store.add  # type: ignore[union-attr]
-        _, path = await self._write(write)
+        start = time.perf_counter()
+        checkpoint, path = await self._write(write)
         if to is None:
             self.last_path = path
+            _tell(self._done, checkpoint, path, time.perf_counter() - start)
         return path
 
     async def settled(self) -> None:

@@ -1,0 +1,191 @@
+"""Saving: a trainer's checkpoints, and what each of them lets go of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from os import PathLike
+from typing import Any
+
+from tensair_dask.adaptation import Modes
+from tensair_dask.calls import Calls
+from tensair_dask.checkpoints import Checkpoint, Checkpointer, Store
+from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.exchange.wire import pack, unpack
+from tensair_dask.interventions import Interventions
+from tensair_dask.ledger import Ledger
+
+__all__ = ["Every", "Path", "Saving"]
+
+logger = logging.getLogger(__name__)
+
+Path = str | PathLike[str]
+Every = int | float | str | timedelta
+
+# The origin of what was learned before a restart, in the clocks of the replicas.
+BEFORE = "before"
+
+
+class Saving:
+    """Takes checkpoints of a trainer, and puts one into it.
+
+    A checkpoint is taken of one replica, between two of its mini-batches: the others
+    do not notice, and nothing waits. It holds the gradients of all mini-batches that
+    were known, when it was begun, to be applied everywhere; its positions are those of
+    just these. So what is read again from there is what the model has not learned, and
+    a little that it has.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    to
+        The folder to which checkpoints are added; None for none.
+    every
+        How often; see `Checkpointer`.
+    calls
+        To the replicas.
+    modes
+        Whether the model learns, and why.
+    ledger
+        What is learned, and where it was read.
+    scores
+        What scores the stream, by name: has ``state_dict`` and ``load_state_dict``.
+    facts
+        Tells what else goes into a checkpoint: name, index and counters.
+    failed
+        Called with what is to be told of a checkpoint that could not be written.
+    """
+
+    def __init__(
+        self,
+        to: Path | None,
+        every: Every | None,
+        calls: Calls,
+        modes: Modes,
+        ledger: Ledger,
+        scores: Mapping[str, Any],
+        facts: Callable[[], dict[str, Any]],
+        failed: Callable[[str], Any],
+    ) -> None:
+        self._store = None if to is None else Store(to)
+        self._calls = calls
+        self._modes = modes
+        self._ledger = ledger
+        self._scores = scores
+        self._facts = facts
+        self._failed = failed
+        # Entries of the ledger that the checkpoint holds which is being written.
+        self._held = 0
+        self._checkpointer = Checkpointer(
+            self._store, every, self._take, self._written, self._note_failure
+        )
+        self.noticed = self._checkpointer.noticed
+
+    @property
+    def last_path(self) -> str:
+        """The newest checkpoint of the folder that was written; empty if none was."""
+        return self._checkpointer.last_path
+
+    async def check(self) -> None:
+        """See that the folder can be written to.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot.
+        """
+        if self._store is not None:
+            await asyncio.to_thread(self._store.check)
+
+    async def _take(self) -> Checkpoint:
+        # In this order: what is in the ledger is in every model that is copied later.
+        held = self._ledger.take()
+        positions = self._ledger.positions()
+        adaptation = self._modes.state_dict(self._facts()["index"])
+        scores = {name: each.state_dict() for name, each in self._scores.items()}
+        facts = self._facts()
+        snapshot = unpack(await self._calls.ask_any("snapshot"))
+        self._held = held
+        return Checkpoint(
+            model=snapshot["model"],
+            optimizers=snapshot["optimizers"],
+            clock=snapshot["clock"],
+            adaptation=adaptation,
+            scores=scores,
+            positions=positions,
+            **facts,
+        )
+
+    def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
+        logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
+        self._ledger.saved(self._held)
+
+    def _note_failure(self, error: Exception) -> None:
+        if self._checkpointer.failures == 1:
+            self._failed(f"a checkpoint could not be written: {error}")
+
+    async def save(self, path: Path | None) -> str:
+        """Write a checkpoint now; see `Trainer.save`."""
+        return await self._checkpointer.write_now(None if path is None else Store(path))
+
+    async def finish(self) -> None:
+        """Write the last one to the folder, if there is a folder."""
+        if self._store is not None:
+            await self._checkpointer.write_now()
+
+    async def close(self) -> None:
+        """Write nothing more."""
+        await self._checkpointer.close()
+
+    # ---- going on --------------------------------------------------------------------
+
+    async def load(self, path: Path, or_begin: bool) -> Checkpoint | None:
+        """Read a checkpoint, or the newest of a folder.
+
+        Parameters
+        ----------
+        path
+            Of either.
+        or_begin
+            Whether None is given where there is none.
+        """
+        try:
+            checkpoint, found = await asyncio.to_thread(Store(path).load)
+        except CheckpointMissingError:
+            if or_begin:
+                return None
+            raise
+        logger.info("Going on from %s: %s", found, checkpoint.describe())
+        return checkpoint
+
+    async def restore(
+        self, checkpoint: Checkpoint, interventions: Interventions
+    ) -> None:
+        """Put a checkpoint into all replicas, and into what adapts and scores.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not fit.
+        """
+        missing = sorted(set(self._scores) - set(checkpoint.scores))
+        if missing:
+            raise CheckpointError(
+                f"scores={missing} was given, and the checkpoint holds "
+                f"{sorted(checkpoint.scores)}; give the names that it was saved with."
+            )
+        version = sum(checkpoint.clock.values())
+        snapshot = {
+            "model": dict(checkpoint.model),
+            "optimizers": list(checkpoint.optimizers),
+            "clock": {BEFORE: version},
+            "taken": {},
+        }
+        await interventions.go_on_from(pack(snapshot))
+        self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
+        for name, each in self._scores.items():
+            each.load_state_dict(checkpoint.scores[name])
+        self._ledger.restored(checkpoint.positions)
