@@ -5,13 +5,47 @@ torch's own pickling copies, and Dask's serializer for torch fails on bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-__all__ = ["Packed", "pack", "unpack"]
+__all__ = [
+    "Described",
+    "Frame",
+    "Packed",
+    "described",
+    "from_frame",
+    "pack",
+    "to_frame",
+    "unpack",
+]
+
+Frame: TypeAlias = "memoryview | bytearray | bytes"
+# Of a tensor: the name of its dtype, and its shape.
+Described: TypeAlias = "Sequence[Any]"
+
+
+def described(tensor: torch.Tensor) -> Described:
+    """Name dtype and shape of a tensor, as a header can hold them."""
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+
+def to_frame(tensor: torch.Tensor) -> Frame:
+    """Take the bytes of a tensor; no copy if it is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def from_frame(described: Described, frame: Frame) -> torch.Tensor:
+    """Reverse `to_frame`; the tensor shares the memory of a frame that is writable."""
+    dtype, shape = getattr(torch, described[0]), tuple(described[1])
+    if not memoryview(frame).nbytes:
+        return torch.empty(shape, dtype=dtype)
+    if memoryview(frame).readonly:
+        frame = bytearray(frame)  # torch cannot promise not to write
+    return torch.frombuffer(frame, dtype=dtype).reshape(shape)
 
 
 class Packed:
