@@ -37,7 +37,7 @@ def encode(message: GradientMessage) -> tuple[Header, list[Frame]]:
     """
     frames: list[Frame] = []
     content = message.content
-    encoded = isinstance(content, tuple)
+    parts = content if isinstance(content, tuple) else (content,)
     header = {
         "run_id": message.run_id,
         "origin": message.origin,
@@ -48,10 +48,8 @@ def encode(message: GradientMessage) -> tuple[Header, list[Frame]]:
         "clock": message.clock,
         # The age travels, not the moment: monotonic clocks differ between machines.
         "age": time.monotonic() - message.oldest,
-        "encoded": encoded,
-        "parts": [
-            _describe(part, frames) for part in (content if encoded else (content,))
-        ],
+        "encoded": parts is content,
+        "parts": [_describe(part, frames) for part in parts],
     }
     return header, frames
 
@@ -108,8 +106,11 @@ def decode(header: Mapping[str, Any], frames: Sequence[Frame]) -> GradientMessag
     Who does not know the sender asks `Gate` first: here the header is believed.
     """
     remaining = iter(frames)
-    read = _encodings if header["encoded"] else _gradients
-    parts = tuple(read(part, remaining) for part in header["parts"])
+    content: Gradients | tuple[Encodings, ...]
+    if header["encoded"]:
+        content = tuple(_encodings(part, remaining) for part in header["parts"])
+    else:
+        content = _gradients(header["parts"][0], remaining)
     return GradientMessage(
         run_id=header["run_id"],
         origin=header["origin"],
@@ -119,7 +120,7 @@ def decode(header: Mapping[str, Any], frames: Sequence[Frame]) -> GradientMessag
         taken=header["taken"],
         clock=dict(header["clock"]),
         oldest=time.monotonic() - header["age"],
-        content=parts if header["encoded"] else parts[0],
+        content=content,
     )
 
 

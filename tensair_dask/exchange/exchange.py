@@ -132,7 +132,7 @@ class Exchange:
         )
 
     def _receive(self, parcel: Parcel, sender: Member) -> Any:
-        """Take in a message; it is acknowledged when it has been applied, or refused."""
+        """Take in a message; it is acknowledged when it is applied, or refused."""
         message = self._gate.open(parcel, sender)
         if message is None:
             return None
@@ -157,7 +157,11 @@ class Exchange:
     def _take_in(self, message: GradientMessage) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         applied: asyncio.Future[None] = loop.create_future()
-        self._inbox.put(message, lambda: loop.call_soon_threadsafe(_resolve, applied))
+
+        def acknowledge() -> None:
+            loop.call_soon_threadsafe(_resolve, applied)
+
+        self._inbox.put(message, acknowledge)
         self._wake()
         return applied
 

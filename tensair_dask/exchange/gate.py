@@ -107,7 +107,7 @@ class Gate:
     # ---- members ----------------------------------------------------------------
 
     def see(self, view: View) -> None:
-        """Take note of who publishes; who has left may still have messages under way."""
+        """Take note of who publishes; who leaves may have messages under way."""
         self._members.update(one.member for one in view.publishers.values())
 
     def knows(self, origin: str) -> bool:
@@ -228,7 +228,7 @@ def _check_plain(
     """Check that a tensor is of that dtype and shape, in header and frame."""
     _check_described(described, dtype, shape)
     nbytes = _nbytes(dtype, shape)
-    _check_length(next(frames, None), nbytes)
+    _check_length(frames, nbytes)
     return nbytes
 
 
@@ -259,8 +259,7 @@ def _check_ids(described: Any, length: int, frames: Iterator[Frame]) -> int:
         raise _Refusal("layout", f"row numbers of dtype {dtype!r}")
     if not _is_count(count) or count > length:
         raise _Refusal("layout", f"{count!r} rows of a table of {length}")
-    frame = next(frames, None)
-    _check_length(frame, _nbytes(dtype, (count,)))
+    frame = _check_length(frames, _nbytes(dtype, (count,)))
     if count:
         ids = np.frombuffer(frame, dtype)
         if ids[0] < 0 or ids[-1] >= length or not (ids[1:] > ids[:-1]).all():
@@ -274,12 +273,15 @@ def _check_described(described: Any, dtype: str, shape: Shape) -> None:
         raise _Refusal("layout", f"{sizes} {given} instead of {list(shape)} {dtype}")
 
 
-def _check_length(frame: Frame | None, nbytes: int) -> None:
+def _check_length(frames: Iterator[Frame], nbytes: int) -> Frame:
+    """Check and return the next frame."""
+    frame = next(frames, None)
     if frame is None:
         raise _Refusal("size", "fewer frames than it describes")
     given = memoryview(frame).nbytes
     if given != nbytes:
         raise _Refusal("size", f"a frame of {given} bytes instead of {nbytes}")
+    return frame
 
 
 def _nbytes(dtype: str, shape: Shape) -> int:
