@@ -625,9 +625,10 @@ class Trainer:
         block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
-            answer: Prediction = await self._calls.ask_any("predict", block)
-        value = unpack(answer.value)
-        return replace(answer, value=value if _has_tensors(x) else to_arrays(value))
+            answer = Prediction(**unpack(await self._calls.ask_any("predict", block)))
+        if _has_tensors(x):
+            return answer
+        return replace(answer, value=to_arrays(answer.value))
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
