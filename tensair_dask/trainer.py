@@ -704,7 +704,8 @@ class Trainer:
             and maximum of ``staleness`` (gradients) and of ``age`` (seconds from the
             computation of the oldest gradient of a message to its application) over
             the newest 1,000 messages, the pacing ``interval`` and the ``cost`` of one
-            publication in seconds.
+            publication in seconds; messages ``refused``, and for each reason that
+            occurred how many of them, such as ``refused_layout``.
         """
         return self._sync(self._exchange_stats)
 

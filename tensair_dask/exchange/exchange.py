@@ -44,7 +44,7 @@ class Exchange:
     Parameters
     ----------
     run_id
-        Names the topic; messages of other runs are refused.
+        Names the topic; messages of other runs are refused (by the `Gate`).
     origin
         Name of this replica.
     arena

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 REASONS = {
     "format": "it is no gradient message, or a field of it is not of its type",
     "run": "it is of another run",
-    "origin": "no replica of that name publishes in this run",
+    "origin": "it is not from a replica of that name in this run",
     "steps": "its numbers of steps or samples cannot be",
     "layout": "its tensors are not those of this replica's model",
     "size": "its frames are not as long as its header says",
@@ -121,8 +121,10 @@ class Gate:
         try:
             envelope, frames = parcel.seal()
             # The envelope also names the class, for Dask: here it is not looked at.
-            header = envelope.get("sub-header")
+            header: Any = envelope.get("sub-header")
             self._check(header, frames)
+            if header["origin"] != sender.member:
+                raise _Refusal("origin", f"{header['origin']!r} did not send it")
             return decode(header, frames)
         except _Refusal as refusal:
             self.refuse(refusal.reason, sender, str(refusal))

@@ -10,8 +10,10 @@ import math
 import random
 import tracemalloc
 
+import dask
 import pytest
 import torch
+from distributed.protocol import to_serialize
 from distributed.utils_test import async_poll_for, gen_cluster
 from helpers import linear, linear_data, train_all
 from test_message import message
@@ -21,10 +23,12 @@ import tensair_dask as ta
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.codec import encode
 from tensair_dask.exchange.compression import COMPRESSIONS, make_compressor
+from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.exchange.gate import REASONS, Gate
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.rows import Rows
 from tensair_dask.pubsub import Member, Pub
+from tensair_dask.pubsub.inlet import Inlet
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import View
 
@@ -158,6 +162,7 @@ def test_all_that_replicas_of_such_a_model_send_is_let_in(compression, share):
         ("run_id", "yesterday's", "run"),
         ("run_id", 3, "format"),
         ("origin", "me", "origin"),
+        ("origin", "b", "origin"),
         ("origin", None, "format"),
         ("first", 0, "steps"),
         ("first", 5, "steps"),
@@ -461,36 +466,60 @@ async def test_strange_messages_are_acknowledged_counted_and_change_nothing(
         assert {info.version for info in trainer.replicas} == {40}
 
 
-@gen_cluster(
-    client=True,
-    nthreads=[("127.0.0.1", 1)] * 3,
-    timeout=60,
-    config={"tensair.pubsub.timeout": "500ms"},
-)
-async def test_an_origin_that_is_not_in_the_run_is_refused(c, s, *workers):
-    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        exchange = replicas_of(*workers)[0].exchange
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60)
+async def test_an_origin_that_is_not_in_the_run_is_refused(c, s, a, b):
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        (replica,) = replicas_of(a, b)
         before = await trainer.state_dict()
-        zeros = exchange._arena.layout.zeros(torch.device("cpu"))
+        zeros = replica.exchange._arena.layout.zeros(torch.device("cpu"))
         forged = message(
             1,
             1,
             0.0,
-            run_id=exchange._run_id,
+            run_id=replica.exchange._run_id,
             origin="nobody",
             content=Gradients([each + 1e6 for each in zeros]),
         )
-        topic = f"tensair/{exchange._run_id}/gradients"
-        await publish(workers[2], topic, "somebody", forged)
-        await async_poll_for(
-            lambda: all(
-                each.exchange.statistics().get("refused_origin") == 1
-                for each in replicas_of(*workers)
-            ),
-            timeout=10,
-        )
+        # Nobody publishes under that name: the delivery is forged, too.
+        sender = Member("1", b.address, "nobody", "worker")
+        with dask.config.set({"tensair.pubsub.timeout": "100ms"}):
+            answer = await b.rpc(replica._worker.address).tensair_pubsub_deliver(
+                subscription=replica.exchange._sub.id,
+                sender=list(sender),
+                number=1,
+                parcels=[to_serialize(Parcel(forged))],
+            )
+        assert answer == "ok"
+        assert replica.exchange.statistics()["refused_origin"] == 1
         after = await trainer.state_dict()
         assert torch.equal(before["weight"], after["weight"])
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_nothing_that_is_spoiled_comes_out_of_the_inlet(c, s, a):
+    """The whole way of a message but for the sockets."""
+    applied: list[Gradients] = []
+    exchange = Exchange("run", "me", ARENA, applied.append, lambda: None)
+    exchange._gate.see(View.of("topic", 1, [SENDER], []))
+    inlet = Inlet(exchange._receive, asyncio.ensure_future, sealed=True)
+    dice = random.Random(0)
+    names = list(CONTENTS)
+    rounds = 500
+    for number in range(1, rounds + 1):
+        header, frames = real(dice.choice(names))
+        mutate(header, frames, dice)
+        one = parcel(header, frames)
+        delivery = asyncio.ensure_future(inlet.receive(SENDER, number, [one]))
+        while not delivery.done():
+            exchange.apply_arrived()
+            await asyncio.sleep(0)
+        assert delivery.result() == "ok"
+    assert (inlet.messages, inlet.errors) == (rounds, 0)
+    # All of the rest claim the same steps, so they were not applied again.
+    assert len(applied) <= rounds / 10
+    for total in applied:
+        assert [len(each) for each in total.buffers] == ARENA.layout.sizes
+    assert exchange.statistics()["refused"] > rounds / 2
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
