@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from tensair_dask.errors import BatchError, DtypeError, ShapeError
 
@@ -167,6 +168,34 @@ class Block:
         return sum(len(group.lengths) for group in self.groups)
 
 
+@dask_serialize.register(Block)
+def _to_frames(block: Block) -> tuple[dict[str, Any], list[memoryview]]:
+    """Describe a block plainly, with the leaves' memory as frames: no pickle."""
+    groups = [
+        [group.kind, group.lengths, group.learn, [leaf.shape for leaf in group.leaves]]
+        for group in block.groups
+    ]
+    frames = [
+        np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+        for group in block.groups
+        for leaf in group.leaves
+    ]
+    return {"run_id": block.run_id, "groups": groups}, frames
+
+
+@dask_deserialize.register(Block)
+def _from_frames(header: dict[str, Any], frames: Sequence[Any]) -> Block:
+    remaining = iter(frames)
+    groups = []
+    for kind, lengths, learn, shapes in header["groups"]:
+        leaves = [
+            np.frombuffer(next(remaining), dtype).reshape(shape)
+            for shape, (dtype, _) in zip(shapes, kind[3], strict=True)
+        ]
+        groups.append(Group(kind, list(lengths), leaves, learn))
+    return Block(header["run_id"], groups)
+
+
 def _alike(one: MiniBatch, other: MiniBatch) -> bool:
     return one.kind == other.kind and one.learn == other.learn
 
@@ -217,7 +246,8 @@ def flatten(
         return [_check(side, name)], None, (False,)
     if isinstance(side, Mapping):
         pairs = [_leaf(value, f"{name}[{key!r}]") for key, value in side.items()]
-        return [leaf for leaf, _ in pairs], tuple(side), tuple(b for _, b in pairs)
+        names = tuple(_name(key, name) for key in side)
+        return [leaf for leaf, _ in pairs], names, tuple(b for _, b in pairs)
     if isinstance(side, tuple) or _is_list_of_arrays(side):
         pairs = [
             _leaf(value, f"{name}[{position}]") for position, value in enumerate(side)
@@ -225,6 +255,17 @@ def flatten(
         return [leaf for leaf, _ in pairs], len(pairs), tuple(b for _, b in pairs)
     leaf, bits = _leaf(side, name)
     return [leaf], None, (bits,)
+
+
+def _name(key: Any, name: str) -> str:
+    if isinstance(key, str):
+        return str(key)
+    if type(key) is int:  # as columns of a table without names have them
+        return key  # type: ignore[return-value]
+    raise ShapeError(
+        f"{name} is a dict with the key {key!r}; the names of its arrays must be "
+        "strings or whole numbers."
+    )
 
 
 def _is_list_of_arrays(side: Any) -> bool:

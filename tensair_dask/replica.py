@@ -23,13 +23,12 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
-from tensair_dask.exchange.wire import pack, unpack
+from tensair_dask.exchange.wire import Packed, pack, unpack
 from tensair_dask.guard.departure import Departure
 from tensair_dask.guard.worker import Departures, leaving_topic
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
-from tensair_dask.predictions import Prediction
 from tensair_dask.rollback import Rollback
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.worker import WorkerTelemetry
@@ -185,7 +184,7 @@ class Replica:
 
         await self._thread.call(take_over)
 
-    async def restore(self, snapshot: Any) -> None:
+    async def restore(self, snapshot: Packed) -> None:
         """Take over a packed `snapshot` of before, but for its clock."""
 
         def take_over() -> None:
@@ -254,7 +253,7 @@ class Replica:
 
         await self._thread.call(run)
 
-    async def snapshot(self) -> Any:
+    async def snapshot(self) -> Packed:
         """Give parameters, buffers, optimizer state and clock, packed.
 
         Raises
@@ -272,7 +271,7 @@ class Replica:
             self._departure.check()
         self._kept = await self._thread.call(self._copy)
 
-    async def kept(self) -> Any:
+    async def kept(self) -> Packed:
         """Give what was kept."""
         return pack(self._kept)
 
@@ -313,8 +312,8 @@ class Replica:
         with self._departure.answering():
             return await self._thread.learn(block)
 
-    async def predict(self, block: Block) -> Prediction:
-        """Predict for the single mini-batch of a block; the value is packed.
+    async def predict(self, block: Block) -> Packed:
+        """Predict for the single mini-batch of a block: a packed `Prediction`.
 
         Raises
         ------
@@ -322,22 +321,32 @@ class Replica:
             If the model cannot take it.
         ReplicaLeavingError
             If the replica leaves.
+        ModelError
+            If it returns what does not travel.
         """
         self._check_run(block)
         self._departure.check()
         learner, exchange = self.learner, self.exchange
 
-        def run() -> Prediction:
+        def run() -> Packed:
             group = block.groups[0]
             x, _, samples = next(to_tensors(group, learner.device))
             version = exchange.clock.version
             age = time.monotonic() - exchange.changed
             try:
-                value = pack(learner.predict(x))
+                value = learner.predict(x)
             except Exception as error:
                 raise _explained(learner, error, group, samples) from error
+            packed = pack(
+                {
+                    "value": value,
+                    "version": version,
+                    "age": age,
+                    "replica": self._plan.place.address,
+                }
+            )
             self._thread.counters.predictions += samples
-            return Prediction(value, version, age, self._plan.place.address)
+            return packed
 
         with self._departure.answering():
             return await self._thread.call(run)
@@ -370,7 +379,7 @@ class Replica:
         with self._departure.answering():
             return await self._thread.call(run)
 
-    async def state_dict(self) -> Any:
+    async def state_dict(self) -> Packed:
         """Give the packed state_dict, after applying what has arrived."""
         return await self._thread.call(lambda: pack(self.learner.state_dict()))
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
-from tensair_dask.errors import SchedulerLostError
+from tensair_dask.errors import ConfigurationError, SchedulerLostError
 from tensair_dask.interrupts import Interrupts, kept_from_children
 from tensair_dask.joining import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.pace import Pace
@@ -106,6 +106,8 @@ class Run:
         ------
         SchedulerLostError
             If no scheduler answers at the address.
+        ConfigurationError
+            If it wants TLS and no certificate is configured.
         """
         opened = self._own_cluster() if self.scheduler is None else self._joined()
         async with opened as client:
@@ -139,6 +141,7 @@ class Run:
         from distributed import Client
 
         assert self.scheduler is not None
+        _check_certificate(self.scheduler)
         client = None
         try:
             await reach(self.scheduler)
@@ -152,7 +155,8 @@ class Run:
             raise SchedulerLostError(
                 f"No scheduler answers at {self.scheduler}. Start one with "
                 "'dask scheduler' and give the address that it prints, for example "
-                "--scheduler tcp://127.0.0.1:8786; or leave --scheduler out."
+                "--scheduler tcp://127.0.0.1:8786 (with TLS it begins with tls://); or "
+                "leave --scheduler out."
             ) from error
         async with client:
             self.say(f"Joined the scheduler at {self.scheduler}")
@@ -369,6 +373,19 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
             run.interrupts,
             debug=run.debug,
             interrupted=lambda: run.say("Interrupted."),
+        )
+
+
+def _check_certificate(scheduler: str) -> None:
+    """Raise ConfigurationError if TLS is wanted and Dask has no certificate."""
+    from distributed.security import Security
+
+    configured = Security().get_connection_args("client")
+    if scheduler.startswith("tls://") and configured.get("ssl_context") is None:
+        raise ConfigurationError(
+            f"{scheduler} cannot be joined without a certificate: tls:// needs "
+            "distributed.comm.tls in Dask's configuration (ca-file, client.cert and "
+            "client.key), as Dask's own clients do."
         )
 
 

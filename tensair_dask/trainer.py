@@ -738,9 +738,10 @@ class Trainer:
         block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
-            answer: Prediction = await self._calls.ask_any("predict", block)
-        value = unpack(answer.value)
-        return replace(answer, value=value if _has_tensors(x) else to_arrays(value))
+            answer = Prediction(**unpack(await self._calls.ask_any("predict", block)))
+        if _has_tensors(x):
+            return answer
+        return replace(answer, value=to_arrays(answer.value))
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
@@ -892,7 +893,8 @@ class Trainer:
             and maximum of ``staleness`` (gradients) and of ``age`` (seconds from the
             computation of the oldest gradient of a message to its application) over
             the newest 1,000 messages, the pacing ``interval`` and the ``cost`` of one
-            publication in seconds.
+            publication in seconds; messages ``refused``, and for each reason that
+            occurred how many of them, such as ``refused_layout``.
         """
         return self._sync(self._exchange_stats)
 

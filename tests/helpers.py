@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from distributed.protocol import dumps, loads, to_serialize
 from torch import nn
 
 from tensair_dask.drift.detector import Detector, Shift
@@ -117,6 +118,12 @@ class Above(Detector):
     def _restart(self) -> None:
         self.seen = []
         self.resting = self.rest
+
+
+def carried(obj: Any) -> Any:
+    """Send an object through the bytes of Dask's protocol."""
+    frames = [bytearray(frame) for frame in dumps({"obj": to_serialize(obj)})]
+    return loads(frames)["obj"]
 
 
 def spread(states: dict[str, Any]) -> float:

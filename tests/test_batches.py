@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from distributed.protocol import serialize
+from helpers import carried
 
 from tensair_dask.batches import Block, MiniBatch, as_pair, collate
 from tensair_dask.errors import BatchError, DtypeError, ShapeError
@@ -46,6 +48,48 @@ def test_bfloat16_travels_as_its_bits():
     assert "bfloat16" in batch.describe()
     block = Block.join("run", [batch, batch])
     assert all(torch.equal(got, x) for got, *_ in to_tensors(block.groups[0], CPU))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        X,
+        np.repeat(X, 2, 1)[:, ::2],
+        (X, X.astype("int16")),
+        {"a": X, "b": X > 0, 3: X.astype("complex64")},
+        torch.ones(len(X), 2).bfloat16(),
+        np.broadcast_to(X[:1], X.shape),
+        X[:, :0],
+    ],
+    ids=["array", "a view", "tuple", "dict", "bfloat16", "one row", "no columns"],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_block_arrives_bit_by_bit(x, count):
+    sent = Block.join("run", [MiniBatch.of(x, Y)] * count + [MiniBatch.of(X)])
+    got = carried(sent)
+    assert (got.run_id, len(got)) == (sent.run_id, len(sent))
+    for mine, theirs in zip(got.groups, sent.groups, strict=True):
+        assert (mine.kind, mine.lengths) == (theirs.kind, theirs.lengths)
+        assert mine.learn is theirs.learn
+        for one, other in zip(mine.leaves, theirs.leaves, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_block_is_not_pickled(monkeypatch):
+    def refuse(obj, *args, **kwargs):
+        assert obj is Block  # its name, by Dask
+        return b""
+
+    monkeypatch.setattr("distributed.protocol.pickle.dumps", refuse)
+    _, frames = serialize(Block.join("run", [MiniBatch.of(X, Y)]))
+    assert [memoryview(frame).nbytes for frame in frames] == [X.nbytes, Y.nbytes]
+    assert np.shares_memory(np.frombuffer(frames[0], "uint8"), X)
+
+
+def test_a_dict_whose_names_do_not_travel_is_refused():
+    with pytest.raises(ShapeError, match=r"key \(1, 2\).*strings or whole numbers"):
+        MiniBatch.of({(1, 2): X})
 
 
 def test_mini_batches_of_different_length_are_joined():

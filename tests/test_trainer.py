@@ -8,6 +8,7 @@ import gc
 import importlib
 import threading
 import time
+from typing import NamedTuple
 
 import dask
 import numpy as np
@@ -31,6 +32,8 @@ from torch import nn
 import tensair_dask as ta
 from tensair_dask import errors
 from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.exchange.wire import unpack
+from tensair_dask.predictions import Prediction
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -402,10 +405,50 @@ async def test_gradients_of_a_peer_make_a_model_young_again(c, s, a, b):
         await trainer.train(X, Y)  # on one of the two
         await trainer.drain()
         for handle in trainer._handles:
-            answer = await handle.call("predict", block)
+            answer = Prediction(**unpack(await handle.call("predict", block)))
             assert answer.version == 1
             assert 0 < answer.age < time.monotonic() - start
             assert answer.replica == handle.place.address
+
+
+class Scores(NamedTuple):
+    best: torch.Tensor
+    all: torch.Tensor
+
+
+class Answering(torch.nn.Module):
+    """Returns what it is told to, made of its scores."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.layer = mlp()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor):
+        return self.answer(self.layer(x))
+
+
+@one()
+async def test_a_prediction_may_be_a_structure(c, s, a):
+    def answer(scores):
+        return {"scores": Scores(scores.amax(1), scores), "kind": "mlp", "at": 3}
+
+    arguments = classes(model=functools.partial(Answering, answer))
+    async with ta.Trainer(c, **arguments) as trainer:
+        got = await trainer.predict(X)
+    best, scores = got["scores"]
+    np.testing.assert_array_equal(best, scores.max(1))
+    assert (got["kind"], got["at"]) == ("mlp", 3)
+
+
+@one()
+async def test_a_prediction_that_does_not_travel_says_what_does(c, s, a):
+    arguments = classes(model=functools.partial(Answering, lambda scores: {scores}))
+    async with ta.Trainer(c, **arguments) as trainer:
+        with pytest.raises(
+            errors.ModelError, match=r"builtins\.set at .*does not travel"
+        ):
+            await trainer.predict(X)
 
 
 @one()

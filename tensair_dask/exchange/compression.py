@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.rows import Rows, sum_rows
-from tensair_dask.exchange.wire import Packed, unpack
 
-__all__ = ["COMPRESSIONS", "Compressor", "Encodings", "make_compressor"]
+__all__ = [
+    "BLOCK",
+    "COMPRESSIONS",
+    "Compressor",
+    "Encoded",
+    "Encodings",
+    "make_compressor",
+]
 
 # Elements that share a scale in a dense buffer under int8; a row shares one in a table.
 BLOCK = 1024
@@ -56,17 +61,6 @@ class Encoded:
     def nbytes(self) -> int:
         """Bytes on the wire."""
         return self.codes.nbytes + (0 if self.scales is None else self.scales.nbytes)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        name = str(self.dtype).removeprefix("torch.")
-        scales = None if self.scales is None else Packed.of(self.scales)
-        return _encoded, (Packed.of(self.codes), scales, self.shape, name)
-
-
-def _encoded(
-    codes: Packed, scales: Packed | None, shape: tuple[int, ...], dtype: str
-) -> Encoded:
-    return Encoded(codes.tensor(), unpack(scales), shape, getattr(torch, dtype))
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -172,25 +166,6 @@ class Encodings:
         return sum(map(size, self.buffers)) + sum(
             4 * len(ids) + size(values) for ids, values in self.rows.values()
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        rows = {
-            table: (Packed.of(ids.int()), values)
-            for table, (ids, values) in self.rows.items()
-        }
-        return _encodings, (self.buffers, rows, self.touched)
-
-
-def _encodings(
-    buffers: list[Encoded],
-    rows: dict[int, tuple[Packed, Encoded]],
-    touched: frozenset[int] | None,
-) -> Encodings:
-    return Encodings(
-        buffers,
-        {table: (ids.tensor().long(), values) for table, (ids, values) in rows.items()},
-        touched,
-    )
 
 
 class Compressor:

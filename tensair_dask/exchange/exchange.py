@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
 from tensair_dask.exchange.compression import make_compressor
+from tensair_dask.exchange.gate import Gate
 from tensair_dask.exchange.gradient_sum import GradientSum
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.inbox import Inbox
@@ -24,6 +26,7 @@ from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.pubsub import Conflate, Pub, Sub
+from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
 
 __all__ = ["Exchange", "Holding"]
@@ -58,7 +61,7 @@ class Exchange:
     Parameters
     ----------
     run_id
-        Names the topic; messages of other runs are refused.
+        Names the topic; messages of other runs are refused (by the `Gate`).
     origin
         Name of this replica.
     arena
@@ -102,7 +105,8 @@ class Exchange:
         accumulate = Movement if settings.share == "update" else GradientSum
         self._accumulator = accumulate(run_id, origin, arena)
         self._compressor = make_compressor(settings.compression)
-        self._inbox = Inbox(run_id)
+        self._gate = Gate(run_id, origin, arena)
+        self._inbox = Inbox()
         self._pacer = Pacer(settings.share_of_time, settings.staleness)
         self._pub: Pub | None = None
         self._sub: Sub | None = None
@@ -129,7 +133,14 @@ class Exchange:
         self._adopting = adopting
         self._loop = asyncio.get_running_loop()
         topic = f"tensair/{self._run_id}/gradients"
-        self._sub = Sub(topic, worker=worker, handler=self._receive, member=self.origin)
+        self._sub = Sub(
+            topic,
+            worker=worker,
+            handler=self._receive,
+            member=self.origin,
+            on_view=self._gate.see,
+            sealed=True,
+        )
         await self._sub
         self._pub = Pub(
             topic,
@@ -156,16 +167,37 @@ class Exchange:
             member.member != self.origin for member in view.subscribers.values()
         )
 
-    def _receive(self, message: GradientMessage, sender: Member) -> Any:
-        """Take in a message; it is acknowledged when it has been applied."""
+    def _receive(self, parcel: Parcel, sender: Member) -> Any:
+        """Take in a message; it is acknowledged when it is applied, or refused."""
+        message = self._gate.open(parcel, sender)
+        if message is None:
+            return None
+        if not self._gate.knows(message.origin):
+            return self._receive_early(message, sender)
+        return self._take_in(message)
+
+    async def _receive_early(self, message: GradientMessage, sender: Member) -> None:
+        """Wait for the view that tells of its origin: a message may overtake it."""
+        sub = self._sub
+        if sub is None:  # this replica is leaving
+            return
+        try:
+            await sub.wait_for(lambda view: self._gate.knows(message.origin))
+        except TensairTimeoutError:
+            self._gate.refuse("origin", sender, repr(message.origin))
+        except TrainerClosedError:  # this replica has left meanwhile
+            pass
+        else:
+            await self._take_in(message)
+
+    def _take_in(self, message: GradientMessage) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
-        applied = loop.create_future()
+        applied: asyncio.Future[None] = loop.create_future()
 
         def acknowledge() -> None:
             loop.call_soon_threadsafe(_resolve, applied)
 
-        if not self._inbox.put(message, acknowledge):
-            return None
+        self._inbox.put(message, acknowledge)
         self._wake()
         return applied
 
@@ -387,12 +419,16 @@ class Exchange:
         stalenesses = sorted(self._stalenesses)
         pub = self._pub
         links = pub.links.values() if pub is not None else ()
+        refused = {**self._gate.refused}
+        if self._inbox.refused:
+            refused["gap"] = self._inbox.refused
         return {
             "sent": self._sent,
             "received": self._received,
             "sent_bytes": self._sent_bytes,
             "received_bytes": self._received_bytes,
-            "refused": self._inbox.refused,
+            "refused": sum(refused.values()),
+            **{f"refused_{reason}": count for reason, count in refused.items()},
             "conflated": sum(link.conflated for link in links),
             "resent": sum(link.resent for link in links),
             "staleness_mean": _mean(stalenesses),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from tensair_dask.exchange.rows import Rows, sum_rows
-from tensair_dask.exchange.wire import Packed, pack, unpack
 
 __all__ = ["Gradients"]
 
@@ -70,32 +68,3 @@ class Gradients:
         return sum(buffer.nbytes for buffer in self.buffers) + sum(
             4 * len(part) + part.values.nbytes for part in self.rows.values()
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        rows = {
-            table: (Packed.of(_short(part.ids)), Packed.of(part.values))
-            for table, part in self.rows.items()
-        }
-        return _arrived, (pack(self.buffers), self.touched, rows)
-
-
-def _arrived(
-    buffers: list[Packed],
-    touched: frozenset[int] | None,
-    rows: Mapping[int, tuple[Packed, Packed]],
-) -> Gradients:
-    return Gradients(
-        unpack(buffers),
-        touched,
-        {
-            table: Rows(ids.tensor().long(), values.tensor())
-            for table, (ids, values) in rows.items()
-        },
-    )
-
-
-def _short(ids: torch.Tensor) -> torch.Tensor:
-    """Row numbers in 4 bytes where they fit."""
-    if len(ids) and int(ids[-1]) >= 1 << 31:
-        return ids
-    return ids.int()

@@ -32,21 +32,16 @@ class Inbox:
     append and popleft are atomic, so no lock is needed.
     """
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self) -> None:
         self._arrivals: deque[Arrival] = deque()
         self.refused = 0
 
     def __bool__(self) -> bool:
         return bool(self._arrivals)
 
-    def put(self, message: GradientMessage, applied: Callable[[], None]) -> bool:
-        """Take in a message; False if it is of another run and was refused."""
-        if message.run_id != self._run_id:
-            self.refused += 1
-            return False
+    def put(self, message: GradientMessage, applied: Callable[[], None]) -> None:
+        """Take in a message that the gate has let in."""
         self._arrivals.append(Arrival(message, applied))
-        return True
 
     def take(
         self, clock: VectorClock, sealed: Container[str] = ()

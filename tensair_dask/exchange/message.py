@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tensair_dask.exchange.compression import Encodings
 from tensair_dask.exchange.gradients import Gradients
@@ -91,48 +89,6 @@ class GradientMessage:
         if isinstance(self.content, Gradients):
             return self.content.nbytes
         return sum(encodings.nbytes for encodings in self.content)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The age travels, not the moment: monotonic clocks differ between machines.
-        age = time.monotonic() - self.oldest
-        return (
-            _arrived,
-            (
-                self.run_id,
-                self.origin,
-                self.first,
-                self.last,
-                self.samples,
-                self.taken,
-                self.clock,
-                age,
-                self.content,
-            ),
-        )
-
-
-def _arrived(
-    run_id: str,
-    origin: str,
-    first: int,
-    last: int,
-    samples: int,
-    taken: int,
-    clock: dict[str, int],
-    age: float,
-    content: Gradients | tuple[Encodings, ...],
-) -> GradientMessage:
-    return GradientMessage(
-        run_id,
-        origin,
-        first,
-        last,
-        samples,
-        taken,
-        clock,
-        time.monotonic() - age,
-        content,
-    )
 
 
 def _sum(

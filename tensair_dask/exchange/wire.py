@@ -1,70 +1,176 @@
-"""Tensors on the wire: as numpy bytes, which Dask's comms send without a copy.
+"""Tensors on the wire: as their bytes, which Dask's comms send without a copy.
 
-torch's own pickling copies, and Dask's serializer for torch fails on bfloat16.
+torch's own pickling copies, and Dask's serializer for torch fails on bfloat16. And who
+reads bytes and a plain description of them runs no code of who wrote them, as who
+unpickles does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
-__all__ = ["Packed", "pack", "unpack"]
+from tensair_dask.errors import ModelError
+
+__all__ = [
+    "Described",
+    "Frame",
+    "Packed",
+    "described",
+    "from_frame",
+    "pack",
+    "to_frame",
+    "unpack",
+]
+
+Frame: TypeAlias = "memoryview | bytearray | bytes"
+# Of a tensor: the name of its dtype, and its shape.
+Described: TypeAlias = "Sequence[Any]"
+
+# What msgpack knows; integers of 64 bits.
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_INTEGERS = range(-(1 << 63), 1 << 63)
+# What travels spelt out: large integers, complex numbers, and subclasses.
+_SPELT: dict[str, Any] = {"int": int, "float": float, "complex": complex, "str": str}
+# Kinds of numpy arrays that are only numbers.
+_NUMBERS = "biufc"
+
+
+def described(tensor: torch.Tensor) -> Described:
+    """Name dtype and shape of a tensor, as a header can hold them."""
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+
+def to_frame(tensor: torch.Tensor) -> Frame:
+    """Take the bytes of a tensor; no copy if it is contiguous and on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def from_frame(described: Described, frame: Frame) -> torch.Tensor:
+    """Reverse `to_frame`; the tensor shares the memory of a frame that is writable."""
+    dtype, shape = getattr(torch, described[0]), tuple(described[1])
+    if not memoryview(frame).nbytes:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(_writable(frame), dtype=dtype).reshape(shape)
+
+
+def _writable(frame: Frame) -> Frame:
+    # torch cannot promise not to write.
+    return bytearray(frame) if memoryview(frame).readonly else frame
 
 
 class Packed:
-    """One tensor as bytes, its dtype and its shape."""
+    """A structure of tensors, ready to travel.
 
-    __slots__ = ("array", "dtype", "shape")
+    Attributes
+    ----------
+    description
+        The structure, of lists and what msgpack knows.
+    frames
+        The bytes of its tensors and arrays, in the order of the description.
+    """
 
-    def __init__(self, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
-        self.array = array
-        self.dtype = dtype
-        self.shape = shape
+    __slots__ = ("description", "frames")
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Packed:
-        """Take the bytes of a tensor; no copy if it is contiguous and on the CPU."""
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        return cls(
-            flat.view(torch.uint8).numpy(),
-            str(tensor.dtype).removeprefix("torch."),
-            tuple(tensor.shape),
-        )
-
-    def tensor(self) -> torch.Tensor:
-        """Give the tensor back; it owns its memory or shares it with the message."""
-        array = self.array
-        if not array.size:
-            return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
-        if not array.flags.writeable:
-            array = array.copy()  # torch cannot promise not to write
-        flat = torch.from_numpy(array).view(getattr(torch, self.dtype))
-        return flat.reshape(self.shape)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Packed, (self.array, self.dtype, self.shape)
+    def __init__(self, description: Any, frames: Sequence[Frame]) -> None:
+        self.description = description
+        self.frames = frames
 
 
-def pack(tree: Any) -> Any:
-    """Replace every tensor below dicts, lists and tuples by a `Packed`."""
-    if isinstance(tree, torch.Tensor):
-        return Packed.of(tree)
+@dask_serialize.register(Packed)
+def _to_frames(packed: Packed) -> tuple[dict[str, Any], list[Frame]]:
+    return {"description": packed.description}, list(packed.frames)
+
+
+@dask_deserialize.register(Packed)
+def _from_frames(header: dict[str, Any], frames: Sequence[Frame]) -> Packed:
+    return Packed(header["description"], frames)
+
+
+def pack(tree: Any) -> Packed:
+    """Make a structure ready to travel, without a copy of what lies on the CPU.
+
+    Parameters
+    ----------
+    tree
+        Tensors, arrays, numbers, strings and None, in lists, tuples and dicts. Other
+        mappings arrive as dicts, and named tuples as tuples.
+
+    Raises
+    ------
+    ModelError
+        If there is something else in it.
+    """
+    frames: list[Frame] = []
+    return Packed(_describe(tree, frames, ""), frames)
+
+
+def _describe(tree: Any, frames: list[Frame], where: str) -> Any:
+    """Describe what is not plain as a list that begins with its kind."""
+    if type(tree) in _PLAIN and (type(tree) is not int or tree in _INTEGERS):
+        return tree
+    if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
+        frames.append(to_frame(tree))
+        return ["tensor", *described(tree)]
     if isinstance(tree, Mapping):
-        return {key: pack(value) for key, value in tree.items()}
+        return [
+            "dict",
+            *(
+                [
+                    _describe(key, frames, f"{where}, a key"),
+                    _describe(value, frames, f"{where}[{key!r}]"),
+                ]
+                for key, value in tree.items()
+            ),
+        ]
     if isinstance(tree, (list, tuple)):
-        return type(tree)(pack(value) for value in tree)
-    return tree
+        kind = "list" if isinstance(tree, list) else "tuple"
+        return [
+            kind,
+            *(
+                _describe(value, frames, f"{where}[{position}]")
+                for position, value in enumerate(tree)
+            ),
+        ]
+    if isinstance(tree, (np.ndarray, np.generic)) and tree.dtype.kind in _NUMBERS:
+        frames.append(np.ascontiguousarray(tree).reshape(-1).view(np.uint8).data)
+        kind = "array" if isinstance(tree, np.ndarray) else "scalar"
+        return [kind, tree.dtype.str, list(tree.shape)]
+    for name, kind in _SPELT.items():
+        if isinstance(tree, kind):
+            return [name, str(kind(tree))]
+    raise ModelError(
+        f"The model gives a {type(tree).__module__}.{type(tree).__qualname__}"
+        f"{' at ' + where if where else ''}, which does not travel. Tensors, arrays, "
+        "numbers, strings and None do, in lists, tuples and dicts: let the model (its "
+        "prediction, its state_dict, or that of its optimizer) give these."
+    )
 
 
-def unpack(tree: Any) -> Any:
-    """Reverse `pack`."""
-    if isinstance(tree, Packed):
-        return tree.tensor()
-    if isinstance(tree, dict):
-        return {key: unpack(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(unpack(value) for value in tree)
-    return tree
+def unpack(packed: Packed) -> Any:
+    """Reverse `pack`; tensors share the memory of frames that are writable."""
+    return _build(packed.description, iter(packed.frames))
+
+
+def _build(description: Any, frames: Iterator[Frame]) -> Any:
+    if not isinstance(description, (list, tuple)):
+        return description
+    kind, *rest = description
+    if kind == "tensor":
+        return from_frame(rest, next(frames))
+    if kind == "dict":
+        return {_build(key, frames): _build(value, frames) for key, value in rest}
+    if kind == "list":
+        return [_build(value, frames) for value in rest]
+    if kind == "tuple":
+        return tuple(_build(value, frames) for value in rest)
+    if kind in ("array", "scalar"):
+        dtype, shape = rest
+        array = np.frombuffer(_writable(next(frames)), dtype).reshape(tuple(shape))
+        return array if kind == "array" else array[()]
+    return _SPELT[kind](rest[0])

@@ -384,6 +384,9 @@ class Sub(_Handle):
         Default: ``tensair.pubsub.queue``.
     on_view
         Called on the event loop with each new `View` of the topic.
+    sealed
+        Give the handler each message as it came, as a `Parcel`: for who must look
+        at it before it is opened.
 
     Raises
     ------
@@ -391,6 +394,8 @@ class Sub(_Handle):
         If the scheduler does not have tensair_dask.
     SchedulerLostError
         If the scheduler does not answer within ``tensair.pubsub.timeout``.
+    ConfigurationError
+        If ``handler`` is no function, or there is none for what is sealed.
 
     Notes
     -----
@@ -419,17 +424,22 @@ class Sub(_Handle):
         member: str | None = None,
         maxsize: int | None = None,
         on_view: OnView | None = None,
+        sealed: bool = False,
     ) -> None:
         if handler is not None and not callable(handler):
             raise ConfigurationError(
                 f"handler is {handler!r}: give a function handler(message, sender)"
+            )
+        if sealed and handler is None:
+            raise ConfigurationError(
+                "sealed=True without a handler: give a function handler(parcel, sender)"
             )
         callbacks = [] if on_view is None else [on_view]
         self._open(
             worker,
             client,
             lambda endpoint: Subscription(
-                endpoint, name, member, handler, maxsize, callbacks
+                endpoint, name, member, handler, maxsize, callbacks, sealed
             ),
         )
 

@@ -34,14 +34,18 @@ class Inlet:
         what follows from this publisher, and the acknowledgement, wait for it.
     spawn
         Starts a task that its owner cancels when the process goes.
+    sealed
+        Whether ``accept`` gets parcels, and opens them itself.
     """
 
     def __init__(
         self,
         accept: Callable[[Any, Member], Awaitable[Any] | None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        sealed: bool = False,
     ) -> None:
         self._accept = accept
+        self._sealed = sealed
         self._spawn = spawn
         self._closed = False
         # Last number of each publisher, and its handling while that goes on.
@@ -94,7 +98,8 @@ class Inlet:
         for parcel in parcels:
             self.messages += 1
             try:
-                waiting = self._accept(parcel.open(), sender)
+                message = parcel if self._sealed else parcel.open()
+                waiting = self._accept(message, sender)
             except Exception:
                 self._failed(sender)
                 continue

@@ -230,7 +230,8 @@ class Link:
 
     def _count(self, parcels: list[Parcel], seconds: float) -> None:
         self._messages += len(parcels)
-        self._bytes += sum(parcel.nbytes for parcel in parcels)
+        if not self._local:
+            self._bytes += sum(parcel.nbytes for parcel in parcels)
         self._last_rtt = seconds
         if self._ewma_rtt is None:
             self._ewma_rtt = seconds

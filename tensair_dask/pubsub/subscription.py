@@ -37,13 +37,16 @@ class Subscription(Participant):
         handler: Handler | None,
         maxsize: int | None,
         on_view: Iterable[Callable[[View], Any]] = (),
+        sealed: bool = False,
     ) -> None:
         super().__init__(endpoint, topic, member, on_view)
         self.handler = handler
         self.maxsize = config.get("pubsub.queue", maxsize)
         self.queue: deque[Any] = deque()
         self.inlet = Inlet(
-            self._enqueue if handler is None else self._hand_over, endpoint.spawn
+            self._enqueue if handler is None else self._hand_over,
+            endpoint.spawn,
+            sealed,
         )
         self._room = Pulse()
         self._waiting_for_room = 0

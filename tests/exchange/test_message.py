@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 import time
 
 import pytest
@@ -51,28 +50,6 @@ def test_a_message_that_overlaps_or_leaves_a_gap_cannot_be_merged(later):
 def test_a_message_of_another_origin_cannot_be_merged():
     with pytest.raises(ValueError, match="does not follow"):
         message(1, 3, 1.0).merge(message(4, 4, 1.0, origin="b"))
-
-
-def test_a_message_survives_the_wire():
-    rows = {0: Rows(torch.tensor([2, 7]), torch.ones(2, 3))}
-    gradients = Gradients(
-        [torch.rand(5), torch.rand(3).bfloat16()], frozenset({0}), rows
-    )
-    sent = message(2, 9, 0.0, content=gradients)
-    got = pickle.loads(pickle.dumps(sent))
-    assert (got.run_id, got.origin, got.first, got.last) == ("run", "a", 2, 9)
-    assert (got.samples, got.clock) == (80, {"a": 1})
-    for mine, theirs in zip(gradients.buffers, got.gradients.buffers, strict=True):
-        assert torch.equal(mine, theirs)
-    assert got.gradients.touched == frozenset({0})
-    assert got.gradients.rows[0].ids.tolist() == [2, 7]
-    assert got.gradients.rows[0].ids.dtype == torch.int64
-
-
-def test_the_age_of_a_message_goes_on_from_where_it_was_on_the_wire():
-    sent = message(1, 1, 0.0, oldest=time.monotonic() - 5)
-    got = pickle.loads(pickle.dumps(sent))
-    assert 5 <= time.monotonic() - got.oldest < 6
 
 
 def test_touched_is_everything_if_either_message_touched_everything():

@@ -19,6 +19,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.pubsub import Block, Member, Pub, Sub, View
+from tensair_dask.pubsub.parcel import Parcel
 
 
 def test_the_public_names():
@@ -282,6 +283,20 @@ async def test_what_a_member_puts_does_not_come_back_to_it(c, s, a, b):
 
 
 @gen_cluster(client=True)
+async def test_a_handler_may_look_at_messages_before_they_are_opened(c, s, a, b):
+    got = []
+    sub = Sub("t", worker=a, handler=lambda p, _: got.append(p), sealed=True)
+    async with sub, Pub("t", worker=b) as far, Pub("t", worker=a) as near:
+        far.put("from afar")
+        await far.flushed()
+        near.put("from here")
+        await near.flushed()
+        assert all(isinstance(parcel, Parcel) for parcel in got)
+        assert [parcel.seal()[0]["serializer"] for parcel in got] == ["pickle"] * 2
+        assert [parcel.open() for parcel in got] == ["from afar", "from here"]
+
+
+@gen_cluster(client=True)
 async def test_a_handler_is_told_who_sent(c, s, a, b):
     got = []
     await (sub := Sub("t", worker=a, handler=lambda *what: got.append(what)))
@@ -427,6 +442,8 @@ async def test_wrong_arguments_are_refused(c, s, a):
         Pub("t", policy="drop")
     with pytest.raises(ConfigurationError, match="handler"):
         Sub("t", handler=3)
+    with pytest.raises(ConfigurationError, match=r"handler\(parcel, sender\)"):
+        Sub("t", sealed=True)
 
 
 @gen_cluster(client=True, nthreads=[("", 1)])
