@@ -47,8 +47,8 @@ class Calls:
         self.under_way: Counter[str] = Counter()
 
     def alive(self) -> list[ReplicaHandle]:
-        """Give those that are not lost."""
-        return [handle for handle in self._handles if handle.lane.alive]
+        """Give those that are not lost, and do not leave: they hear their peers."""
+        return [handle for handle in self._handles if handle.lane.open]
 
     def least_loaded(self) -> ReplicaHandle:
         """Choose the replica that will answer first.

@@ -266,7 +266,7 @@ class Starter:
                 raise TensairTimeoutError(
                     f"The replicas were not ready within {seconds:g} s. If building "
                     "the model takes that long, raise it: "
-                    "dask.config.set({'tensair.timeouts.start': '5 min'})."
+                    "dask.config.set({'tensair.timeouts.start': '5 minutes'})."
                 ) from None
             if isinstance(error, OSError):
                 raise SchedulerLostError(

@@ -415,7 +415,7 @@ class Membership:
 
     def _source(self) -> ReplicaHandle:
         """Choose whose model a newcomer takes over: one that stays, if there is one."""
-        alive = self._calls.alive()
+        alive = [handle for handle in self._handles if handle.lane.alive]
         if not alive:
             raise NoReplicasError(
                 "No replica is alive whose model a new one could take over."

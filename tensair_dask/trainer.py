@@ -579,7 +579,7 @@ class Trainer:
         replicas
             As in `Trainer`: a number, ``"all"``, or a pair ``(least, most)``.
         timeout
-            Seconds, or a string such as ``"1 min"``; None for
+            Seconds, or a string such as ``"1 minute"``; None for
             ``tensair.timeouts.start``.
 
         Raises
@@ -1057,7 +1057,7 @@ class Trainer:
         Parameters
         ----------
         timeout
-            Seconds, or a string such as ``"1 min"``; None for
+            Seconds, or a string such as ``"1 minute"``; None for
             ``tensair.timeouts.drain``.
 
         Raises
@@ -1101,7 +1101,9 @@ class Trainer:
             self._starting.cancel()
         await self._membership.close()
         await self._saving.close()
-        alive = [] if self._client_is_closed else self._calls.alive()
+        alive = [each for each in self._handles if each.lane.alive]
+        if self._client_is_closed:
+            alive = []
         await self._dispatcher.close()
         await self._adapting.close()
         for report in self._awaited:

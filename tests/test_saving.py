@@ -1,0 +1,195 @@
+"""Checkpoints of trainers that learn, and trainers that go on from them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from distributed.utils_test import gen_cluster
+from helpers import (
+    Above,
+    class_data,
+    classes,
+    expected_weight,
+    linear,
+    linear_data,
+    spread,
+    train_all,
+)
+from river import metrics
+from test_membership import feed, until
+
+import tensair_dask as ta
+from tensair_dask.checkpoints import Store
+from tensair_dask.errors import CheckpointError, CheckpointMissingError
+
+two = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
+)
+one = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
+)
+
+
+@two()
+async def test_a_trainer_goes_on_where_another_was_saved(c, s, a, b, tmp_path):
+    before, after = linear_data(60), linear_data(50, seed=1)
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, before)
+        path = await trainer.save(tmp_path / "model.tensair")
+    async with ta.Trainer.restore(path, c, **linear()) as trainer:
+        assert {info.version for info in trainer.replicas} <= {0, 60}
+        reports = await train_all(trainer, after)
+        assert min(report.index for report in reports) == 60
+        assert {info.version for info in trainer.replicas} == {110}
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(
+                state["weight"].double(), expected_weight(before + after), atol=2e-4
+            )
+
+
+@two()
+async def test_optimizer_states_are_in_it(c, s, a, b, tmp_path):
+    adam = functools.partial(torch.optim.Adam, lr=0.01)
+    data = class_data(60)
+    arguments = classes(optimizer=adam, replicas=1)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await train_all(trainer, data[:30])
+        path = await trainer.save(str(tmp_path / "model.tensair"))
+        await train_all(trainer, data[30:])
+        whole = await trainer.state_dict()
+    async with ta.Trainer.restore(path, c, **arguments) as trainer:
+        await train_all(trainer, data[30:])
+        again = await trainer.state_dict()
+    # Adam without its state would take other steps.
+    assert spread({"whole": whole, "again": again}) < 1e-5
+
+
+@two()
+async def test_checkpoints_come_by_themselves_and_the_last_one_at_the_end(
+    c, s, a, b, tmp_path
+):
+    folder = tmp_path / "checkpoints"
+    arguments = linear(checkpoint_to=folder, checkpoint_every=50)
+    data = linear_data(220)
+    async with ta.Trainer(c, **arguments) as trainer:
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) == 220)
+        await until(lambda: trainer.last_checkpoint)
+    checkpoint, path = Store(folder).load()
+    assert path == trainer.last_checkpoint
+    assert checkpoint.index == 220
+    assert sum(checkpoint.clock.values()) == 220
+    assert 1 <= len(Store(folder).paths()) <= 3
+    weight = checkpoint.model["weight"].double()
+    assert torch.allclose(weight, expected_weight(data), atol=2e-4)
+
+
+@two()
+async def test_training_goes_on_while_one_is_written(c, s, a, b, tmp_path):
+    data = linear_data(400)
+    async with ta.Trainer(c, **linear()) as trainer:
+        reports = feed(trainer, data[:200])
+        saving = trainer.save(tmp_path / "model.tensair")
+        feed(trainer, data[200:], reports)
+        path = await saving
+        await trainer.drain()
+        assert len(reports) == 400
+        for state in (await trainer.state_dicts()).values():
+            expected = expected_weight(data)
+            assert torch.allclose(state["weight"].double(), expected, atol=2e-4)
+    checkpoint, _ = Store(path).load()
+    assert 0 <= sum(checkpoint.clock.values()) <= 400
+
+
+@two()
+async def test_mode_detector_and_scores_are_in_it(c, s, a, b, tmp_path):
+    def scores() -> Any:
+        return ta.Prequential({"accuracy": metrics.Accuracy()})
+
+    score = scores()
+    score.add([1, 0, 1, 1], [1, 0, 0, 1])
+    arguments = linear(mode="never", detector=Above(3))
+    async with ta.Trainer(c, scores={"online": score}, **arguments) as trainer:
+        await train_all(trainer, linear_data(10))
+        path = await trainer.save(tmp_path / "model.tensair")
+    fresh = scores()
+    again = linear(mode="always", detector=Above(3))
+    async with ta.Trainer.restore(
+        path, c, scores={"online": fresh}, **again
+    ) as trainer:
+        assert (trainer.mode, trainer.phase) == ("never", "predicting")
+        assert fresh.get() == score.get()
+    with pytest.raises(CheckpointError, match="names that it was saved with"):
+        async with ta.Trainer.restore(path, c, scores={"other": fresh}, **again):
+            pass
+
+
+@one()
+async def test_a_checkpoint_of_another_model_is_refused(c, s, a, tmp_path):
+    async with ta.Trainer(c, **linear()) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        await ta.Trainer.restore(path, c, **classes())
+
+
+@one()
+async def test_one_may_begin_where_there_is_none(c, s, a, tmp_path):
+    with pytest.raises(CheckpointMissingError):
+        await ta.Trainer.restore(tmp_path / "none", c, **linear())
+    data = linear_data(20)
+    trainer = ta.Trainer.restore(
+        tmp_path / "none",
+        c,
+        or_begin=True,
+        checkpoint_to=tmp_path / "none",
+        **linear(),
+    )
+    async with trainer:
+        await train_all(trainer, data)
+    assert Store(tmp_path / "none").load()[0].index == 20
+
+
+@one()
+async def test_a_folder_that_cannot_be_written_to_is_told_at_once(c, s, a, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError):
+        await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "file"))
+
+
+@one()
+async def test_without_a_folder_a_path_is_needed(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(CheckpointError, match=r"trainer.save\('model.tensair'\)"):
+            await trainer.save()
+
+
+@one()
+async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
+    c, s, a, tmp_path
+):
+    from test_ledger import Source
+
+    source = Source()
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        for number, pair in enumerate(linear_data(5)):
+            entry = source.entry(number)
+            rest = trainer.feed(
+                pair, lambda item: item, lambda report: None, entry.release, entry.marks
+            )
+            if rest is not None:
+                await rest
+        await trainer.drain()
+        assert not source.is_released
+        path = await trainer.save(tmp_path / "elsewhere")
+        assert not source.is_released
+        assert Store(path).load()[0].positions == {"source": {"0": 5}}
+        await trainer.save()
+        assert source.is_released == {0, 1, 2, 3, 4}
+        assert trainer.positions == {"source": {"0": 5}}
+    restored = ta.Trainer.restore(tmp_path / "folder", c, **linear())
+    async with restored as trainer:
+        assert trainer.positions == {"source": {"0": 5}}
