@@ -24,7 +24,9 @@ two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
 )
 
-CONVERGENCE = Convergence(epoch=50, epochs=3, factor=0.1)
+# Progress is measured by the loss after a swap, which is high: with a larger factor
+# training can end half way down.
+CONVERGENCE = Convergence(epoch=50, epochs=3, factor=0.02)
 
 
 def auto(**overrides):
