@@ -253,6 +253,10 @@ class Dispatcher:
         self._lost = lost or (lambda lane: self.resolve(lane, 0))
         self.lanes: list[Lane] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
+        # When the first of these was given, on the monotonic clock.
+        self._waiting_since: dict[asyncio.Future[None], float] = {}
+        # Seconds for which replicas have learned, all together.
+        self.busy = 0.0
         self._homeless: deque[Pending] = deque()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._unreported = 0
@@ -287,7 +291,8 @@ class Dispatcher:
         waiting: list[Iterable[Pending]] = [self._homeless]
         for lane in self.lanes:
             waiting += (lane.gathered, *lane.sent.values())
-        taken = (pending.taken for queue in waiting for pending in queue)
+        taken = [pending.taken for queue in waiting for pending in queue]
+        taken += self._waiting_since.values()
         return now - min(taken, default=now)
 
     def offer(self, pending: Pending) -> bool:
@@ -315,6 +320,7 @@ class Dispatcher:
             self._check_alive()
             room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(room)
+            self._waiting_since[room] = pending.taken
             try:
                 await asyncio.wait_for(room, self._limits.room)
             except asyncio.TimeoutError:
@@ -328,6 +334,7 @@ class Dispatcher:
                 self._wake()  # the room may have been ours
                 raise
             finally:
+                del self._waiting_since[room]
                 if room in self._waiting:
                     self._waiting.remove(room)
             # The one that was waked goes first, before any that waits behind it.
@@ -399,6 +406,7 @@ class Dispatcher:
         lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
         lane.status = outcome.status
         learned = [seconds for seconds in outcome.seconds if seconds]
+        self.busy += sum(learned)
         if learned:
             lane.measured(learned)
         if outcome.status is not None and outcome.status.leaving:

@@ -110,6 +110,11 @@ class Membership:
         """How many are wished for, by the workers that there are; as pages show it."""
         return self._wished
 
+    @property
+    def count(self) -> int:
+        """How many there are that learn."""
+        return sum(handle.lane.open for handle in self._handles)
+
     # ---- the start, and the end -----------------------------------------------------
 
     async def start(self) -> None:
@@ -343,7 +348,8 @@ class Membership:
         if not count:
             # Rather one worker of its own, even if it comes a little later.
             now = time.monotonic()
-            self._short_since = self._short_since or now
+            if self._short_since is None:
+                self._short_since = now
             limit = config.get_seconds("replicas.patience", patience)
             if now - self._short_since < limit:
                 return
@@ -421,6 +427,33 @@ class Membership:
                 "No replica is alive whose model a new one could take over."
             )
         return min(alive, key=lambda each: (each.lane.leaving, each.lane.load))
+
+    async def shrink(self, count: int, timeout: float) -> list[str]:
+        """Let replicas leave until so many are left; the wish stays as it is.
+
+        Returns
+        -------
+        addresses
+            Of the workers on which there is no replica any more. None is started there
+            for ``tensair.replicas.retry``.
+        """
+        async with self._fitting:
+            present = [each for each in self._handles if each.lane.open]
+            leaving = present[count:]
+            for handle in leaving:
+                self._unfit[handle.place.address] = time.monotonic()
+                self._dispatcher.dismiss(handle.lane)
+        deadline = time.monotonic() + timeout
+        while any(handle.lane.alive for handle in leaving):
+            if time.monotonic() > deadline:
+                raise TensairTimeoutError(
+                    f"Replicas had not learned what they had within {timeout:g} s. "
+                    "Raise tensair.timeouts.start if the steps are that long."
+                )
+            await asyncio.sleep(0.02)
+        await self.recovered(max(0.0, deadline - time.monotonic()))
+        used = {each.place.address for each in self._handles if each.lane.alive}
+        return sorted({each.place.address for each in leaving} - used)
 
     async def scale(self, wish: Wish, timeout: float) -> None:
         """Change the wish, and wait until it is fulfilled.

@@ -52,6 +52,7 @@ from tensair_dask.placement import Wish
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.saving import Every, Path, Saving
+from tensair_dask.scaling import Demand, LagScaling, cluster_of
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
 from tensair_dask.telemetry.curves import Curves
@@ -310,6 +311,7 @@ class Trainer:
         self._index = 0
         self._state = "new"
         self._monitor: Monitor | None = None
+        self._scaling: LagScaling | None = None
         self._starting: asyncio.Task[None] | None = None
         self._reporter = Reporter(
             client,
@@ -594,7 +596,75 @@ class Trainer:
     async def _scale(self, replicas: Any, timeout: float | str | None = None) -> None:
         await self._ready()
         seconds = config.get_seconds("timeouts.start", timeout)
+        await self._stop_adapting()
         await self._membership.scale(Wish.of(replicas), seconds)
+
+    def adapt(
+        self,
+        minimum: int = 1,
+        maximum: int = 8,
+        target_lag: float | str | None = None,
+        lag: Callable[[], float] | None = None,
+        cluster: Any = None,
+    ) -> Any:
+        """Start workers when the stream lags, and end some when they idle.
+
+        Each worker gets a replica. Before a worker is ended its replica hands over what
+        it has learned. Use this, not ``cluster.adapt()``: Dask does not count training
+        as work. It goes on until `scale` is called, or the trainer is closed, which
+        leaves the cluster as it is.
+
+        Parameters
+        ----------
+        minimum, maximum
+            Bounds on the number of workers.
+        target_lag
+            In seconds, or as ``"500ms"``: beyond it workers are started. None for
+            ``tensair.replicas.lag``.
+        lag
+            Called on the client's event loop, gives the lag in seconds, for example
+            that of a Kafka consumer; None for how long the oldest mini-batch waits. A
+            source that is slowed by back-pressure lags outside of the trainer, which
+            only the source knows.
+        cluster
+            Has ``scale`` and ``scale_down``, as all clusters of Dask and dask-jobqueue;
+            None for that of the client.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no cluster to scale, or the bounds make no sense.
+        """
+        wish = Wish.of((minimum, maximum))
+        seconds = config.get_seconds("replicas.lag", target_lag)
+        if seconds <= 0:
+            raise ConfigurationError(
+                f"target_lag={target_lag!r} was given; a time above 0 is allowed."
+            )
+        cluster = cluster_of(self.client, cluster)
+        idle = config.get_seconds("replicas.idle")
+        demand = Demand(wish.least, int(wish.most), seconds, idle)
+        return self._sync(self._adapt, demand, lag, cluster)
+
+    async def _adapt(
+        self, demand: Demand, lag: Callable[[], float] | None, cluster: Any
+    ) -> None:
+        await self._ready()
+        await self._stop_adapting()
+        self._scaling = LagScaling(
+            self.client,
+            cluster,
+            demand,
+            lag,
+            self._membership,
+            self._dispatcher,
+            functools.partial(self._note, "note"),
+        )
+
+    async def _stop_adapting(self) -> None:
+        scaling, self._scaling = self._scaling, None
+        if scaling is not None:
+            await scaling.close()
 
     # ---- adapting -------------------------------------------------------------------
 
@@ -1099,6 +1169,7 @@ class Trainer:
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
+        await self._stop_adapting()
         await self._membership.close()
         await self._saving.close()
         alive = [each for each in self._handles if each.lane.alive]

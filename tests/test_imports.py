@@ -44,6 +44,7 @@ LEVELS = [
         "adapting",
         "membership",
         "saving",
+        "scaling",
         "trainer",
     ],
     ["streams"],
