@@ -31,7 +31,7 @@ LEVELS = [
         "tally",
         "course",
     ],
-    ["adaptation"],
+    ["adaptation", "sources"],
     ["dispatch", "training_thread", "replica"],
     ["charts", "overview"],
     ["notebook", "live_view"],
@@ -47,7 +47,8 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Who may import what, at module level or within functions.
 ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
-    "streamz": {"streams", "pipelines", "running"},
+    "streamz": {"streams", "sources", "pipelines", "running"},
+    "confluent_kafka": {"sources"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},
     "matplotlib": {"plots"},

@@ -78,7 +78,7 @@ class Mark:
     ----------
     tracker
         Where it belongs; its name is the source's.
-    partition, start, stop
+    start, stop
         What was emitted.
     """
 
@@ -100,6 +100,7 @@ class Mark:
 
     @property
     def partition(self) -> str:
+        """Name of the partition that it is a part of."""
         return self._assignment.partition
 
     @property
