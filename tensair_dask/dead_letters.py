@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from tensair_dask.errors import TensairError
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["DeadLetter", "DeadLetters", "Letters"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class DeadLetter:
     time: float
 
 
-class DeadLetters(Generic[Letter]):
+class Letters(Generic[Letter]):
     """The newest of what was refused; iterate, index, or ask for the length.
 
     The bound is ``tensair.dead-letters`` in the configuration; `total` counts all.
@@ -89,4 +89,8 @@ class DeadLetters(Generic[Letter]):
         return self._letters[position]
 
     def __repr__(self) -> str:
-        return f"<DeadLetters: {len(self)} kept of {self.total}>"
+        return f"<{type(self).__name__}: {len(self)} kept of {self.total}>"
+
+
+class DeadLetters(Letters[DeadLetter]):
+    """The newest refused mini-batches."""

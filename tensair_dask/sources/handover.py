@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 
@@ -63,10 +64,9 @@ class Handover:
 
     def _tell(self) -> None:
         assert self._loop is not None
-        try:
+        # It may be closed: nobody waits there any more.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.wake)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits there any more
 
     # ---- on the event loop ----------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Records of a topic: parsed or set aside, and gathered into what is emitted at once."""
+"""Records of a topic, and how they are gathered into what is emitted at once."""
 
 from __future__ import annotations
 
