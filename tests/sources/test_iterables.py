@@ -5,16 +5,9 @@ import asyncio
 import pytest
 from distributed.utils_test import gen_test
 from streamz import Stream
-from streamz.core import get_io_loop
 
 import tensair_dask.sources  # noqa: F401  gives Stream its sources
 from tensair_dask.errors import ConfigurationError, SourceError, TensairTimeoutError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loop_of_streamz() -> None:
-    """Start it before a test counts open files: it stays for as long as Python."""
-    get_io_loop(False)
 
 
 async def numbers(start: int = 0):
