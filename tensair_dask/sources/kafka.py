@@ -504,34 +504,29 @@ class _Reader:
 
     def _taken(self, key: str, message: Any) -> Parcel | None:
         offset = message.offset()
-        expected = self._next[key]
-        if offset < expected:
-            # librdkafka went back, because the user has told it to where records were
-            # deleted, or the topic was made anew.
-            logger.warning(
-                "%s begins anew at offset %s; %s was expected", key, offset, expected
-            )
-            self._gathering.drop([key])
-            self._tracker.begin(key, offset)
+        if offset < self._next[key]:
+            self._went_back(key, offset)
         self._next[key] = offset + 1
-        kind, milliseconds = message.timestamp()
         value = message.value()
-        record = Record(
-            message.topic(),
-            message.partition(),
+        if self._parse is not None and value is not None:
+            try:
+                value = self._parse(value)
+            except Exception as error:
+                self._refuse(_record(message, offset, value), key, error)
+                return self._gathering.add(key, offset, None)
+        return self._gathering.add(key, offset, _record(message, offset, value))
+
+    def _went_back(self, key: str, offset: int) -> None:
+        # The user has told librdkafka where to go when records were deleted; or the
+        # topic was made anew.
+        logger.warning(
+            "%s begins anew at offset %s; %s was expected",
+            key,
             offset,
-            milliseconds / 1000 if kind else None,
-            message.key(),
-            value,
+            self._next[key],
         )
-        if self._parse is None or value is None:
-            return self._gathering.add(key, offset, record)
-        try:
-            parsed = self._parse(value)
-        except Exception as error:
-            self._refuse(record, key, error)
-            return self._gathering.add(key, offset, None)
-        return self._gathering.add(key, offset, record._replace(value=parsed))
+        self._gathering.drop([key])
+        self._tracker.begin(key, offset)
 
     def _refuse(self, record: Record, key: str, cause: Exception) -> None:
         error = RecordError(
@@ -667,6 +662,18 @@ class _Reader:
                     key,
                     failed.str(),
                 )
+
+
+def _record(message: Any, offset: int, value: Any) -> Record:
+    kind, milliseconds = message.timestamp()
+    return Record(
+        message.topic(),
+        message.partition(),
+        offset,
+        milliseconds / 1000 if kind else None,
+        message.key(),
+        value,
+    )
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Parcel(NamedTuple):
     marks: list[Mark]
 
 
+@functools.lru_cache(maxsize=10_000)  # asked for with each record
 def partition_key(topic: str, partition: int) -> str:
     """Name a partition as checkpoints do: ``"flights:0"``."""
     return f"{topic}:{partition}"
@@ -117,8 +119,8 @@ class Gathering:
         """
         if not self._ranges:
             self._since = self._clock()
-        start, _ = self._ranges.get(key, (offset, offset))
-        self._ranges[key] = (start, offset + 1)
+        known = self._ranges.get(key)
+        self._ranges[key] = (offset if known is None else known[0], offset + 1)
         if record is not None:
             self._records.append(record)
         return self.take() if len(self._records) >= self._size else None

@@ -303,7 +303,7 @@ async def test_records_that_wait_are_dropped_with_their_partition(broker):
     source = opened(broker, topic, "waiting")
     source.sink(slow)
     async with source:
-        await until(lambda: source.tracker.outstanding() == 20)
+        await until(lambda: got and source.tracker.outstanding() == 20)
         reader, first = source._reader, got[0].partition
         lost = [TopicPartition(topic, first)]
         await on_its_thread(reader, lambda: reader._lost(reader._consumer, lost))
