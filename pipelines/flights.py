@@ -70,6 +70,9 @@ NUMBERS = {
     "visib": (10.0, 3.0),  # miles
 }
 
+MEASURED = ["temp", "dewp", "humid", "wind_east", "wind_north"]
+MEASURED += ["precip", "pressure", "visib"]
+
 
 # --------------------------------------------------------------------------- the data
 
@@ -163,31 +166,49 @@ class Inputs:
 
     def __init__(self, planes: pd.DataFrame, weather: pd.DataFrame) -> None:
         self._built = planes.set_index("tailnum")["year"]
-        self._weather = _filled(weather)
+        self._weather = _by_origin(weather)
         self.numbering: dict[str, dict[Any, int]] = {name: {} for name in CATEGORIES}
 
     def of(self, flights: pd.DataFrame) -> Flights:
         """Make the inputs of these flights, which are in order."""
-        day = pd.to_datetime(flights[["year", "month", "day"]])
-        time = flights["sched_dep_time"]
-        minutes = time // 100 * 60 + time % 100
-        table = flights.assign(weekday=day.dt.day_name(), scheduled=_hour(flights))
-        table = _with_weather(_with_age(table, self._built), self._weather)
-        numbers = {
-            name: (table[name].to_numpy(dtype=np.float32) - centre) / scale
-            for name, (centre, scale) in NUMBERS.items()
-        }
+        day = _day(flights)
+        time = flights["sched_dep_time"].to_numpy()
+        minutes = (time // 100 * 60 + time % 100).astype("timedelta64[m]")
+        values = {name: flights[name] for name in KNOWN}
+        values["weekday"] = pd.Series(day.astype(np.int64) % 7)
         codes = [
-            number_values(table[name], rows, self.numbering[name])
+            number_values(values[name], rows, self.numbering[name])
             for name, rows in CATEGORIES.items()
         ]
+        measured = self._age(flights) | self._weather_at(flights)
+        measured["distance"] = flights["distance"].to_numpy()
+        numbers = [
+            (measured[name].astype(np.float32) - centre) / scale
+            for name, (centre, scale) in NUMBERS.items()
+        ]
         return Flights(
-            time=(day + pd.to_timedelta(minutes, unit="min")).to_numpy(),
+            time=day.astype("datetime64[us]") + minutes,
             categories=np.stack(codes, axis=1),
             # What is missing becomes 0, the middle of each number.
-            numbers=np.nan_to_num(np.stack(list(numbers.values()), axis=1)),
-            late=(table["arr_delay"] >= LATE).to_numpy(dtype=np.float32),
+            numbers=np.nan_to_num(np.stack(numbers, axis=1)),
+            late=(flights["arr_delay"] >= LATE).to_numpy(dtype=np.float32),
         )
+
+    def _age(self, flights: pd.DataFrame) -> dict[str, np.ndarray]:
+        built = flights["tailnum"].map(self._built).to_numpy(dtype=np.float64)
+        age = flights["year"].to_numpy() - built
+        return {"age": age, "age_known": np.isfinite(built)}
+
+    def _weather_at(self, flights: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Find the newest weather at the origin, of the scheduled hour or before it."""
+        hours = _hour(flights)
+        origins = flights["origin"].to_numpy()
+        found = np.full((len(flights), len(MEASURED)), np.nan)
+        for origin, (known, values) in self._weather.items():
+            here = np.flatnonzero(origins == origin)
+            newest = np.searchsorted(known, hours[here], side="right") - 1
+            found[here[newest >= 0]] = values[newest[newest >= 0]]
+        return dict(zip(MEASURED, found.T, strict=True))
 
 
 def number_values(
@@ -215,29 +236,30 @@ def number_values(
     return np.array([*(known.get(value, 0) for value in appeared), 0])[codes]
 
 
-def _hour(table: pd.DataFrame) -> pd.Series:
-    return pd.to_datetime(table[["year", "month", "day", "hour"]])
+def _day(table: pd.DataFrame) -> np.ndarray:
+    months = ((table["year"] - 1970) * 12 + table["month"] - 1).to_numpy(np.int64)
+    days = (table["day"] - 1).to_numpy(np.int64)
+    return months.astype("datetime64[M]").astype("datetime64[D]") + days
 
 
-def _with_age(flights: pd.DataFrame, built: pd.Series) -> pd.DataFrame:
-    years = flights["tailnum"].map(built)
-    return flights.assign(age=flights["year"] - years, age_known=years.notna())
+def _hour(table: pd.DataFrame) -> np.ndarray:
+    hours = table["hour"].to_numpy(np.int64)
+    return _day(table).astype("datetime64[h]") + hours
 
 
-def _filled(weather: pd.DataFrame) -> pd.DataFrame:
-    """Give each hour the newest value of that hour or before it, at each origin."""
+def _by_origin(weather: pd.DataFrame) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Hours of each origin, and what was measured in each or, if nothing, before it."""
     weather = weather.assign(scheduled=_hour(weather)).sort_values("scheduled")
     direction = np.deg2rad(weather["wind_dir"])
     weather["wind_east"] = weather["wind_speed"] * np.sin(direction)
     weather["wind_north"] = weather["wind_speed"] * np.cos(direction)
-    measured = weather.columns.difference([*HOUR, "scheduled"])
-    weather[measured] = weather.groupby("origin")[measured].ffill()
-    return weather[["origin", "scheduled", *measured]]
-
-
-def _with_weather(flights: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
-    """Join the newest weather at the origin, of the scheduled hour or before it."""
-    return pd.merge_asof(flights, weather, on="scheduled", by="origin")
+    return {
+        origin: (
+            here["scheduled"].to_numpy().astype("datetime64[h]"),
+            here[MEASURED].ffill().to_numpy(dtype=np.float64),
+        )
+        for origin, here in weather.groupby("origin")
+    }
 
 
 # ------------------------------------------------------------------------- the topic
@@ -289,6 +311,9 @@ class Topic:
     ----------
     run
         Tells the broker, the topic and the group.
+    partitions
+        Which to read without joining the group, as `Stream.from_kafka_records` takes
+        them; None to join it.
 
     Attributes
     ----------
@@ -298,7 +323,7 @@ class Topic:
         When the flights were scheduled.
     """
 
-    def __init__(self, run: FlightsRun) -> None:
+    def __init__(self, run: FlightsRun, partitions: Any = None) -> None:
         assert run.kafka is not None
         self._run = run
         self._inputs = Inputs(*surroundings())
@@ -307,6 +332,7 @@ class Topic:
             run.topic,
             {"bootstrap.servers": run.kafka, "group.id": run.group},
             chunk=run.batch_size,
+            partitions=partitions,
             name=run.topic,
             asynchronous=True,
         )
