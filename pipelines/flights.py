@@ -314,19 +314,25 @@ class Topic:
     partitions
         Which to read without joining the group, as `Stream.from_kafka_records` takes
         them; None to join it.
+    positions
+        Where to continue, as a checkpoint keeps it; None where the group has stopped.
 
     Attributes
     ----------
+    inputs
+        Makes the mini-batches.
     records
         The source.
     times
         When the flights were scheduled.
     """
 
-    def __init__(self, run: FlightsRun, partitions: Any = None) -> None:
+    def __init__(
+        self, run: FlightsRun, partitions: Any = None, positions: Any = None
+    ) -> None:
         assert run.kafka is not None
         self._run = run
-        self._inputs = Inputs(*surroundings())
+        self.inputs = Inputs(*surroundings())
         self.times = Moments(run.limit)
         self.records = Stream.from_kafka_records(
             run.topic,
@@ -334,6 +340,7 @@ class Topic:
             chunk=run.batch_size,
             partitions=partitions,
             name=run.topic,
+            positions=positions,
             asynchronous=True,
         )
 
@@ -360,7 +367,7 @@ class Topic:
 
     def _batch(self, chunk: list[ta.sources.Record]) -> tuple[Any, np.ndarray]:
         told = pd.DataFrame([each.value for each in chunk], columns=TOLD)
-        made = self._inputs.of(in_order(told))
+        made = self.inputs.of(in_order(told))
         self.times.add(made.time)
         if self._run.limit is not None and self.times.come >= self._run.limit:
             # The records of a mini-batch are committed as one: it is not cut short.

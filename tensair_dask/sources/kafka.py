@@ -195,7 +195,7 @@ class from_kafka_records(Source):
         super().start()
 
     async def _run(self) -> None:
-        if not self._reader.begun:
+        if not self._reader.begun and not self._stopping:
             self._hand.open()
             self._reader.begin()
         while not self._stopping:

@@ -382,6 +382,18 @@ def test_a_program_without_an_event_loop_reads_a_topic(broker):
         source.start()
 
 
+@gen_test()
+async def test_a_source_that_was_never_started_is_closed_without_a_broker():
+    pytest.importorskip("confluent_kafka")
+    settings = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}
+    for begin in (False, True):
+        source = Stream.from_kafka_records("f", settings, asynchronous=True)
+        if begin:
+            source.start()
+        await asyncio.wait_for(source.close(), 5)
+        assert not source._reader.begun
+
+
 async def failure(source) -> str:
     async with source:
         with pytest.raises(SourceError) as caught:
@@ -434,6 +446,7 @@ async def test_what_is_not_there_is_told(broker):
 )
 def test_what_is_not_allowed_is_told(wrong, message):
     given = {"topics": "f", "consumer": {"bootstrap.servers": "a:1", "group.id": "g"}}
+    pytest.importorskip("confluent_kafka")
     with pytest.raises(ConfigurationError, match=message):
         Stream.from_kafka_records(**{**given, **wrong}, asynchronous=False)
 
