@@ -5,20 +5,25 @@ which they were scheduled, each with the age of its plane and the weather at its
 in the scheduled hour. Every mini-batch is predicted first and learned afterwards, by
 replicas that exchange their gradients while they learn.
 
-Run it with ``tensair run flights`` or ``python flights.py``. To start a pipeline of
-your own, copy this file: `load` becomes your source, `FlightModel` your model.
+Run it with ``tensair run flights`` or ``python flights.py``; with ``--kafka ADDRESS``
+it reads the flights from a topic, where ``examples/produce_flights.py`` puts them. To
+start a pipeline of your own, copy this file: `load` or `Topic` becomes your source,
+`FlightModel` your model.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import importlib.util
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import pandas as pd
 import torch
@@ -27,9 +32,11 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-import tensair_dask.streams  # gives Stream its train method
+import tensair_dask.sources  # gives Stream its from_kafka_records method
+import tensair_dask.streams  # and its train method
 from tensair_dask import running
 from tensair_dask.adaptive import AdaptiveRun
+from tensair_dask.pace import Pace
 from tensair_dask.prequential import BinaryPrequential
 
 LATE = 15  # minutes after the scheduled arrival
@@ -41,6 +48,8 @@ KNOWN = ["carrier", "tailnum", "origin", "dest", "distance", "hour"]
 HOUR = ["origin", "year", "month", "day", "hour"]
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed"]
 WEATHER += ["precip", "pressure", "visib"]
+# What a record of the topic tells of a flight.
+TOLD = [*SCHEDULE, *KNOWN, "arr_delay"]
 
 # Rows of the embedding table of each category. Row 0 is for what has no row.
 CATEGORIES = {"carrier": 32, "origin": 8, "dest": 256, "hour": 25, "weekday": 8}
@@ -60,6 +69,9 @@ NUMBERS = {
     "pressure": (1015.0, 10.0),  # millibars
     "visib": (10.0, 3.0),  # miles
 }
+
+MEASURED = ["temp", "dewp", "humid", "wind_east", "wind_north"]
+MEASURED += ["precip", "pressure", "visib"]
 
 
 # --------------------------------------------------------------------------- the data
@@ -99,12 +111,16 @@ class Flights:
 
 def load(limit: int | None = None) -> Flights:
     """Read the flights, sort them by time and join what was known at departure."""
-    frame = in_order(read("flights.csv.zip", [*SCHEDULE, *KNOWN, "arr_delay"]))
+    frame = in_order(read("flights.csv.zip", TOLD))
     if limit is not None:
         frame = frame.head(limit)
+    return features(frame, *surroundings())
+
+
+def surroundings() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read what is joined to the flights: planes and weather."""
     planes = read("planes.csv", ["tailnum", "year"])
-    weather = read("weather.csv", [*HOUR, *WEATHER])
-    return features(frame, planes, weather)
+    return planes, read("weather.csv", [*HOUR, *WEATHER])
 
 
 def read(name: str, columns: list[str] | None = None) -> pd.DataFrame:
@@ -130,56 +146,238 @@ def features(
     flights: pd.DataFrame, planes: pd.DataFrame, weather: pd.DataFrame
 ) -> Flights:
     """Make the model's inputs; each row uses nothing that came after it."""
-    day = pd.to_datetime(flights[["year", "month", "day"]])
-    minutes = flights["sched_dep_time"] // 100 * 60 + flights["sched_dep_time"] % 100
-    table = flights.assign(weekday=day.dt.day_name(), scheduled=_hour(flights))
-    table = _with_weather(_with_age(table, planes), weather)
-    numbers = {
-        name: (table[name].to_numpy(dtype=np.float32) - centre) / scale
-        for name, (centre, scale) in NUMBERS.items()
-    }
-    codes = [number_values(table[name], rows) for name, rows in CATEGORIES.items()]
-    return Flights(
-        time=(day + pd.to_timedelta(minutes, unit="min")).to_numpy(),
-        categories=np.stack(codes, axis=1),
-        # What is missing becomes 0, the middle of each number.
-        numbers=np.nan_to_num(np.stack(list(numbers.values()), axis=1)),
-        late=(table["arr_delay"] >= LATE).to_numpy(dtype=np.float32),
-    )
+    return Inputs(planes, weather).of(flights)
 
 
-def number_values(values: pd.Series, rows: int) -> np.ndarray:
+class Inputs:
+    """Makes the model's inputs, of all flights at once or of some after the other.
+
+    Parameters
+    ----------
+    planes, weather
+        Tables that are joined to the flights.
+
+    Attributes
+    ----------
+    numbering
+        For each of `CATEGORIES`, the row of each value that came by. A model that is
+        restored needs that of when it was saved.
+    """
+
+    def __init__(self, planes: pd.DataFrame, weather: pd.DataFrame) -> None:
+        self._built = planes.set_index("tailnum")["year"]
+        self._weather = _by_origin(weather)
+        self.numbering: dict[str, dict[Any, int]] = {name: {} for name in CATEGORIES}
+
+    def of(self, flights: pd.DataFrame) -> Flights:
+        """Make the inputs of these flights, which are in order."""
+        day = _day(flights)
+        time = flights["sched_dep_time"].to_numpy()
+        minutes = (time // 100 * 60 + time % 100).astype("timedelta64[m]")
+        values = {name: flights[name] for name in KNOWN}
+        values["weekday"] = pd.Series(day.astype(np.int64) % 7)
+        codes = [
+            number_values(values[name], rows, self.numbering[name])
+            for name, rows in CATEGORIES.items()
+        ]
+        measured = self._age(flights) | self._weather_at(flights)
+        measured["distance"] = flights["distance"].to_numpy()
+        numbers = [
+            (measured[name].astype(np.float32) - centre) / scale
+            for name, (centre, scale) in NUMBERS.items()
+        ]
+        return Flights(
+            time=day.astype("datetime64[us]") + minutes,
+            categories=np.stack(codes, axis=1),
+            # What is missing becomes 0, the middle of each number.
+            numbers=np.nan_to_num(np.stack(numbers, axis=1)),
+            late=(flights["arr_delay"] >= LATE).to_numpy(dtype=np.float32),
+        )
+
+    def _age(self, flights: pd.DataFrame) -> dict[str, np.ndarray]:
+        built = flights["tailnum"].map(self._built).to_numpy(dtype=np.float64)
+        age = flights["year"].to_numpy() - built
+        return {"age": age, "age_known": np.isfinite(built)}
+
+    def _weather_at(self, flights: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Find the newest weather at the origin, of the scheduled hour or before it."""
+        hours = _hour(flights)
+        origins = flights["origin"].to_numpy()
+        found = np.full((len(flights), len(MEASURED)), np.nan)
+        for origin, (known, values) in self._weather.items():
+            here = np.flatnonzero(origins == origin)
+            newest = np.searchsorted(known, hours[here], side="right") - 1
+            found[here[newest >= 0]] = values[newest[newest >= 0]]
+        return dict(zip(MEASURED, found.T, strict=True))
+
+
+def number_values(
+    values: pd.Series, rows: int, numbering: dict[Any, int] | None = None
+) -> np.ndarray:
     """Number the values from 1 as they first appear, so that a new one never fails.
 
     Missing values, and those that come after the last of ``rows`` is taken, get 0.
+
+    Parameters
+    ----------
+    values
+        To be numbered.
+    rows
+        Of the table.
+    numbering
+        Numbers of values that came before; new ones are added.
     """
-    codes = pd.factorize(values)[0] + 1
-    return np.where(codes < rows, codes, 0)
+    known = {} if numbering is None else numbering
+    codes, appeared = pd.factorize(values)
+    for value in appeared:
+        if len(known) + 1 < rows:
+            known.setdefault(value, len(known) + 1)
+    # A missing value has the code -1, so the last number.
+    return np.array([*(known.get(value, 0) for value in appeared), 0])[codes]
 
 
-def _hour(table: pd.DataFrame) -> pd.Series:
-    return pd.to_datetime(table[["year", "month", "day", "hour"]])
+def _day(table: pd.DataFrame) -> np.ndarray:
+    months = ((table["year"] - 1970) * 12 + table["month"] - 1).to_numpy(np.int64)
+    days = (table["day"] - 1).to_numpy(np.int64)
+    return months.astype("datetime64[M]").astype("datetime64[D]") + days
 
 
-def _with_age(flights: pd.DataFrame, planes: pd.DataFrame) -> pd.DataFrame:
-    built = flights["tailnum"].map(planes.set_index("tailnum")["year"])
-    return flights.assign(age=flights["year"] - built, age_known=built.notna())
+def _hour(table: pd.DataFrame) -> np.ndarray:
+    hours = table["hour"].to_numpy(np.int64)
+    return _day(table).astype("datetime64[h]") + hours
 
 
-def _with_weather(flights: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
-    """Join the newest weather at the origin, of the scheduled hour or before it."""
+def _by_origin(weather: pd.DataFrame) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """Hours of each origin, and what was measured in each or, if nothing, before it."""
     weather = weather.assign(scheduled=_hour(weather)).sort_values("scheduled")
     direction = np.deg2rad(weather["wind_dir"])
     weather["wind_east"] = weather["wind_speed"] * np.sin(direction)
     weather["wind_north"] = weather["wind_speed"] * np.cos(direction)
-    measured = weather.columns.difference([*HOUR, "scheduled"])
-    weather[measured] = weather.groupby("origin")[measured].ffill()
-    return pd.merge_asof(
-        flights,
-        weather[["origin", "scheduled", *measured]],
-        on="scheduled",
-        by="origin",
-    )
+    return {
+        origin: (
+            here["scheduled"].to_numpy().astype("datetime64[h]"),
+            here[MEASURED].ffill().to_numpy(dtype=np.float64),
+        )
+        for origin, here in weather.groupby("origin")
+    }
+
+
+# ------------------------------------------------------------------------- the topic
+
+
+class Moments:
+    """When each flight was scheduled to depart, of a stream whose length is not known.
+
+    Parameters
+    ----------
+    expected
+        How many flights come; None for as many as have come.
+    """
+
+    def __init__(self, expected: int | None) -> None:
+        self._expected = expected
+        self._parts: list[np.ndarray] = []
+        self._starts: list[int] = [0]
+
+    def add(self, times: np.ndarray) -> None:
+        """Take the times of the next flights."""
+        self._parts.append(times)
+        self._starts.append(self._starts[-1] + len(times))
+
+    @property
+    def come(self) -> int:
+        """Flights that have come."""
+        return self._starts[-1]
+
+    def __len__(self) -> int:
+        return self.come if self._expected is None else max(self._expected, self.come)
+
+    def __getitem__(self, index: int) -> np.datetime64:
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._parts[part][index - self._starts[part]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        empty = np.empty(0, dtype="datetime64[ns]")
+        return np.concatenate([empty, *self._parts]).astype(dtype or empty.dtype)
+
+
+class Topic:
+    """Flights from a topic of Kafka, as JSON, in mini-batches for the model.
+
+    A mini-batch is committed when it is learned, so that the next run of the same group
+    goes on behind it.
+
+    Parameters
+    ----------
+    run
+        Tells the broker, the topic and the group.
+    partitions
+        Which to read without joining the group, as `Stream.from_kafka_records` takes
+        them; None to join it.
+    positions
+        Where to continue, as a checkpoint keeps it; None where the group has stopped.
+
+    Attributes
+    ----------
+    inputs
+        Makes the mini-batches.
+    records
+        The source.
+    times
+        When the flights were scheduled.
+    """
+
+    def __init__(
+        self, run: FlightsRun, partitions: Any = None, positions: Any = None
+    ) -> None:
+        assert run.kafka is not None
+        self._run = run
+        self.inputs = Inputs(*surroundings())
+        self.times = Moments(run.limit)
+        self.records = Stream.from_kafka_records(
+            run.topic,
+            {"bootstrap.servers": run.kafka, "group.id": run.group},
+            chunk=run.batch_size,
+            partitions=partitions,
+            name=run.topic,
+            positions=positions,
+            asynchronous=True,
+        )
+
+    async def feed(self, source: Stream) -> None:
+        """Emit the flights into a stream, to ``--limit`` or to Ctrl-C."""
+        run = self._run
+        batches = self.records.map(self._batch).filter(lambda batch: len(batch[1]))
+        steps = run.stopping(itertools.repeat(None))
+        pace = Pace(run.rate)
+
+        async def wait(batch: tuple[Any, np.ndarray]) -> None:
+            await steps.__anext__()
+            await pace.wait(len(batch[1]))
+
+        # Before the first one; from then on the source waits before the next.
+        await steps.__anext__()
+        batches.connect(source)
+        batches.sink(wait)
+        self.records.start()
+        with run.interrupts.stopping(self.records.stop):
+            await self.records.ended()
+        if run.interrupts.received is not None:
+            run.say("Stopping; press Ctrl-C again to leave at once")
+
+    def _batch(self, chunk: list[ta.sources.Record]) -> tuple[Any, np.ndarray]:
+        told = pd.DataFrame([each.value for each in chunk], columns=TOLD)
+        made = self.inputs.of(in_order(told))
+        self.times.add(made.time)
+        if self._run.limit is not None and self.times.come >= self._run.limit:
+            # The records of a mini-batch are committed as one: it is not cut short.
+            self.records.stop()
+        return {"categories": made.categories, "numbers": made.numbers}, made.late
+
+    async def close(self) -> None:
+        """Commit what was learned, and leave."""
+        await self.records.close()
+        self._run.positions = {self.records.name: self.records.tracker.released()}
 
 
 # -------------------------------------------------------------------------- the model
@@ -292,11 +490,71 @@ def _errors(report: ta.Report) -> float:
     return 1.0 - report.metrics["accuracy"]
 
 
-@running.command(AdaptiveRun, records="flights", rate=5_500)
-async def main(run: AdaptiveRun) -> None:
+# So many mini-batches of a topic can be told of, 9 bytes each.
+MOST_BATCHES = 1_000_000
+
+
+@dataclass
+class FlightsRun(AdaptiveRun):
+    """A run over the flights of the package, or over those of a topic.
+
+    Attributes
+    ----------
+    kafka
+        Address of a broker; None reads the flights of the package.
+    topic, group
+        What to read, and as whom.
+    positions
+        Where the next run goes on; known when the run is over.
+    """
+
+    kafka: str | None = None
+    topic: str = "flights"
+    group: str = "tensair-flights"
+
+    positions: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
+
+    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
+        """Add the positions to what a script wants to know."""
+        told = {"positions": self.positions} if self.kafka else {}
+        return super().result(scores) | told
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields; see `Run.options`."""
+        return [
+            *super().options(records, rate),
+            click.option(
+                "--kafka",
+                metavar="ADDRESS",
+                help="Read the flights from a topic of the broker at this address, for "
+                "example 127.0.0.1:9092, until --limit or Ctrl-C.",
+            ),
+            click.option(
+                "--topic", default=cls.topic, show_default=True, help="Which topic."
+            ),
+            click.option(
+                "--group",
+                default=cls.group,
+                show_default=True,
+                help="Group of consumers; its next run goes on where this one stops.",
+            ),
+        ]
+
+
+@running.command(FlightsRun, records="flights", rate=5_500)
+async def main(run: FlightsRun) -> None:
     """Learn which flights arrive late while the flights of 2013 go by."""
-    flights = load(run.limit)
-    run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
+    topic = None if run.kafka is None else Topic(run)
+    times: Any
+    expected: Any
+    if topic is None:
+        flights = load(run.limit)
+        run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
+        times = expected = flights.time
+    else:
+        run.say(f"Flights of topic {run.topic} at {run.kafka}, as group {run.group}")
+        times, expected = topic.times, range(MOST_BATCHES * run.batch_size)
     source = Stream(asynchronous=True)
     async with run.client() as client, contextlib.AsyncExitStack() as open_trainers:
         for mode in run.modes:  # one, or all of them side by side
@@ -311,18 +569,25 @@ async def main(run: AdaptiveRun) -> None:
                 name="flights" if len(run.modes) == 1 else f"flights, {mode}",
             )
             await open_trainers.enter_async_context(pipeline.trainer)
-            run.follow(mode, pipeline, times=flights.time)
+            run.follow(mode, pipeline, times=expected)
         first = run.sides[0]
-        with run.watch_scores(
-            first.trainer, first.reports, first.scores, times=flights.time
-        ):
-            batches = run.stopping(flights.batches(run.batch_size))
-            await run.feed_batches(source, batches)
-            await run.drain()
+        with run.watch_scores(first.trainer, first.reports, first.scores, times=times):
+            if topic is None:
+                batches = run.stopping(flights.batches(run.batch_size))
+                await run.feed_batches(source, batches)
+                await run.drain()
+            else:
+                try:
+                    await topic.feed(source)
+                    await run.drain()
+                finally:
+                    await topic.close()
         await run.save(first.trainer, first.scores)
+    for name, offset in run.positions.get(run.topic, {}).items():
+        run.say(f"The next run of group {run.group} begins at {name}, {offset:,}")
     run.finish(
         first.scores,
-        times=flights.time,
+        times=np.asarray(times),
         title=f"Arrives {LATE} minutes late or more",
         axis="scheduled departure",
     )

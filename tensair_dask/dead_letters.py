@@ -6,13 +6,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tensair_dask.errors import TensairError
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["DeadLetter", "DeadLetters", "Letters"]
 
 logger = logging.getLogger(__name__)
+
+Letter = TypeVar("Letter")
 
 
 @dataclass(slots=True)
@@ -40,18 +42,18 @@ class DeadLetter:
     time: float
 
 
-class DeadLetters:
-    """The newest refused mini-batches; iterate, index, or ask for the length.
+class Letters(Generic[Letter]):
+    """The newest of what was refused; iterate, index, or ask for the length.
 
     The bound is ``tensair.dead-letters`` in the configuration; `total` counts all.
     """
 
     def __init__(self, maxlen: int) -> None:
-        self._letters: deque[DeadLetter] = deque(maxlen=maxlen)
-        self._listeners: list[Callable[[DeadLetter], Any]] = []
+        self._letters: deque[Letter] = deque(maxlen=maxlen)
+        self._listeners: list[Callable[[Letter], Any]] = []
         self.total = 0
 
-    def append(self, letter: DeadLetter) -> None:
+    def append(self, letter: Letter) -> None:
         """Keep a letter and tell the listeners."""
         self.total += 1
         self._letters.append(letter)
@@ -61,7 +63,7 @@ class DeadLetters:
             except Exception:
                 logger.exception("A listener raised; the stream goes on")
 
-    def subscribe(self, listener: Callable[[DeadLetter], Any]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[Letter], Any]) -> Callable[[], None]:
         """Call ``listener(letter)`` for each new letter, on the client's event loop.
 
         Returns
@@ -80,11 +82,15 @@ class DeadLetters:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def __iter__(self) -> Iterator[DeadLetter]:
+    def __iter__(self) -> Iterator[Letter]:
         return iter(list(self._letters))
 
-    def __getitem__(self, position: int) -> DeadLetter:
+    def __getitem__(self, position: int) -> Letter:
         return self._letters[position]
 
     def __repr__(self) -> str:
-        return f"<DeadLetters: {len(self)} kept of {self.total}>"
+        return f"<{type(self).__name__}: {len(self)} kept of {self.total}>"
+
+
+class DeadLetters(Letters[DeadLetter]):
+    """The newest refused mini-batches."""

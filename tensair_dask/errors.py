@@ -23,10 +23,12 @@ __all__ = [
     "NonFiniteError",
     "OptimizerError",
     "PackageMissingError",
+    "RecordError",
     "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
     "ShapeError",
+    "SourceError",
     "TensairError",
     "TensairTimeoutError",
     "TrainerClosedError",
@@ -99,6 +101,14 @@ class SchedulerLostError(ClusterError):
 
 class PackageMissingError(ClusterError):
     """The scheduler or a worker cannot import what it needs."""
+
+
+class SourceError(TensairError):
+    """A source cannot be read, or not any further."""
+
+
+class RecordError(SourceError):
+    """One record of a source could not be parsed."""
 
 
 class BatchError(TensairError):

@@ -13,6 +13,7 @@ import dask
 import psutil
 import pytest
 import torch
+from broker import Broker, running
 from distributed import utils_test
 from distributed.comm import Comm
 
@@ -59,6 +60,13 @@ def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
     panel.plot([0.0, 1e-3], label="some")
     panel.legend()
     figure.savefig(tmp_path_factory.mktemp("fonts") / "some.png")
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that speaks Kafka's protocol, one for all tests."""
+    with running(tmp_path_factory.mktemp("broker")) as started:
+        yield started
 
 
 def _threads() -> set[str]:

@@ -33,7 +33,7 @@ LEVELS = [
         "tally",
         "course",
     ],
-    ["adaptation"],
+    ["adaptation", "sources"],
     ["dispatch", "training_thread", "guard", "replica"],
     ["charts", "overview"],
     ["notebook", "live_view"],
@@ -58,7 +58,8 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Who may import what, at module level or within functions.
 ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
-    "streamz": {"streams", "pipelines", "running"},
+    "streamz": {"streams", "sources", "pipelines", "running"},
+    "confluent_kafka": {"sources"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},
     "matplotlib": {"plots"},

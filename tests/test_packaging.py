@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # PyPI's name: conda-forge's name.
-CONDA_NAMES = {"prometheus-client": "prometheus_client", "torch": "pytorch"}
+CONDA_NAMES = {
+    "confluent-kafka": "python-confluent-kafka",
+    "prometheus-client": "prometheus_client",
+    "torch": "pytorch",
+}
 
 
 def parse(requirement: str) -> tuple[str, str]:

@@ -1,0 +1,28 @@
+"""Sources that know their position, so that nothing is lost in a restart.
+
+Importing this package adds ``from_batches``, ``from_lines``, ``from_csv_chunks`` and
+``from_kafka_records`` to `streamz.Stream`. The last one needs ``confluent-kafka``,
+which is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from tensair_dask.sources.files import from_csv_chunks, from_lines
+from tensair_dask.sources.iterables import from_batches
+from tensair_dask.sources.kafka import from_kafka_records
+from tensair_dask.sources.positions import Mark, Tracker
+from tensair_dask.sources.records import PoisonRecord, Record
+from tensair_dask.sources.source import Reference, Source
+
+__all__ = [
+    "Mark",
+    "PoisonRecord",
+    "Record",
+    "Reference",
+    "Source",
+    "Tracker",
+    "from_batches",
+    "from_csv_chunks",
+    "from_kafka_records",
+    "from_lines",
+]

@@ -1,0 +1,400 @@
+"""Sources over files: lines of text, and rows of CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import fsspec
+import pandas as pd
+from fsspec.core import OpenFile
+from streamz import Stream
+
+from tensair_dask import config
+from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.sources.positions import Positions
+from tensair_dask.sources.source import Source
+
+__all__ = ["from_csv_chunks", "from_lines"]
+
+
+class _Files(Source):
+    """Emits groups of whole lines, each with its offsets; reads off the event loop."""
+
+    def __init__(
+        self,
+        path: str | list[str],
+        *,
+        chunk: int | None,
+        follow: bool,
+        poll: str | float | None,
+        compression: str | None,
+        storage_options: dict[str, Any] | None,
+        name: str | None,
+        positions: Positions | None,
+        start: bool,
+        **kwargs: Any,
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise ConfigurationError(
+                f"chunk={chunk} was given; a whole number from 1 on is needed."
+            )
+        self._path = path
+        self._chunk = chunk or 1
+        self._follow = follow
+        self._poll = config.get_seconds("sources.poll", poll)
+        self._options = {"compression": compression, **(storage_options or {})}
+        super().__init__(name or str(path), positions, **kwargs)
+        # Where each file goes on that was begun.
+        self._offsets = dict(self._positions)
+        for partition, offset in self._offsets.items():
+            self.tracker.begin(partition, offset)
+        if start:
+            self.start()
+
+    async def _run(self) -> None:
+        with ThreadPoolExecutor(1, f"tensair-{self.name}") as self._thread:
+            for file in await self._aside(self._found):
+                if self._stopping:
+                    return
+                lines = _Lines(file, self._follow, self._header)
+                try:
+                    await self._emit_lines(lines)
+                finally:
+                    await self._aside(lines.close)
+
+    async def _aside(self, work: Callable[..., Any], *given: Any) -> Any:
+        """Do what may wait for a disk or a network on the source's thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, work, *given)
+
+    async def _emit_lines(self, lines: _Lines) -> None:
+        path = lines.path
+        start = await self._aside(lines.open, self._offsets.get(path, 0))
+        held: list[bytes] = []
+        while not self._stopping:
+            read = await self._aside(lines.more)
+            held += read
+            # Lines wait until a chunk is full, but not beyond the end of the file.
+            ready = len(held) - (len(held) % self._chunk if read else 0)
+            for first in range(0, ready, self._chunk):
+                if self._stopping:
+                    return
+                group = held[first : first + self._chunk]
+                item = self._item(group, path, start)
+                stop = start + sum(map(len, group))
+                mark = self.tracker.emitted(path, start, stop)
+                self._offsets[path] = start = stop
+                await self._pass_on(item, [mark])
+            held = held[ready:]
+            if read:
+                continue
+            if not self._follow:
+                return
+            await self._grown(lines)
+            await self._aside(lines.open, start)
+
+    async def _grown(self, lines: _Lines) -> None:
+        """Wait until the file is longer than what was read of it."""
+        while not self._stopping:
+            if await self._aside(lines.size) > lines.seen:
+                return
+            await self._pause(self._poll)
+
+    def _found(self) -> list[OpenFile]:
+        try:
+            files = list(fsspec.open_files(self._path, mode="rb", **self._options))
+        except Exception as error:
+            raise SourceError(
+                f"{self._path} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        if not files:
+            raise SourceError(f"There is no file at {self._path}.")
+        if self._follow and (len(files) > 1 or files[0].compression):
+            raise SourceError(
+                f"follow=True was given for {self._path}: {len(files)} file(s), "
+                f"compression {files[0].compression}. One file that is not compressed "
+                "can be followed."
+            )
+        return files
+
+    def _header(self, stream: Any) -> None:
+        """Read what a file begins with, and what is no record."""
+
+    def _item(self, lines: list[bytes], path: str, start: int) -> Any:
+        """Make what is emitted of lines."""
+        raise NotImplementedError
+
+
+class _Lines:
+    """Whole lines of one file from an offset on; used by one thread at a time.
+
+    Parameters
+    ----------
+    file
+        Of fsspec; not open.
+    follow
+        Whether a last line without a newline is one that is still being written.
+    header
+        Reads what comes before the lines.
+
+    Attributes
+    ----------
+    seen
+        Up to which byte the file was read; an unfinished line included.
+    """
+
+    def __init__(self, file: OpenFile, follow: bool, header: Any) -> None:
+        self.path = str(file.path)
+        self.seen = 0
+        self._file = file
+        self._follow = follow
+        self._header = header
+        self._stream: Any = None
+        self._rest = b""
+        self._block = config.get_bytes("sources.block")
+        self._longest = config.get_bytes("sources.line")
+
+    def open(self, offset: int) -> int:
+        """Open the file at an offset, or behind its header; returns where that is.
+
+        Raises
+        ------
+        SourceError
+            If it cannot be opened, or is shorter.
+        """
+        self.close()
+        try:
+            self._stream = self._file.open()
+            self._header(self._stream)
+            begins = max(offset, int(self._stream.tell()))
+            reached = int(self._stream.seek(begins))
+            if begins and not self._file.compression:
+                # Files that are not compressed let one seek behind their end.
+                reached = min(reached, int(self._file.fs.size(self.path)))
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"{self.path} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        if reached < begins:
+            raise SourceError(
+                f"{self.path} was to be read from byte {begins} on, but has only "
+                f"{reached}. Give the file that was read before."
+            )
+        self._rest = b""
+        self.seen = begins
+        return begins
+
+    def more(self) -> list[bytes]:
+        """Read the next lines, with their newlines; none at the end of the file."""
+        while True:
+            try:
+                read = self._stream.read(self._block)
+            except Exception as error:
+                raise SourceError(
+                    f"{self.path} cannot be read beyond byte {self.seen}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            self.seen += len(read)
+            if not read:
+                last, self._rest = self._rest, b""
+                return [last] if last and not self._follow else []
+            *lines, self._rest = (self._rest + read).split(b"\n")
+            if len(self._rest) > self._longest:
+                raise SourceError(
+                    f"A line of {self.path} is longer than {self._longest} bytes. If "
+                    "it is a file of lines, raise tensair.sources.line."
+                )
+            if lines:
+                return [line + b"\n" for line in lines]
+
+    def size(self) -> int:
+        """Size of the file as it is now, in bytes.
+
+        Raises
+        ------
+        SourceError
+            If it is gone, or smaller than what was read of it.
+        """
+        try:
+            self._file.fs.invalidate_cache(self.path)
+            size = int(self._file.fs.size(self.path))
+        except Exception as error:
+            raise SourceError(
+                f"{self.path} was there and is gone: {type(error).__name__}: {error}"
+            ) from error
+        if size < self.seen:
+            raise SourceError(
+                f"{self.path} has shrunk to {size} bytes, and {self.seen} were read. "
+                "Only files that grow can be followed; start a new source for a new "
+                "file."
+            )
+        return size
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._stream is not None:
+            self._file.close()
+            self._stream = None
+
+
+@Stream.register_api(staticmethod)
+class from_lines(_Files):
+    """Emit the lines of text files, each with its position.
+
+    Parameters
+    ----------
+    path
+        Of fsspec: a local file, ``"s3://bucket/*.jsonl.gz"``, or a list. Several files
+        are read one after the other, in the order of their names.
+    chunk
+        Emit lists of so many lines; the last of a file may be shorter. None emits
+        single lines. A list is one item of the stream, with one position: ready for
+        ``map(parse).train(trainer)``.
+    follow
+        Whether to wait for more at the end of the file, as ``tail -f`` does. Only one
+        file, not compressed.
+    poll
+        How often to look whether a file that is followed has grown; by default
+        ``tensair.sources.poll``.
+    encoding
+        Of the text.
+    compression
+        ``"gzip"``, ``"bz2"``, ...; "infer" goes by the name, None is none.
+    storage_options
+        Of the file system, as fsspec takes them.
+    name
+        In checkpoints; by default the path.
+    positions
+        Where to continue: what a checkpoint keeps, ``{name: {path: offset}}``. Offsets
+        count bytes of the text, after decompression: of a compressed file, all before
+        is decompressed again.
+    start
+        Whether to start at once.
+    **kwargs
+        As of `Source`.
+
+    Raises
+    ------
+    SourceError
+        At `ended`: if a file cannot be read, is shorter than its position, has shrunk
+        or vanished while it is followed, or has a line of more than
+        ``tensair.sources.line`` bytes.
+
+    Notes
+    -----
+    Lines are emitted without their newline. Reads ``tensair.sources.block`` bytes at
+    once, on a thread.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        chunk: int | None = None,
+        follow: bool = False,
+        poll: str | float | None = None,
+        encoding: str = "utf-8",
+        compression: str | None = "infer",
+        storage_options: dict[str, Any] | None = None,
+        name: str | None = None,
+        positions: Positions | None = None,
+        start: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._encoding = encoding
+        self._single = chunk is None
+        super().__init__(
+            path,
+            chunk=chunk,
+            follow=follow,
+            poll=poll,
+            compression=compression,
+            storage_options=storage_options,
+            name=name,
+            positions=positions,
+            start=start,
+            **kwargs,
+        )
+
+    def _item(self, lines: list[bytes], path: str, start: int) -> Any:
+        try:
+            texts = [line.decode(self._encoding).rstrip("\r\n") for line in lines]
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{path} is not {self._encoding} behind byte {start}: {error}. Give "
+                "encoding=."
+            ) from error
+        return texts[0] if self._single else texts
+
+
+@Stream.register_api(staticmethod)
+class from_csv_chunks(_Files):
+    """Emit the rows of CSV files as data frames, each with its position.
+
+    Parameters
+    ----------
+    path
+        As of `from_lines`. Each file begins with one line of column names.
+    chunk
+        Rows in a data frame; the last of a file may be shorter.
+    read
+        Further arguments of `pandas.read_csv`, such as ``{"usecols": [...], "dtype":
+        {...}}``. Name the dtypes: pandas guesses them for each data frame anew.
+    follow, poll, compression, storage_options, name, positions, start, **kwargs
+        As of `from_lines`.
+
+    Raises
+    ------
+    SourceError
+        As of `from_lines`; and if pandas cannot read the rows.
+
+    Notes
+    -----
+    A row is a line: fields with a newline inside quotes are not read.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        chunk: int = 64,
+        read: dict[str, Any] | None = None,
+        follow: bool = False,
+        poll: str | float | None = None,
+        compression: str | None = "infer",
+        storage_options: dict[str, Any] | None = None,
+        name: str | None = None,
+        positions: Positions | None = None,
+        start: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._read = read or {}
+        self._names = b""
+        super().__init__(
+            path,
+            chunk=chunk,
+            follow=follow,
+            poll=poll,
+            compression=compression,
+            storage_options=storage_options,
+            name=name,
+            positions=positions,
+            start=start,
+            **kwargs,
+        )
+
+    def _header(self, stream: Any) -> None:
+        self._names = stream.readline()
+
+    def _item(self, lines: list[bytes], path: str, start: int) -> pd.DataFrame:
+        try:
+            return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
+        except Exception as error:
+            raise SourceError(
+                f"The {len(lines)} rows behind byte {start} of {path} cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error

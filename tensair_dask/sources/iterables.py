@@ -1,0 +1,148 @@
+"""A source over items that Python can iterate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from streamz import Stream
+
+from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.sources.positions import Positions
+from tensair_dask.sources.source import Source
+
+__all__ = ["from_batches"]
+
+# The position is one number; partitions are what a checkpoint keeps it by.
+ITEMS = "items"
+
+Items = Iterable[Any] | AsyncIterable[Any]
+
+
+@Stream.register_api(staticmethod)
+class from_batches(Source):
+    """Emit the items of an iterable, each with its position.
+
+    Parameters
+    ----------
+    items
+        A list, a `torch.utils.data.DataLoader`, an asynchronous iterable, ...: whatever
+        begins with the first item each time it is iterated. Or a function
+        ``items(start)`` that returns an iterable which begins with item ``start``.
+    name
+        In checkpoints; keep it the same from run to run.
+    positions
+        Where to continue: what a checkpoint keeps, ``{name: {"items": 500}}``.
+    start
+        Whether to start at once.
+    **kwargs
+        As of `Source`.
+
+    Raises
+    ------
+    SourceError
+        At `ended`: if the iterable ends before the position, or raises.
+
+    Notes
+    -----
+    After a restart the first items of an iterable are made again and left out; where
+    that takes long, give a function.
+
+    Items are made on the stream's event loop, as an ordinary loop around ``emit`` would
+    make them. What takes long to make belongs into an asynchronous iterable.
+
+    Examples
+    --------
+    >>> source = Stream.from_batches(batches, positions=kept)  # doctest: +SKIP
+    >>> source.train(trainer)  # doctest: +SKIP
+    >>> source.start()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        items: Items | Callable[[int], Items],
+        name: str = "batches",
+        positions: Positions | None = None,
+        start: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not callable(items) and not isinstance(items, (Iterable, AsyncIterable)):
+            raise ConfigurationError(
+                f"{name} was given {type(items).__name__}; an iterable is needed, or a "
+                "function that returns one: from_batches(lambda start: data[start:])."
+            )
+        self._items = items
+        super().__init__(name, positions, **kwargs)
+        self.position = self._positions.get(ITEMS, 0)
+        self.tracker.begin(ITEMS, self.position)
+        if start:
+            self.start()
+
+    async def _run(self) -> None:
+        iterator = _each(self._opened())
+        try:
+            while not self._stopping:
+                try:
+                    item = await iterator.__anext__()
+                except StopAsyncIteration:
+                    return
+                except SourceError:
+                    raise
+                except Exception as error:
+                    raise SourceError(
+                        f"{self.name} could not make item {self.position}: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
+                self.position += 1
+                await self._pass_on(item, [mark])
+        finally:
+            await iterator.aclose()
+
+    def _opened(self) -> Items:
+        if not callable(self._items):
+            return self._skipped(self._items, self.position)
+        items = self._items(self.position)
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            raise SourceError(
+                f"The function of {self.name} returned {type(items).__name__} for "
+                f"start={self.position}; an iterable is needed."
+            )
+        return items
+
+    def _skipped(self, items: Items, count: int) -> Items:
+        if not count:
+            return items
+        if isinstance(items, Iterable):
+            iterator = iter(items)
+            self._check_skipped(sum(1 for _ in islice(iterator, count)), count)
+            return iterator
+        return self._skipped_awaiting(items, count)
+
+    async def _skipped_awaiting(
+        self, items: AsyncIterable[Any], count: int
+    ) -> AsyncIterator[Any]:
+        seen = 0
+        async for item in items:
+            seen += 1
+            if seen > count:
+                yield item
+        self._check_skipped(min(seen, count), count)
+
+    def _check_skipped(self, seen: int, count: int) -> None:
+        if seen < count:
+            raise SourceError(
+                f"{self.name} was to continue behind item {count}, but has only {seen} "
+                "items. Give it the data that the checkpoint was made with, and an "
+                "iterable that begins anew each time."
+            )
+
+
+async def _each(items: Items) -> Any:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from distributed.utils_test import gen_test
+from streamz import Stream
+
+import tensair_dask.sources  # noqa: F401  gives Stream its sources
+from tensair_dask.errors import ConfigurationError, SourceError, TensairTimeoutError
+
+
+async def numbers(start: int = 0):
+    for number in range(start, 100):
+        await asyncio.sleep(0)
+        yield number
+
+
+FORMS = {
+    "list": lambda: list(range(100)),
+    "function": lambda: lambda start: range(start, 100),
+    "asynchronous": numbers,
+    "asynchronous function": lambda: numbers,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@gen_test()
+async def test_every_item_is_emitted_once_and_a_restart_goes_on_behind_the_last(form):
+    source = Stream.from_batches(FORMS[form](), name="mine", asynchronous=True)
+    got = source.sink_to_list()
+    source.sink(lambda item: source.stop() if item == 41 else None)
+    source.start()
+    await source.ended()
+    assert got == list(range(42))
+    kept = {source.tracker.name: source.tracker.learned()}
+    assert kept == {"mine": {"items": 42}}
+
+    again = Stream.from_batches(
+        FORMS[form](), name="mine", positions=kept, asynchronous=True
+    )
+    rest = again.sink_to_list()
+    async with again:
+        await again.ended()
+    assert got + rest == list(range(100))
+    assert again.tracker.released() == {"items": 100}
+
+
+@gen_test()
+async def test_what_is_learned_out_of_order_is_replayed_from_the_first_gap():
+    source = Stream.from_batches(range(10), asynchronous=True)
+    marks, held = [], []
+
+    class Keep(Stream):
+        def update(self, x, who=None, metadata=None):
+            self._retain_refs(metadata)
+            held.append(metadata)
+            marks.extend(each["mark"] for each in metadata)
+
+    node = Keep(source)
+    async with source:
+        await source.ended()
+    for number in (0, 1, 2, 5, 6):
+        marks[number].learned()
+    assert source.tracker.learned() == {"items": 3}
+    assert source.tracker.released() == {"items": 0}
+    for number in (0, 1):
+        node._release_refs(held[number])
+    assert source.tracker.released() == {"items": 2}
+
+
+@gen_test()
+async def test_a_source_waits_for_the_stream():
+    gate = asyncio.Event()
+    entered = []
+
+    async def slow(item):
+        entered.append(item)
+        await gate.wait()
+
+    source = Stream.from_batches(range(100), asynchronous=True)
+    source.sink(slow)
+    source.start()
+    while not entered:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert entered == [0]
+    assert source.running
+    gate.set()
+    await source.ended()
+    assert entered == list(range(100))
+    assert not source.running
+
+
+@gen_test()
+async def test_an_item_that_is_never_taken_is_cut_short_when_the_source_is_closed():
+    source = Stream.from_batches(range(100), asynchronous=True)
+    source.sink(lambda item: asyncio.Event().wait())
+    async with source:
+        while source.tracker.outstanding() == 0:
+            await asyncio.sleep(0)
+        await source.close(timeout=0.01)
+    await source.ended()
+    assert source.tracker.released() == {"items": 0}
+
+
+@gen_test()
+async def test_others_on_the_event_loop_get_their_turn():
+    turns = []
+
+    async def other():
+        while True:
+            turns.append(source.position)
+            await asyncio.sleep(0)
+
+    source = Stream.from_batches(range(20_000), asynchronous=True)
+    got = source.sink_to_list()
+    task = asyncio.ensure_future(other())
+    source.start()
+    await source.ended()
+    task.cancel()
+    assert len(got) == 20_000
+    assert len(set(turns)) > 3
+
+
+@gen_test()
+async def test_a_source_that_was_stopped_goes_on_when_it_is_started_again():
+    source = Stream.from_batches(range(10), asynchronous=True)
+    got = source.sink_to_list()
+    source.sink(lambda item: source.stop() if item == 4 else None)
+    source.start()
+    await source.ended()
+    assert got == [0, 1, 2, 3, 4]
+    source.start()
+    await source.ended()
+    assert got == list(range(10))
+
+
+def broken():
+    yield 0
+    raise OSError("the disk is gone")
+
+
+@gen_test()
+async def test_what_the_iterable_raises_comes_out_at_the_end():
+    source = Stream.from_batches(lambda start: broken(), name="b", asynchronous=True)
+    got = source.sink_to_list()
+    source.start()
+    with pytest.raises(SourceError, match="b could not make item 1: OSError: the disk"):
+        await source.ended()
+    assert got == [0]
+
+
+@gen_test()
+async def test_what_a_node_raises_comes_out_at_the_end_and_its_item_is_not_done():
+    source = Stream.from_batches([1, 2, 0, 3], asynchronous=True)
+    source.map(lambda item: 1 / item).sink(lambda item: None)
+    source.start()
+    with pytest.raises(ZeroDivisionError):
+        await source.ended()
+    assert source.tracker.released() == {"items": 2}
+
+
+@pytest.mark.parametrize("items", [range(3), numbers(97), lambda start: 7])
+@gen_test()
+async def test_data_that_do_not_reach_the_position_are_refused(items):
+    source = Stream.from_batches(
+        items, name="b", positions={"b": {"items": 5}}, asynchronous=True
+    )
+    source.start()
+    with pytest.raises(SourceError, match=r"has only 3 items|returned int"):
+        await source.ended()
+
+
+def test_what_cannot_be_iterated_is_refused():
+    with pytest.raises(ConfigurationError, match="was given int; an iterable"):
+        Stream.from_batches(7)
+
+
+def test_a_source_runs_beside_a_program_without_an_event_loop():
+    source = Stream.from_batches(range(50))
+    got = source.sink_to_list()
+    with source:
+        source.join(10)
+    assert got == list(range(50))
+
+
+def test_waiting_for_the_end_is_bounded():
+    source = Stream.from_batches(range(50))
+    source.sink(lambda item: asyncio.sleep(60))
+    source.start()
+    with pytest.raises(TensairTimeoutError, match=r"has not ended within 0.01 s"):
+        source.join(0.01)
+    source.close(timeout=0.01)
+    source.join(10)
+
+
+@gen_test()
+async def test_waiting_on_the_event_loop_that_is_waited_for_is_refused():
+    source = Stream.from_batches(range(50), asynchronous=True)
+    with pytest.raises(SourceError, match=r"Use await source.ended\(\)"):
+        source.join(1)
