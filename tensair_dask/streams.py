@@ -103,7 +103,7 @@ class _TrainerNode(Stream):
             else:
                 self.loop.add_callback(self._release_refs, metadata)
 
-        marks = [each["mark"] for each in metadata if "mark" in each]
+        marks = [m["mark"] for m in metadata if isinstance(m, dict) and "mark" in m]
         return self.trainer.feed(item, collate, emit, settle, marks)
 
     def _pass_on(
