@@ -74,6 +74,8 @@ class Membership:
         Sends mini-batches to them.
     note
         Called with kind and text of each event.
+    admitted
+        Called when a replica takes part.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Membership:
         interventions: Interventions,
         dispatcher: Dispatcher,
         note: Callable[[str, str], Any],
+        admitted: Callable[[], Any] = lambda: None,
     ) -> None:
         self.wish = wish
         self._client = client
@@ -95,6 +98,7 @@ class Membership:
         self._interventions = interventions
         self._dispatcher = dispatcher
         self._note = note
+        self._admitted = admitted
         self._watching: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._fitting = asyncio.Lock()
@@ -144,6 +148,7 @@ class Membership:
     def _admit(self, handle: ReplicaHandle) -> None:
         self._handles.append(handle)
         self._dispatcher.admit(handle.lane)
+        self._admitted()
 
     async def _watch(self) -> None:
         interval = config.get_seconds("replicas.watch")

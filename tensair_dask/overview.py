@@ -100,7 +100,7 @@ class Overview:
     @property
     def alive(self) -> int:
         """How many replicas are alive."""
-        return sum(row.state not in ("lost", "closed") for row in self.replicas)
+        return sum(row.state not in ("lost", "left", "closed") for row in self.replicas)
 
     @property
     def steps(self) -> int:

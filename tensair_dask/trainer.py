@@ -289,6 +289,7 @@ class Trainer:
             interventions,
             self._dispatcher,
             self._note,
+            self._admitted,
         )
         self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
@@ -306,8 +307,9 @@ class Trainer:
         )
         self._restore = restore, or_begin
         self._awaited: set[asyncio.Future[Report]] = set()
-        # Of one replica, until all have started.
-        self._most_predictions = _max_predictions()
+        self._predictions_each = _max_predictions()
+        self._most_predictions = 0
+        self._predicting = asyncio.Semaphore(0)
         self._index = 0
         self._state = "new"
         self._monitor: Monitor | None = None
@@ -353,11 +355,16 @@ class Trainer:
                 handle.release()
             await self._reporter.close({})
             raise
-        self._most_predictions *= len(self._handles)
-        self._predicting = asyncio.Semaphore(self._most_predictions)
         self._membership.watch()
         self._curves.begin()
         self._state = "open"
+
+    def _admitted(self) -> None:
+        """Let more predictions be under way, if there are more replicas than ever."""
+        most = self._predictions_each * self._membership.count
+        for _ in range(most - self._most_predictions):
+            self._most_predictions += 1
+            self._predicting.release()
 
     async def _go_on(self) -> None:
         """Go on from a checkpoint, if there is one to go on from."""

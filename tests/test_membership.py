@@ -316,6 +316,8 @@ async def test_scaling_down_and_up_loses_nothing(c, s, *workers):
         assert sorted(report.index for report in reports) == list(range(900))
         assert trainer._dispatcher.relearned == 0
         assert list(trainer.events["kind"]).count("left") == 2
+        # As many predictions may be under way as three replicas take.
+        assert trainer._predicting._value == trainer._most_predictions == 3 * 16
         await assert_learned_once(trainer, data)
 
 
