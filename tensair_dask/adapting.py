@@ -113,9 +113,9 @@ class Adapting:
         await self._acting.close()
         await self._telling.close()
 
-    def tell(self, kind: str, text: str, index: int) -> None:
+    def tell(self, kind: str, text: str, index: int, replica: str = "") -> None:
         """Write an event down, and tell the dashboard in its turn."""
-        self._note(event := Event(kind, text, index=index))
+        self._note(event := Event(kind, text, index=index, replica=replica))
         self._telling.do(lambda: self._log(event))
 
     # ---- policies -------------------------------------------------------------------

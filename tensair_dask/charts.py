@@ -50,6 +50,7 @@ _SIGNS = {
     "policy": ("hex", "M-5 0l2.5-4.3h5l2.5 4.3-2.5 4.3h-5z"),
     "mode": ("square", "M-4-4h8v8h-8z"),
     "joined": ("triangle", "M-5 4h10l-5-9z"),
+    "left": ("plus", "M-1.5-5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z"),
     "lost": ("diamond", "M0-5l4 5-4 5-4-5z"),
     "note": ("circle", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z"),
 }

@@ -73,7 +73,7 @@ class Membership:
     dispatcher
         Sends mini-batches to them.
     note
-        Called with kind and text of each event.
+        Called with kind and text of each event, and the name of the replica.
     admitted
         Called when a replica takes part.
     """
@@ -87,7 +87,7 @@ class Membership:
         calls: Calls,
         interventions: Interventions,
         dispatcher: Dispatcher,
-        note: Callable[[str, str], Any],
+        note: Callable[..., Any],
         admitted: Callable[[], Any] = lambda: None,
     ) -> None:
         self.wish = wish
@@ -194,10 +194,9 @@ class Membership:
 
     def lost(self, lane: Lane) -> None:
         """Take note of a replica that is lost, or has left; `recovered` tells when."""
-        if lane.leaving:
-            self._note("left", f"the replica on {lane.address}")
-        else:
-            self._note("lost", f"the replica on {lane.address}")
+        name = next(each.name for each in self._handles if each.lane is lane)
+        kind = "left" if lane.leaving else "lost"
+        self._note(kind, f"the replica on {lane.address}", name)
         if self._recovering is None or self._recovering.done():
             self._recovering = asyncio.ensure_future(self._recover())
 
@@ -391,6 +390,7 @@ class Membership:
                 "joined",
                 f"the replica on {handle.place.address}, after {seconds:.2f} s "
                 f"(the stream was held for {held:.3f} s)",
+                handle.name,
             )
 
     async def _introduce(self, joining: list[ReplicaHandle]) -> float:

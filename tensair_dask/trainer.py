@@ -1079,12 +1079,13 @@ class Trainer:
 
     @property
     def events(self) -> pd.DataFrame:
-        """What happened while it trained: ``time``, ``kind``, ``text``, ``index``.
+        """What happened while it trained.
 
-        The index is that of the mini-batch, -1 where there is none. Kinds are
-        ``"drift"`` (detected), ``"policy"`` (what was done about it), ``"mode"`` (the
-        model learns, or only predicts, from now on), ``"lost"`` (a replica), and
-        whatever `mark` was given.
+        Columns are ``time``, ``kind``, ``text``, ``index`` (of the mini-batch, -1 where
+        there is none) and ``replica``. Kinds are ``"drift"`` (detected), ``"policy"``
+        (what was done about it), ``"mode"`` (the model learns, or only predicts, from
+        now on), ``"joined"``, ``"left"`` and ``"lost"`` (a replica), and whatever `mark`
+        was given.
         """
         return self._events.frame()
 
@@ -1122,9 +1123,13 @@ class Trainer:
     def _lost(self, lane: Lane) -> None:
         self._membership.lost(lane)
 
-    def _note(self, kind: str, text: str) -> None:
-        """Write an event down, and tell the dashboard."""
-        self._adapting.tell(kind, text, self._index)
+    def _note(self, kind: str, text: str, replica: str = "") -> None:
+        """Write an event down, and tell the dashboard what that does not see itself."""
+        if kind in ("joined", "lost"):
+            event = Event(kind, text, index=self._index, replica=replica)
+            self._events.append(event)
+        else:
+            self._adapting.tell(kind, text, self._index, replica)
 
     # ---- the end --------------------------------------------------------------------
 

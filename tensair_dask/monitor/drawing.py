@@ -36,6 +36,7 @@ _KINDS = {
     "policy": "yellow",
     "mode": "blue",
     "joined": "green",
+    "left": "cyan",
     "lost": "red",
 }
 
@@ -187,7 +188,7 @@ class _Trainer:
         told = self._told
         title = self._name()
         title.append(f" {duration(self._now - told['started'])}", style="not bold dim")
-        alive = sum(row["state"] != "lost" for row in told["replicas"])
+        alive = sum(row["state"] not in ("lost", "left") for row in told["replicas"])
         title.append(
             f"  {alive:,} of {told['target']:,} replicas",
             style="not bold" if alive >= told["target"] else "yellow",

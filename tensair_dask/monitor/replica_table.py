@@ -30,11 +30,12 @@ STYLES = {
     "predicting": "blue",
     "waiting": "yellow",
     "silent": "red",
+    "left": "cyan",
     "lost": "red",
 }
 
 # The first is shown first where there is no room for all.
-_TROUBLE = ("lost", "silent", "waiting", "predicting", "learning")
+_TROUBLE = ("lost", "silent", "waiting", "predicting", "learning", "left")
 
 # Characters that an address gets at least, and its header.
 _ADDRESS = 12

@@ -44,12 +44,15 @@ class Event:
     index
         The mini-batch at which it happened, in the order of submission; -1 where that
         is not known.
+    replica
+        Name of the replica that it is about, if it is about one.
     """
 
     kind: str
     text: str
     time: float = field(default_factory=time.time)
     index: int = -1
+    replica: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As JSON and msgpack have it."""
@@ -95,7 +98,7 @@ class Events:
 
         frame = pd.DataFrame(
             [event.plain() for event in self],
-            columns=["time", "kind", "text", "index"],
+            columns=["time", "kind", "text", "index", "replica"],
         )
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         return frame

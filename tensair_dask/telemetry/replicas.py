@@ -59,6 +59,8 @@ class ReplicaRecord:
         its trainer is over.
     closed
         Whether it is so because its trainer was closed.
+    left
+        Whether it is so because it was asked to, and has handed over.
     silent
         Whether its heartbeats do not come, although it is not lost.
     """
@@ -67,7 +69,7 @@ class ReplicaRecord:
         self.name = name
         self.address = address
         self.slot = slot
-        self.lost = self.closed = self.silent = False
+        self.lost = self.closed = self.left = self.silent = False
         self._snapshots: deque[dict[str, Any]] = deque()
         self._heard = self._seen = time.monotonic()
         self._gap = 0.0  # seconds between the last two heartbeats
@@ -132,9 +134,9 @@ class ReplicaRecord:
         self.silent = now - self._heard > limit
         return now - self._seen <= limit
 
-    def lose(self, closed: bool = False) -> None:
+    def lose(self, closed: bool = False, left: bool = False) -> None:
         """Take note that nothing more comes."""
-        self.lost, self.closed = True, closed
+        self.lost, self.closed, self.left = True, closed, left
         while len(self._snapshots) > 1:
             self._snapshots.popleft()
 
@@ -183,10 +185,10 @@ class ReplicaRecord:
     def state(self) -> str:
         """What it does: ``"learning"``, ``"predicting"`` or ``"waiting"``; or its end.
 
-        That is ``"closed"``, ``"lost"`` or ``"silent"``.
+        That is ``"closed"``, ``"left"``, ``"lost"`` or ``"silent"``.
         """
         if self.lost:
-            return "closed" if self.closed else "lost"
+            return "closed" if self.closed else "left" if self.left else "lost"
         if self.silent:
             return "silent"
         steps = self.grown("steps")

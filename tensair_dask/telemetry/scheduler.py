@@ -128,6 +128,8 @@ class Telemetry:
                 moment = float(message.get("time", time.time()))
                 if math.isfinite(moment):
                     record.events.append(Event(message["kind"], text, moment))
+                    if message["kind"] == "left":
+                        record.leave(message.get("replica", ""))
         except (TypeError, KeyError, ValueError, OverflowError, AttributeError):
             logger.debug("Not an event of a training: %r", message)
 

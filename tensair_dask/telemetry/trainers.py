@@ -104,6 +104,8 @@ class TrainerRecord:
         self.replicas: dict[str, ReplicaRecord] = {}
         self.totals = dict.fromkeys(COUNTS, 0.0)
         self.told: dict[str, Any] = {"target": target}
+        # Replicas with a higher number were not there at the start.
+        self._first = target
         self.archive = Archive(COLUMNS, length)
         self.events = Events()
         self._heard = time.monotonic()
@@ -127,14 +129,14 @@ class TrainerRecord:
         if replica is None:
             replica = ReplicaRecord(name, address, self._slot_for(name))
             self.replicas[name] = replica
-            if len(self.replicas) > self.told["target"]:  # not one of the first
+            if _number(name) >= self._first:
                 self.events.append(Event("joined", f"{name} on {address}"))
         elif replica.address != address:
             if not (replica.lost or replica.silent):
                 return  # there cannot be two
             replica.address = address
         growth = replica.observe(snapshot, now)
-        if replica.lost and growth:  # it was not
+        if replica.lost and growth and not replica.left:  # it was not
             replica.slot = self._slot_for(name)
             replica.lost = False
             self.events.append(Event("joined", f"{name} on {address}, again"))
@@ -153,12 +155,18 @@ class TrainerRecord:
         """Take note that a replica is gone."""
         if replica.lost:
             return
-        replica.lose()
+        replica.lose()  # without a word of its client that it leaves
         text = f"{replica.name} on {replica.address}"
         self.events.append(Event("lost", text))
         gone = [each for each in self.replicas.values() if each.lost]
         for each in gone[: max(0, len(gone) - _LOST)]:
             del self.replicas[each.name]
+
+    def leave(self, name: str) -> None:
+        """Take note that a replica has left, as its client says."""
+        replica = self.replicas.get(name)
+        if replica is not None and not replica.lost:
+            replica.lose(left=True)
 
     def tell(self, told: dict[str, Any]) -> None:
         """Take in what the client says."""
@@ -179,7 +187,7 @@ class TrainerRecord:
     def _slot_for(self, name: str) -> int | None:
         """Give the first replicas a line each; later ones get those of the lost."""
         free = set(range(SLOTS)) - {each.slot for each in self.alive}
-        number = int(name.rpartition("-")[2])
+        number = _number(name)
         if number in free:
             return number
         return min(free) if free and number >= self.told["target"] else None
@@ -310,3 +318,8 @@ def _staleness(replicas: list[ReplicaRecord]) -> dict[str, float]:
         "staleness_most": max(one["staleness_max"] for one in newest),
         "age": max(one["age_p95"] for one in newest),
     }
+
+
+def _number(name: str) -> int:
+    """Give the number of a replica, in the order of their start."""
+    return int(name.rpartition("-")[2])

@@ -140,6 +140,19 @@ def test_replicas_beyond_the_first_are_said_to_join():
     assert run.kinds() == ["joined"]
 
 
+def test_a_replica_that_leaves_is_not_said_to_be_lost():
+    run = Run(2)
+    run.beat()
+    run.record.leave("replica-1")
+    run.replicas["replica-1"].learn(7)
+    run.beat()  # the last heartbeat comes later
+    run.record.leave("unknown")
+    assert [each.name for each in run.record.alive] == ["replica-0"]
+    assert run.record.replicas["replica-1"].state == "left"
+    assert run.record.totals["steps"] == 7
+    assert run.kinds() == []
+
+
 def test_lines_are_handed_on():
     run = Run(SLOTS + 2)
     run.beat()
