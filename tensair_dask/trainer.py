@@ -1084,8 +1084,8 @@ class Trainer:
         Columns are ``time``, ``kind``, ``text``, ``index`` (of the mini-batch, -1 where
         there is none) and ``replica``. Kinds are ``"drift"`` (detected), ``"policy"``
         (what was done about it), ``"mode"`` (the model learns, or only predicts, from
-        now on), ``"joined"``, ``"left"`` and ``"lost"`` (a replica), and whatever `mark`
-        was given.
+        now on), ``"joined"``, ``"left"`` and ``"lost"`` (a replica), and whatever
+        `mark` was given.
         """
         return self._events.frame()
 

@@ -134,3 +134,18 @@ def spread(states: dict[str, Any]) -> float:
         for state in others
         for name in first
     )
+
+
+async def until(predicate: Any) -> None:
+    while not predicate():
+        await asyncio.sleep(0.005)
+
+
+def feed(trainer: Any, data: list[Any], reports: list[Any] | None = None) -> list[Any]:
+    """Give all at once; the reports come into the list that is returned."""
+    reports = [] if reports is None else reports
+    for pair in data:
+        rest = trainer.feed(pair, lambda item: item, reports.append)
+        if rest is not None:
+            asyncio.ensure_future(rest)
+    return reports

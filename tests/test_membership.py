@@ -10,7 +10,16 @@ import pytest
 import torch
 from distributed import Worker
 from distributed.utils_test import gen_cluster
-from helpers import class_data, classes, expected_weight, linear, linear_data, spread
+from helpers import (
+    class_data,
+    classes,
+    expected_weight,
+    feed,
+    linear,
+    linear_data,
+    spread,
+    until,
+)
 
 import tensair_dask as ta
 from tensair_dask.batches import Block, MiniBatch
@@ -35,11 +44,6 @@ def cluster(workers: int, **overrides: Any) -> Any:
     return gen_cluster(**{**arguments, **overrides})
 
 
-async def until(predicate: Any) -> None:
-    while not predicate():
-        await asyncio.sleep(0.005)
-
-
 def handle_on(trainer: Any, worker: Worker) -> Any:
     (handle,) = (
         each
@@ -58,16 +62,6 @@ def cut_off(trainer: Any, worker: Worker) -> None:
     for link in exchange_of(trainer, worker)._pub._core.links.values():
         link.close()
     trainer._dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
-
-
-def feed(trainer: Any, data: list[Any], reports: list[Any] | None = None) -> list[Any]:
-    """Give all at once; the reports come into the list that is returned."""
-    reports = [] if reports is None else reports
-    for pair in data:
-        rest = trainer.feed(pair, lambda item: item, reports.append)
-        if rest is not None:
-            asyncio.ensure_future(rest)
-    return reports
 
 
 async def assert_learned_once(trainer: Any, data: list[Any]) -> None:

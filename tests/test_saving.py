@@ -13,13 +13,14 @@ from helpers import (
     class_data,
     classes,
     expected_weight,
+    feed,
     linear,
     linear_data,
     spread,
     train_all,
+    until,
 )
 from river import metrics
-from test_membership import feed, until
 
 import tensair_dask as ta
 from tensair_dask.checkpoints import Store

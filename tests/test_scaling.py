@@ -10,8 +10,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster, gen_test
-from helpers import Linear, expected_weight, linear, linear_data
-from test_membership import feed, until
+from helpers import Linear, expected_weight, feed, linear, linear_data, until
 
 import tensair_dask as ta
 from tensair_dask.errors import ConfigurationError
