@@ -13,6 +13,7 @@ def test_an_event_is_plain():
     event = Event("drift", "the loss rises", 12.5, 7)
     plain = event.plain()
     told = {"kind": "drift", "text": "the loss rises", "time": 12.5, "index": 7}
+    told["replica"] = ""
     assert plain == told
     assert msgpack.loads(msgpack.dumps(plain)) == json.loads(json.dumps(plain)) == plain
 
@@ -38,7 +39,7 @@ def test_they_may_grow_while_they_are_read():
 def test_a_frame_has_one_row_an_event():
     events = Events()
     assert events.frame().empty
-    assert list(events.frame()) == ["time", "kind", "text", "index"]
+    assert list(events.frame()) == ["time", "kind", "text", "index", "replica"]
     events.append(Event("mode", "always", 0.0))
     frame = events.frame()
     assert frame["time"].iloc[0].isoformat() == "1970-01-01T00:00:00+00:00"
