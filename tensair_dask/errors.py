@@ -20,10 +20,12 @@ __all__ = [
     "NonFiniteError",
     "OptimizerError",
     "PackageMissingError",
+    "RecordError",
     "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
     "ShapeError",
+    "StreamError",
     "TensairError",
     "TensairTimeoutError",
     "TrainerClosedError",
@@ -84,6 +86,14 @@ class SchedulerLostError(ClusterError):
 
 class PackageMissingError(ClusterError):
     """The scheduler or a worker cannot import what it needs."""
+
+
+class StreamError(TensairError, RuntimeError):
+    """A node of a stream has ended, or lost what it held, since something raised."""
+
+
+class RecordError(TensairError):
+    """One record was refused before it was part of a mini-batch; the stream goes on."""
 
 
 class BatchError(TensairError):
