@@ -118,8 +118,7 @@ def _upstream(node: Stream) -> Iterator[Stream]:
 def _raise(node: Any) -> None:
     ended: StreamError | None = getattr(node, "_tensair_ended", None)
     if ended is not None:
-        # A new one each time: an error that is raised again grows a longer traceback.
-        raise StreamError(*ended.args) from ended.__cause__
+        raise _again(ended)
     missed: StreamError | None = getattr(node, "_tensair_missed", None)
     if missed is not None:
         node._tensair_missed = None
@@ -137,6 +136,13 @@ def _failure(text: str, error: BaseException) -> StreamError:
     return failure
 
 
+def _again(ended: StreamError) -> StreamError:
+    # A new one each time: an error that is raised again grows a longer traceback.
+    error = StreamError(*ended.args)
+    error.__cause__ = ended.__cause__
+    return error
+
+
 # ---- loops that end ------------------------------------------------------------------
 
 
@@ -151,7 +157,7 @@ def _end(node: Any, error: BaseException) -> None:
     node._tensair_ended = ended
     for result, taken in node.__dict__.pop("_tensair_waiting", {}).items():
         if not result.done():
-            result.set_exception(StreamError(*ended.args))
+            result.set_exception(_again(ended))
         taken.cancel()
 
 

@@ -48,6 +48,17 @@ async def fails_later(record):
         raise ValueError("no number at all")
 
 
+async def look_until_raised(node) -> None:
+    for _ in range(10_000):
+        raise_upstream(node)
+        await asyncio.sleep(0.001)
+
+
+def emit_many(source) -> None:
+    for _ in range(1000):
+        source.emit(1)
+
+
 async def emit_until_refused(source, most=1000) -> errors.StreamError:
     """Emit poison until it raises; a bounded number of times, and none may block."""
     for _ in range(most):
@@ -133,8 +144,7 @@ def test_a_synchronous_emit_raises_what_ended_a_node():
         node.map(parse).sink(lambda record: None)
         source.emit("poison")
         with pytest.raises(errors.StreamError, match="no number at all"):
-            for _ in range(1000):
-                source.emit(1)
+            emit_many(source)
     finally:
         loop.add_callback(loop.stop)
         thread.join(10)
@@ -181,9 +191,7 @@ async def test_what_a_partition_loses_at_its_timeout_is_raised_once():
     node.sink(take)
     await source.emit("poison")
     with pytest.raises(errors.StreamError, match="partition"):
-        while True:
-            raise_upstream(node)
-            await asyncio.sleep(0.001)
+        await look_until_raised(node)
     raise_upstream(node)
     await asyncio.gather(source.emit(1), source.emit(2))  # it goes on
     assert passed == [(1, 2)]
@@ -221,9 +229,7 @@ async def test_a_source_that_has_ended_is_noticed():
     node.sink(lambda record: None)
     source.start()
     with pytest.raises(errors.StreamError, match="from_iterable"):
-        for _ in range(1000):
-            raise_upstream(node)
-            await asyncio.sleep(0.001)
+        await look_until_raised(node)
 
 
 @gen_test()
