@@ -163,6 +163,7 @@ class Overload:
         self._feeding: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._episode: _Episode | None = None
+        self._closed = False
         self.dropped = 0
 
     @property
@@ -183,8 +184,6 @@ class Overload:
     def offer(self, item: Any) -> None:
         """Take an item: feed it, let it wait, or drop what is too much."""
         held = _Held(item, time.monotonic())
-        if self._episode is not None:
-            self._episode.came += 1
         if self._feeding is None and self._head is None and not len(self._room):
             self._head = held
             self._continue(self._feed(item))
@@ -244,23 +243,23 @@ class Overload:
             self._end_episode()
 
     def close(self) -> None:
-        """Stop feeding; what waits is given up."""
-        if self._feeding is not None:
-            self._feeding.cancel()
+        """Note no further episode; feeding ends since ``feed`` raises from now on."""
         self._end_episode()
+        self._closed = True
 
     # ---- episodes --------------------------------------------------------------------
 
     def _lose(self, gone: _Held) -> None:
         now = time.monotonic()
-        if self._episode is None:
+        if self._episode is None and not self._closed:
             self._episode = _Episode(now)
             self._note(
                 f"overload: more comes than can be learned, and {self._limit} "
                 f"mini-batches wait; others are dropped ({self._policy})"
             )
-        self._episode.dropped += 1
-        self._episode.newest = now
+        if self._episode is not None:
+            self._episode.dropped += 1
+            self._episode.newest = now
         self.dropped += 1
         self._drop(gone.item)
 
@@ -287,8 +286,7 @@ class Overload:
         episode, self._episode = self._episode, None
         self._note(
             f"overload ended after {episode.newest - episode.began:.1f} s: "
-            f"{episode.dropped:,} of {episode.came:,} mini-batches were dropped "
-            f"({self._policy})"
+            f"{episode.dropped:,} mini-batches were dropped ({self._policy})"
         )
 
 
@@ -299,11 +297,10 @@ class _Episode:
     ----------
     began, newest
         When the first was dropped, and the newest one, on the monotonic clock.
-    came, dropped
-        Items that came since, and how many were dropped.
+    dropped
+        How many were.
     """
 
     def __init__(self, now: float) -> None:
         self.began = self.newest = now
-        self.came = 1
         self.dropped = 0

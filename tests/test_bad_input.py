@@ -141,11 +141,16 @@ async def test_draining_raises_what_no_emit_has_raised_and_has_learned_the_rest(
 
 @one()
 async def test_leaving_the_async_with_block_raises_it_too(c, s, a):
-    with pytest.raises(errors.ShapeError):
-        async with ta.Trainer(c, **classes()) as trainer:
+    trainer = ta.Trainer(c, **classes())
+
+    async def learn_what_is_wrong():
+        async with trainer:
             source = Stream(asynchronous=True)
             source.train(trainer, on_error="raise").sink(lambda report: None)
             await source.emit((WRONG, Y))
+
+    with pytest.raises(errors.ShapeError):
+        await learn_what_is_wrong()
     assert trainer.status == "closed"
 
 
@@ -204,9 +209,7 @@ def test_predicting_then_training_has_the_same_policies(delay):
             with pytest.raises(errors.ShapeError):
                 await trainer.drain()
             with pytest.raises(errors.BatchError):
-                rest = nodes["raise"].update("text", metadata=[])
-                if rest is not None:
-                    await rest
+                nodes["raise"].update("text", metadata=[])
             assert trainer.dead_letters.total == 4
 
     run()
