@@ -186,13 +186,19 @@ class Overload:
         held = _Held(item, time.monotonic())
         if self._feeding is None and self._head is None and not len(self._room):
             self._head = held
-            self._continue(self._feed(item))
+            self._begin()
             return
         for gone in self._room.put(held):
             self._lose(gone)
         self._resume()
 
-    def _continue(self, rest: Awaitable[Any] | None) -> None:
+    def _begin(self) -> None:
+        assert self._head is not None
+        try:
+            rest = self._feed(self._head.item)
+        except Exception as error:
+            self._failed(error)
+            return
         if rest is None:
             self._head = None
         else:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def marks_of(metadata: list[Any]) -> list[Any]:
     """Where an item was in its sources, as they put it into its metadata."""
-    return [each["mark"] for each in metadata if "mark" in each]
+    return [m["mark"] for m in metadata if isinstance(m, dict) and "mark" in m]
 
 
 @Stream.register_api()
