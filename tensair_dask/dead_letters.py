@@ -1,4 +1,4 @@
-"""Mini-batches that were refused, kept with their errors."""
+"""Dead letters: mini-batches and records that were refused, kept with their errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ Letter = TypeVar("Letter")
 
 @dataclass(slots=True)
 class DeadLetter:
-    """One refused mini-batch.
+    """One refused mini-batch, or record.
 
     Attributes
     ----------
     index
-        Its number in order of submission, as in its report.
+        Its number in order of submission, as in its report; -1 for a record that
+        `try_map` refused, before it was part of a mini-batch.
     item
         What was given: ``(x, y)`` or the item of the stream.
     error
@@ -33,6 +34,9 @@ class DeadLetter:
         Address of the worker that refused it; empty if the client did.
     time
         Seconds since the epoch.
+    positions
+        Where it was in its sources: what they put under ``"mark"`` in the ``metadata``
+        of the stream, as they gave it.
     """
 
     index: int
@@ -40,12 +44,14 @@ class DeadLetter:
     error: TensairError
     replica: str
     time: float
+    positions: tuple[Any, ...] = ()
 
 
 class Letters(Generic[Letter]):
     """The newest of what was refused; iterate, index, or ask for the length.
 
-    The bound is ``tensair.dead-letters`` in the configuration; `total` counts all.
+    The bound is ``tensair.dead-letters`` in the configuration. `total` counts all, also
+    what a stream with ``on_error="skip"`` or ``"raise"`` did not keep here.
     """
 
     def __init__(self, maxlen: int) -> None:
@@ -62,6 +68,10 @@ class Letters(Generic[Letter]):
                 listener(letter)
             except Exception:
                 logger.exception("A listener raised; the stream goes on")
+
+    def pass_over(self) -> None:
+        """Count what was refused, and is not kept here."""
+        self.total += 1
 
     def subscribe(self, listener: Callable[[Letter], Any]) -> Callable[[], None]:
         """Call ``listener(letter)`` for each new letter, on the client's event loop.

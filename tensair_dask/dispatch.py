@@ -74,7 +74,7 @@ class Pending:
     index
         Number in order of submission.
     batch
-        What is to be learned.
+        What is to be learned; None only for what was refused before.
     item
         The same as it was given, for the dead letters.
     deliver
@@ -83,6 +83,10 @@ class Pending:
     settle
         Called once when all replicas have applied it, and the report has passed: what
         it was made of may be forgotten.
+    marks
+        Where it was in its sources, for the dead letters.
+    on_error
+        What is done if it is refused; see `tensair_dask.bad_input`.
     taken
         When it was given, on the monotonic clock.
     position
@@ -100,6 +104,8 @@ class Pending:
     item: Any
     deliver: Callable[[Report], Awaitable[Any] | None]
     settle: Callable[[], Any] | None = None
+    marks: Sequence[Any] = ()
+    on_error: str = "dead-letter"
     taken: float = field(default_factory=time.monotonic)
     position: int = -1
     lives_on: bool = False

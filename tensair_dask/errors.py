@@ -29,6 +29,7 @@ __all__ = [
     "SchedulerLostError",
     "ShapeError",
     "SourceError",
+    "StreamError",
     "TensairError",
     "TensairTimeoutError",
     "TrainerClosedError",
@@ -107,8 +108,12 @@ class SourceError(TensairError):
     """A source cannot be read, or not any further."""
 
 
-class RecordError(SourceError):
-    """One record of a source could not be parsed."""
+class StreamError(TensairError, RuntimeError):
+    """A node of a stream has ended, or lost what it held, since something raised."""
+
+
+class RecordError(TensairError):
+    """One record was refused before it was part of a mini-batch; the stream goes on."""
 
 
 class BatchError(TensairError):

@@ -228,6 +228,8 @@ def _table(overview: Overview) -> RenderableType:
     ]
     if overview.dead_letters:
         parts.append(f"dead letters {overview.dead_letters}")
+    if overview.dropped:
+        parts.append(f"dropped {overview.dropped:,}")
     title = f"{overview.name}: {_state(overview)}, {overview.steps:,} mini-batches"
     happened = [f"  {each.kind}: {each.text}" for each in overview.events[-3:]]
     lines = [Text(line) for line in ("  ".join(parts), *happened)]

@@ -65,7 +65,7 @@ class Overview:
         Seconds since the epoch.
     replicas
         One row each.
-    emitted, backlog, lag, dead_letters
+    emitted, backlog, lag, dead_letters, dropped
         As the trainer has them.
     curves
         The whole run.
@@ -90,6 +90,7 @@ class Overview:
     backlog: int
     lag: float
     dead_letters: int
+    dropped: int
     curves: pd.DataFrame
     now: dict[str, float]
     metrics: list[str]
@@ -138,10 +139,11 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         doing=_doing(trainer),
         time=time.time(),
         replicas=replica_rows(trainer),
-        emitted=trainer._index,
+        emitted=trainer.emitted,
         backlog=trainer.backlog,
         lag=trainer.lag,
         dead_letters=trainer.dead_letters.total,
+        dropped=trainer.dropped,
         curves=curves,
         now=newest(curves, metrics),
         metrics=metrics,

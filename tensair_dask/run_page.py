@@ -214,6 +214,7 @@ class Page:
         if not tally.records:
             return [("learned", "nothing")]
         predicted = tally.batches - tally.learned
+        dropped = self._trainer.dropped if self._trainer is not None else 0
         return [
             (records, number(tally.records)),
             (f"{records} per second", number(tally.rate, 0)),
@@ -224,6 +225,7 @@ class Page:
                 else []
             ),
             ("mini-batches refused", number(tally.refused.total())),
+            *([("mini-batches dropped", number(dropped))] if dropped else []),
             ("seconds of streaming", number(tally.seconds)),
         ]
 

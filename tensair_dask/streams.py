@@ -1,4 +1,4 @@
-"""streamz nodes: `Stream.train`, `Stream.predict` and `Stream.predict_then_train`.
+"""streamz nodes: `train`, `predict`, `predict_then_train`, and `try_map` beside them.
 
 Importing this module adds the methods to `streamz.Stream`.
 """
@@ -6,6 +6,7 @@ Importing this module adds the methods to `streamz.Stream`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections import deque
@@ -16,21 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from streamz import Stream
 
+from tensair_dask import config
+from tensair_dask.bad_input import check_on_error, is_raised
 from tensair_dask.batches import MiniBatch, as_pair, stack
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
     NonFiniteError,
 )
+from tensair_dask.mended import raise_upstream
+from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
 from tensair_dask.trainer import Trainer
+from tensair_dask.try_map import marks_of, try_map
 
 if TYPE_CHECKING:
     from tensair_dask.prequential import Prequential
 
-__all__ = ["predict", "predict_then_train", "train"]
+__all__ = ["predict", "predict_then_train", "train", "try_map"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,18 @@ class _TrainerNode(Stream):
     they are one and the same, and nothing is handed over.
     """
 
-    def __init__(self, upstream: Stream, trainer: Trainer, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        upstream: Stream,
+        trainer: Trainer,
+        on_error: str = "dead-letter",
+        **kwargs: Any,
+    ) -> None:
+        self._on_error = check_on_error(on_error)
+        # What is raised at the next emit, or drain; further ones are only counted.
+        self._failure: Exception | None = None
+        self._further = 0
+        self._overload: Overload | None = None
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
             kwargs["loop"] = client.loop
@@ -69,16 +86,66 @@ class _TrainerNode(Stream):
         metadata = metadata or []
         self._retain_refs(metadata)
         if self._on_client_loop:
-            return self._take(x, metadata)
+            rest = self._accept(x, metadata)
+            # As a task: some sources, such as from_tcp, await nothing, and a coroutine
+            # would never begin.
+            return None if rest is None else asyncio.ensure_future(rest)
         work = asyncio.run_coroutine_threadsafe(
-            self._take_from_elsewhere(x, metadata), self._client_loop
+            self._accept_from_elsewhere(x, metadata), self._client_loop
         )
         return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
 
-    async def _take_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
-        rest = self._take(x, metadata)
+    async def _accept_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
+        rest = self._accept(x, metadata)
         if rest is not None:
             await rest
+
+    def _accept(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+        """Take an item, unless there is an error to raise; then it is not taken."""
+        self._raise_failure()
+        rest = self._take(x, metadata)
+        if self._failure is None:
+            return rest
+        if rest is not None:
+            return self._raise_after(rest)
+        self._raise_failure()  # of the item itself
+        return None
+
+    async def _raise_after(self, rest: Awaitable[Any]) -> None:
+        await rest
+        self._raise_failure()
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+        else:
+            self._further += 1
+
+    def _raise_failure(self) -> None:
+        error, self._failure = self._failure, None
+        if error is None:
+            return
+        if self._further:
+            logger.warning(
+                "%s raises one error; its reports tell of %d further ones",
+                self,
+                self._further,
+            )
+            self._further = 0
+        raise error
+
+    def check(self) -> None:
+        """Raise what could not be raised to an emit yet, or what ended the stream.
+
+        Raises
+        ------
+        BatchError
+            Of a mini-batch that was refused, where ``on_error="raise"``.
+        StreamError
+            If a node has ended from which this one gets its items.
+        """
+        self._raise_failure()
+        raise_upstream(self)
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         raise NotImplementedError
@@ -93,18 +160,60 @@ class _TrainerNode(Stream):
         """Give an item to the trainer; emit its report; let go when it is learned."""
 
         def emit(report: Report) -> Awaitable[Any] | None:
+            if report.error is not None and is_raised(report.error, self._on_error):
+                self._fail(report.error)
             if deliver is not None:
                 deliver(report)
             return self._pass_on(report, metadata, release=False)
 
-        def settle() -> None:
-            if self._on_client_loop:
-                self._release_refs(metadata)
-            else:
-                self.loop.add_callback(self._release_refs, metadata)
+        return self.trainer.feed(
+            item,
+            collate,
+            emit,
+            functools.partial(self._let_go, metadata),
+            marks_of(metadata),
+            self._on_error,
+        )
 
-        marks = [m["mark"] for m in metadata if isinstance(m, dict) and "mark" in m]
-        return self.trainer.feed(item, collate, emit, settle, marks)
+    def _let_go(self, metadata: list[Any]) -> None:
+        """Release references, from the client's event loop."""
+        if self._on_client_loop:
+            self._release_refs(metadata)
+        else:
+            self.loop.add_callback(self._release_refs, metadata)
+
+    # ---- what waits here, where the policy of overload lets it -----------------------
+
+    @property
+    def queued(self) -> int:
+        """Mini-batches that wait in the node, since no replica had room."""
+        return self._overload.waiting if self._overload else 0
+
+    @property
+    def dropped(self) -> int:
+        """Mini-batches that were dropped, since too many waited."""
+        return self._overload.dropped if self._overload else 0
+
+    def lag(self) -> float:
+        """Seconds that the oldest one in the node has waited; 0 if none waits."""
+        return self._overload.lag() if self._overload else 0.0
+
+    async def emptied(self, timeout: float) -> None:
+        """Wait until nothing waits in the node; see `Overload.emptied`."""
+        if self._overload is not None:
+            await self._overload.emptied(timeout)
+
+    def rested(self) -> None:
+        """Take note that all has been learned: an overload is over."""
+        if self._overload is not None:
+            self._overload.end()
+
+    def closed(self) -> None:
+        """Give up what waits in the node."""
+        if self._overload is not None:
+            self._overload.close()
+
+    # ---- downstream ------------------------------------------------------------------
 
     def _pass_on(
         self, result: Any, metadata: list[Any], release: bool = True
@@ -188,6 +297,25 @@ class train(_TrainerNode):
         An open `Trainer`.
     collate
         ``collate(item) -> (x, y)``, in place of telling the two forms apart.
+    on_error
+        What is done with a mini-batch that the model cannot take, besides the report
+        with its ``error``. ``"dead-letter"``: it is kept in ``trainer.dead_letters``.
+        ``"skip"``: it is only counted there. ``"raise"``: its error is raised to who
+        feeds the stream.
+    overload
+        What is done when no replica has room. ``"block"``: the awaited ``emit`` waits,
+        which slows the source down. For a source that cannot be slowed down, such as a
+        live socket, ``emit`` waits for nothing, and mini-batches wait in the node.
+        When they are too many, ``"drop-oldest"`` drops the one that has waited longest,
+        and ``"sample"`` any of them: what is learned is a uniform sample of what came.
+    waiting
+        Mini-batches that may wait in the node.
+
+    Attributes
+    ----------
+    queued, dropped
+        Mini-batches that wait in the node, and that were dropped there. All are
+        counted in ``trainer.dropped``.
 
     Notes
     -----
@@ -197,10 +325,18 @@ class train(_TrainerNode):
     Back-pressure: the awaited ``emit`` returns when a replica has room. References in
     streamz ``metadata`` are held until the report has passed through the stream and all
     replicas have applied the gradient, so that a source commits its position only for
-    what has been learned. They stay held where all replicas were lost.
+    what has been learned. They stay held where all replicas were lost. Those of what is
+    dropped, or refused and not raised, are released: it is done with.
 
-    A mini-batch that the model cannot take gives a report with its ``error``, and
-    goes to ``trainer.dead_letters``; the stream goes on.
+    An error is raised at an awaited ``emit``, or by ``trainer.drain``, once. A replica
+    may refuse a mini-batch after its ``emit`` has returned; then the next one raises
+    the error, and its own item is not taken. So is what a replica answers to one that
+    waited in the node. References of what was refused, and of the item that was not
+    taken, stay held: a source that commits by them reads both again.
+
+    What is dropped gives no report and has no index. An overload is one of the
+    ``trainer.events`` where it begins and where it ends. See `WaitingRoom` for how it
+    is sampled.
     """
 
     def __init__(
@@ -208,13 +344,40 @@ class train(_TrainerNode):
         upstream: Stream,
         trainer: Trainer,
         collate: Callable[[Any], tuple[Any, Any]] | None = None,
+        on_error: str = "dead-letter",
+        overload: str = "block",
+        waiting: int = 100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(upstream, trainer, **kwargs)
+        check_overload(overload, waiting)
+        super().__init__(upstream, trainer, on_error, **kwargs)
         self._collate = collate or as_pair
+        if overload != "block":
+            self._overload = Overload(
+                overload,
+                waiting,
+                self._feed_one,
+                self._drop,
+                self._fail,
+                lambda text: trainer._note("note", text),
+                config.get_seconds("overload.calm"),
+            )
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
-        return self._feed(x, self._collate, metadata)
+        if self._overload is None:
+            return self._feed(x, self._collate, metadata)
+        self._overload.offer((x, metadata))
+        return None
+
+    def _feed_one(self, held: tuple[Any, list[Any]]) -> Awaitable[Any] | None:
+        item, metadata = held
+        return self._feed(item, self._collate, metadata)
+
+    def _drop(self, held: tuple[Any, list[Any]]) -> None:
+        _, metadata = held
+        self.trainer.dropped += 1
+        settle = functools.partial(self._let_go, metadata)
+        self.trainer.pass_over(settle, marks_of(metadata))
 
 
 @Stream.register_api()
@@ -356,7 +519,9 @@ class predict_then_train(_OrderedNode):
         all of them or one for each.
     pending
         Records that may wait for their labels. Mini-batches beyond are refused, with a
-        `BatchError` in their report; they go to ``trainer.dead_letters``.
+        `BatchError` in their report; ``on_error`` says what is done with them.
+    on_error
+        As in `train`.
 
     Attributes
     ----------
@@ -393,11 +558,12 @@ class predict_then_train(_OrderedNode):
         decide: Callable[[Any], Any] | None = None,
         moment: Callable[[Any], Any] | None = None,
         pending: int = 100_000,
+        on_error: str = "dead-letter",
         **kwargs: Any,
     ) -> None:
         later = Delay.of(0 if delay is None else delay)
         _check_delay(later, delay, scores, moment, pending)
-        super().__init__(upstream, trainer, **kwargs)
+        super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._scores = scores
         self._delay = later
         self._collate = collate or as_pair

@@ -26,6 +26,7 @@ from tensair_dask import config
 from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_detector, as_watch
 from tensair_dask.adapting import Adapting
+from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, MiniBatch
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, Starter
@@ -37,6 +38,7 @@ from tensair_dask.drift import Detector
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
+    RecordError,
     SchedulerLostError,
     TensairError,
 )
@@ -267,6 +269,8 @@ class Trainer:
             self.run_id, _limits(max_in_flight), self._observe, self._lost
         )
         self._shown = bool(config.get("dashboard.enabled"))
+        # Mini-batches that streams dropped since too many waited.
+        self.dropped = 0
         # Of the streams that it learns from, until it is closed.
         self.nodes: set[Any] = set()
         self._handles: list[ReplicaHandle] = []
@@ -392,7 +396,7 @@ class Trainer:
         alive = sum(lane.alive for lane in self._dispatcher.lanes)
         return {
             "backlog": self.backlog,
-            "lag": self._dispatcher.lag(),
+            "lag": self._lag(),
             "replicas": alive,
         }
 
@@ -400,10 +404,11 @@ class Trainer:
         """What the scheduler is told once a second."""
         told = {
             "state": "starting" if self._state == "new" else "open",
-            "emitted": self._index,
+            "emitted": self.emitted,
             "backlog": self.backlog,
-            "lag": self._dispatcher.lag(),
+            "lag": self._lag(),
             "dead_letters": self.dead_letters.total,
+            "dropped": self.dropped,
             "mode": self.mode,
             "phase": self.phase,
         }
@@ -484,6 +489,7 @@ class Trainer:
         deliver: Callable[[Report], Awaitable[Any] | None],
         settle: Callable[[], Any] | None = None,
         marks: Sequence[Any] = (),
+        on_error: str = "dead-letter",
     ) -> Awaitable[None] | None:
         """Take one item of a stream; for stream nodes, on the client's event loop.
 
@@ -499,9 +505,12 @@ class Trainer:
         settle
             Called once when the item may be forgotten: its report has passed, all
             replicas hold its gradient and, where there are checkpoints, one that is
-            written does. Never, if all replicas were lost.
+            written does. Never, if all replicas were lost, or its error is to be
+            raised.
         marks
             Where its records were in their sources.
+        on_error
+            What is done if it is refused; see `tensair_dask.bad_input`.
 
         Returns
         -------
@@ -518,9 +527,11 @@ class Trainer:
         try:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
-            return self._refuse(index, item, error, deliver, settled)
+            nothing: Any = None
+            refused = Pending(index, nothing, item, deliver, settled, marks, on_error)
+            return self._refuse(refused, error)
         batch.learn = self._adapting.modes.learns
-        pending = Pending(index, batch, item, deliver, settled)
+        pending = Pending(index, batch, item, deliver, settled, marks, on_error)
         if self._state == "open" and self._dispatcher.offer(pending):
             return None
         return self._feed_when_ready(pending)
@@ -529,46 +540,78 @@ class Trainer:
         await self._ready()
         await self._dispatcher.submit(pending)
 
-    def _refuse(
-        self,
-        index: int,
-        item: Any,
-        error: Exception,
-        deliver: Callable[[Report], Awaitable[Any] | None],
-        settled: Callable[[], Any] | None,
-    ) -> Awaitable[None] | None:
+    def _refuse(self, refused: Pending, error: Exception) -> Awaitable[None] | None:
         """Report an item that is no mini-batch, without asking a replica."""
         if not isinstance(error, TensairError):
             error = BatchError(
                 f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
             )
-        report = Report.refused(index, 0, error)
+        report = Report.refused(refused.index, 0, error)
         report.time = time.time()
-        self._record(item, report, time.monotonic())
-        rest = deliver(report)
-        if settled is None:
-            return rest
-        if rest is None:
-            settled()
-            return None
-        return _then(rest, settled)
+        self._observe(refused, report)
+        return _hand_over(refused, report)
 
     def _observe(self, pending: Pending, report: Report) -> None:
-        self._record(pending.item, report, pending.taken)
-
-    def _record(self, item: Any, report: Report, taken: float) -> None:
         self._saving.noticed(report.index)
         self._history.append(report)
-        self._curves.observe(report, taken)
+        self._curves.observe(report, pending.taken)
         if self._adapting.modes.watches:
             sound = report if report.error is None else None
             self._adapting.observe(report.index, sound, self._index)
-        if report.error is not None:
-            self.dead_letters.append(
-                DeadLetter(
-                    report.index, item, report.error, report.replica, report.time
-                )
-            )
+        if report.error is None:
+            return
+        if is_raised(report.error, pending.on_error):
+            pending.settle = None  # its source is to read it again
+        self._bury(
+            DeadLetter(
+                report.index,
+                pending.item,
+                report.error,
+                report.replica,
+                report.time,
+                tuple(pending.marks),
+            ),
+            pending.on_error,
+        )
+
+    def _bury(self, letter: DeadLetter, on_error: str) -> None:
+        if policy_for(letter.error, on_error) == "dead-letter":
+            self.dead_letters.append(letter)
+        else:
+            self.dead_letters.pass_over()
+
+    def refuse_record(
+        self,
+        record: Any,
+        error: RecordError,
+        settle: Callable[[], Any],
+        marks: Sequence[Any],
+        on_error: str,
+    ) -> None:
+        """Take in a record that is no part of any mini-batch; for stream nodes.
+
+        Parameters
+        ----------
+        record, error
+            What was refused, and why.
+        settle, marks, on_error
+            As in `feed`.
+        """
+        letter = DeadLetter(-1, record, error, "", time.time(), tuple(marks))
+        self._bury(letter, on_error)
+        if not is_raised(error, on_error):
+            self.pass_over(settle, marks)
+
+    def pass_over(self, settle: Callable[[], Any], marks: Sequence[Any]) -> None:
+        """Be done with records that will not be learned; for stream nodes.
+
+        Parameters
+        ----------
+        settle, marks
+            As in `feed`.
+        """
+        self._ledger.emitted(marks)
+        self._ledger.settled(Entry(marks, settle))
 
     # ---- replicas -------------------------------------------------------------------
 
@@ -1069,13 +1112,26 @@ class Trainer:
 
     @property
     def backlog(self) -> int:
-        """Mini-batches that were given and have not been reported."""
-        return self._dispatcher.backlog
+        """Mini-batches that were given and have been neither reported nor dropped."""
+        return self._dispatcher.backlog + self._queued
+
+    @property
+    def _queued(self) -> int:
+        return sum(node.queued for node in list(self.nodes))
+
+    @property
+    def emitted(self) -> int:
+        """Mini-batches that were given, also those that were dropped or refused."""
+        return self._index + self.dropped + self._queued
 
     @property
     def lag(self) -> float:
         """Seconds that the oldest of these has waited."""
-        return self._look(self._dispatcher.lag)
+        return self._look(self._lag)
+
+    def _lag(self) -> float:
+        in_streams = (node.lag() for node in list(self.nodes))
+        return max(self._dispatcher.lag(), *in_streams, 0.0)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -1146,13 +1202,23 @@ class Trainer:
         ------
         TensairTimeoutError
             If it takes longer.
+        BatchError
+            Of a mini-batch that was refused, if its stream has ``on_error="raise"`` and
+            no ``emit`` has raised it. All else is applied.
+        StreamError
+            If a node of a stream that it learns from has ended. What had passed that
+            node is applied.
         """
         return self._sync(self._drain, timeout)
 
     async def _drain(self, timeout: float | str | None = None) -> None:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
+        for node in list(self.nodes):
+            await node.emptied(seconds)
         await self._dispatcher.drained(seconds)
+        for node in list(self.nodes):
+            node.rested()
         await self._adapting.settled(seconds)
         await self._membership.recovered(seconds)
         await self._calls.ask_all("flush", seconds, timeout=seconds)
@@ -1160,6 +1226,8 @@ class Trainer:
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
             self._dispatcher.confirm(handle.lane)
+        for node in list(self.nodes):
+            node.check()
 
     async def _finish(self) -> None:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""
@@ -1177,6 +1245,8 @@ class Trainer:
     async def _close(self) -> None:
         if self._state == "closed":
             return
+        for node in list(self.nodes):
+            node.closed()
         self._curves.end()
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
@@ -1276,9 +1346,29 @@ class Trainer:
         return self.client.sync(look)
 
 
-async def _then(rest: Awaitable[Any], function: Callable[[], Any]) -> None:
-    await rest
-    function()
+def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
+    """Deliver the report of what never went to a replica, and let go of it."""
+
+    def settle() -> None:
+        if refused.settle is not None:
+            refused.settle()
+
+    async def finish(rest: Awaitable[Any]) -> None:
+        try:
+            await rest
+        except Exception:
+            logger.exception("What receives the reports raised; the stream goes on")
+        settle()
+
+    try:
+        rest = refused.deliver(report)
+    except Exception:
+        logger.exception("What receives the reports raised; the stream goes on")
+        rest = None
+    if rest is not None:
+        return finish(rest)
+    settle()
+    return None
 
 
 def _limits(max_in_flight: int | None) -> Limits:

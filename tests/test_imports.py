@@ -16,6 +16,7 @@ PACKAGE = ROOT / "tensair_dask"
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
     ["__init__", "errors", "config", "palette"],
+    ["bad_input", "mended", "overload"],
     ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub", "plain_state"],
     ["drift", "prequential"],
     ["files", "templates", "images"],
@@ -47,7 +48,7 @@ LEVELS = [
         "scaling",
         "trainer",
     ],
-    ["streams"],
+    ["try_map", "streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
     ["run_page", "running", "scored", "adaptive", "monitor"],
     ["cli", "__main__"],
@@ -58,7 +59,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Who may import what, at module level or within functions.
 ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
-    "streamz": {"streams", "sources", "pipelines", "running"},
+    "streamz": {"mended", "try_map", "streams", "sources", "pipelines", "running"},
     "confluent_kafka": {"sources"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},

@@ -181,6 +181,7 @@ class Charts:
             ("mini-batches", "backlog", "0,0"),
             ("lag (s)", "lag", "0.000"),
             ("dead letters", "dead_letters", "0,0"),
+            ("dropped", "dropped", "0,0"),
         )
         return chart
 

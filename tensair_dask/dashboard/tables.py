@@ -69,6 +69,7 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
         ("staleness", _short(row.get("staleness", math.nan), 1)),
         ("lag", f"{_short(row['lag'], 2)} s"),
         ("dead letters", f"{row['dead_letters']:,}"),
+        *([("dropped", f"{row['dropped']:,}")] if row["dropped"] else []),
     ]
     return "".join(
         f'<div style="display:inline-block;margin:0 18px 0 0;white-space:nowrap">'

@@ -248,6 +248,7 @@ def _facts(told: Told) -> list[_Fact]:
     """What is told of a trainer, the most important first."""
     now = told["now"]
     refused = told["dead_letters"]
+    dropped = told.get("dropped", 0)  # older schedulers do not tell it
     scores = [("loss", now["loss"]), *list(now["metrics"].items())[:_METRICS]]
     predicting = told.get("phase") == "predicting"
     return [
@@ -275,6 +276,7 @@ def _facts(told: Told) -> list[_Fact]:
             _named("backlog", amount(told["backlog"])),
             _named("lag", duration(told["lag"])),
             _named("dead letters", amount(refused), "bold red" if refused else "bold"),
+            *([_named("dropped", amount(dropped), "bold red")] if dropped else []),
             _named("predictions/s", amount(now["predictions_per_second"])),
         ),
     ]

@@ -46,6 +46,7 @@ COLUMNS = {
     "backlog": most,
     "lag": most,
     "dead_letters": latest,
+    "dropped": latest,
     "replicas": latest,
     "workers": latest,
     "target": latest,
@@ -216,6 +217,7 @@ class TrainerRecord:
             "backlog": self.told.get("backlog", math.nan),
             "lag": self.told.get("lag", math.nan),
             "dead_letters": self.dead_letters,
+            "dropped": self.dropped,
             "samples": _total(alive, "samples"),
             "steps": _total(alive, "steps"),
             "predictions": _total(alive, "predictions"),
@@ -246,6 +248,11 @@ class TrainerRecord:
         """Mini-batches that were refused, by the client or by a replica."""
         return int(self.told.get("dead_letters", self.totals["refused"]))
 
+    @property
+    def dropped(self) -> int:
+        """Mini-batches that streams dropped, since more came than could be learned."""
+        return int(self.told.get("dropped", 0))
+
     def summary(self, workers: int) -> dict[str, Any]:
         """Everything that a script or a table wants to know, without the series."""
         row = self.row(workers)
@@ -263,6 +270,7 @@ class TrainerRecord:
             "backlog": self.told.get("backlog", 0),
             "lag": self.told.get("lag", 0.0),
             "dead_letters": self.dead_letters,
+            "dropped": self.dropped,
             "totals": {
                 name: self.totals[name]
                 for name in COUNTS

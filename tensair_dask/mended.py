@@ -1,0 +1,271 @@
+"""streamz nodes with a loop of their own: what ends the loop is noticed, and raised.
+
+Such a node (`buffer`, `delay`, `latest`, `map_async` and the timed windows) passes
+items on in a coroutine that nobody waits for. What is raised behind the node ends that
+coroutine, and streamz leaves it at a line in the log: whoever emits into the node then
+waits for ever, or is taken items from that go nowhere. Importing this module mends
+these classes: the error is kept with the node, and raised to those who emit into it.
+Streams that have no such node are left as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import streamz.core
+import streamz.sources
+from streamz import Stream
+from tornado.gen import convert_yielded, is_coroutine_function
+
+from tensair_dask.errors import StreamError
+
+__all__ = ["mend", "raise_upstream"]
+
+logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound=type[Stream])
+
+_LOOPS = (
+    streamz.core.buffer,
+    streamz.core.delay,
+    streamz.core.latest,
+    streamz.core.map_async,
+    streamz.core.timed_window,
+    streamz.core.timed_window_unique,
+)
+
+_ADVICE = (
+    "Mend what raised, or put .try_map(function, trainer) where .map(function) is: "
+    "then a record that cannot be used becomes a dead letter"
+)
+
+
+def mend(kind: Kind) -> Kind:
+    """Let nodes of a class raise what has ended their loop to those who emit.
+
+    Parameters
+    ----------
+    kind
+        A class of nodes that pass items on with ``self._emit`` in a coroutine of their
+        own. Nodes that exist already are mended as well.
+
+    Returns
+    -------
+    kind
+        The same class, so that this can decorate it.
+
+    Notes
+    -----
+    An emit that waits for room in such a node when its loop ends is woken with the
+    same error.
+    """
+    if "_tensair_ended" in vars(kind):
+        return kind
+    pass_on, take = kind._emit, kind.update
+
+    @functools.wraps(pass_on)
+    def _emit(self: Any, x: Any, metadata: Any = None) -> list[Any]:
+        try:
+            results = pass_on(self, x, metadata=metadata)
+        except Exception as error:
+            _end(self, error)
+            raise
+        # As futures: a timed window lets those who emit await them as well.
+        return [_watched(self, convert_yielded(each)) for each in results]
+
+    @functools.wraps(take)
+    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        _raise(self)
+        result = take(self, x, who=who, metadata=metadata)
+        if asyncio.isfuture(result) and not result.done():
+            return _unless_ended(self, result)
+        return result
+
+    kind._emit, kind.update = _emit, update
+    kind._tensair_ended = None
+    return kind
+
+
+def raise_upstream(node: Stream) -> None:
+    """Raise what has ended a node, or one that it gets its items from.
+
+    Raises
+    ------
+    StreamError
+        With the error that ended it as its cause.
+    """
+    for each in _upstream(node):
+        _raise(each)
+
+
+def _upstream(node: Stream) -> Iterator[Stream]:
+    seen: set[Stream] = set()
+    found = [node]
+    while found:
+        each = found.pop()
+        if each is None or each in seen:
+            continue
+        seen.add(each)
+        yield each
+        found.extend(each.upstreams)
+
+
+def _raise(node: Any) -> None:
+    ended: StreamError | None = getattr(node, "_tensair_ended", None)
+    if ended is not None:
+        raise _again(ended)
+    missed: StreamError | None = getattr(node, "_tensair_missed", None)
+    if missed is not None:
+        node._tensair_missed = None
+        raise missed
+
+
+def _failure(text: str, error: BaseException) -> StreamError:
+    """Make an error of a text that has a place for what was raised, and log it."""
+    if isinstance(error, StreamError):  # of a node behind it
+        error = error.__cause__ or error
+    words = f"{type(error).__name__}: {error}".removesuffix(".").removesuffix(": ")
+    failure = StreamError(text.replace("RAISED", words))
+    failure.__cause__ = error
+    logger.error("%s", failure, exc_info=error)
+    return failure
+
+
+def _again(ended: StreamError) -> StreamError:
+    # A new one each time: an error that is raised again grows a longer traceback.
+    error = StreamError(*ended.args)
+    error.__cause__ = ended.__cause__
+    return error
+
+
+# ---- loops that end ------------------------------------------------------------------
+
+
+def _end(node: Any, error: BaseException) -> None:
+    if node._tensair_ended is not None:
+        return
+    ended = _failure(
+        f"The stream node {node} has ended and takes nothing more: behind it was "
+        f"raised RAISED. {_ADVICE}. Then build the stream anew.",
+        error,
+    )
+    node._tensair_ended = ended
+    for result, taken in node.__dict__.pop("_tensair_waiting", {}).items():
+        if not result.done():
+            result.set_exception(_again(ended))
+        taken.cancel()
+
+
+def _watched(node: Any, result: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    def look(done: asyncio.Future[Any]) -> None:
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if error is not None:
+            _end(node, error)
+
+    result.add_done_callback(look)
+    return result
+
+
+def _unless_ended(node: Any, taken: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """Give what resolves as ``taken`` does, and fails where the node ends before."""
+    waiting = node.__dict__.setdefault("_tensair_waiting", {})
+    result: asyncio.Future[Any] = taken.get_loop().create_future()
+    waiting[result] = taken
+
+    def copy(done: asyncio.Future[Any]) -> None:
+        waiting.pop(result, None)
+        if result.done():
+            return
+        if done.cancelled():
+            result.cancel()
+        elif (error := done.exception()) is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(done.result())
+
+    taken.add_done_callback(copy)
+    result.add_done_callback(lambda _: taken.cancel())
+    return result
+
+
+# ---- sources that end ----------------------------------------------------------------
+
+
+def _mend_source(kind: Any, name: str) -> None:
+    run = vars(kind)[name]
+
+    @functools.wraps(run)
+    async def watched(self: Any) -> Any:
+        try:
+            return await run(self)
+        except Exception as error:
+            self._tensair_ended = _failure(
+                f"The source {self} has ended and gives nothing more: it, or what is "
+                f"behind it, raised RAISED. {_ADVICE}. Then start a new one.",
+                error,
+            )
+            raise
+
+    setattr(kind, name, watched)
+
+
+def _loops_of_sources() -> Iterator[tuple[Any, str]]:
+    for kind in vars(streamz.sources).values():
+        if not (isinstance(kind, type) and issubclass(kind, streamz.sources.Source)):
+            continue
+        for name in ("run", "poll_kafka"):
+            run = vars(kind).get(name)
+            if inspect.iscoroutinefunction(run) or is_coroutine_function(run):
+                yield kind, name
+
+
+# ---- a partition whose time is over --------------------------------------------------
+
+
+def _mend_partition(kind: Any) -> None:
+    flush: Callable[[Any, Any], Any] = kind._flush
+    take = kind.update
+
+    @functools.wraps(flush)
+    def _flush(self: Any, key: Any) -> Any:
+        timed = len(self._buffer[key]) < self.n  # nobody waits for it
+        done = flush(self, key)
+        if timed:
+            done.add_done_callback(functools.partial(missed, self))
+        return done
+
+    def missed(node: Any, done: asyncio.Future[Any]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            node._tensair_missed = _failure(
+                f"What the stream node {node} held when its timeout was over is lost "
+                f"to the stream: behind it was raised RAISED. {_ADVICE}. The "
+                "node goes on.",
+                error,
+            )
+
+    @functools.wraps(take)
+    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        _raise(self)
+        return take(self, x, who=who, metadata=metadata)
+
+    kind._flush, kind.update = _flush, update
+
+
+def _mend_all() -> None:
+    if hasattr(streamz.core.partition, "_tensair_missed"):
+        return
+    for kind in _LOOPS:
+        mend(kind)
+    for kind, name in list(_loops_of_sources()):
+        _mend_source(kind, name)
+    _mend_partition(streamz.core.partition)
+    streamz.core.partition._tensair_missed = None
+
+
+_mend_all()
