@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -169,6 +170,7 @@ class Starter:
         self._settings = settings
         self._name = name
         self._count = 0
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def look(self) -> list[WorkerFacts]:
         """Ask every worker of the cluster for its facts.
@@ -251,6 +253,24 @@ class Starter:
         await _all(started, "build")
         return started
 
+    def release(self, handle: ReplicaHandle) -> None:
+        """Let Dask drop an actor, once it is there.
+
+        The scheduler would go on to count one that is dropped before it was made.
+        """
+        if handle.future.status != "pending":
+            handle.release()
+            return
+
+        async def when_made() -> None:
+            with contextlib.suppress(Exception):
+                await handle.future
+            handle.release()
+
+        task = asyncio.ensure_future(when_made())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
     async def _within_bounds(
         self, work: Awaitable[list[ReplicaHandle]], started: list[ReplicaHandle]
     ) -> list[ReplicaHandle]:
@@ -259,7 +279,7 @@ class Starter:
             return await asyncio.wait_for(work, seconds)
         except BaseException as error:
             for handle in started:
-                handle.release()
+                self.release(handle)
             if isinstance(error, TensairError):
                 raise
             if isinstance(error, asyncio.TimeoutError):

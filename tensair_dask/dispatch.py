@@ -275,6 +275,8 @@ class Dispatcher:
         # those of which it was known that they were not.
         self.relearned = 0
         self.lived_on = 0
+        # Whether mini-batches wait for one that is to take over from the last replica.
+        self.expecting = False
         # Held no longer, since too many waited for a peer.
         self.unguarded = 0
         self.closed = False
@@ -282,7 +284,8 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
-        self._wake()
+        self.expecting = False
+        self._rehouse()
 
     # ---- taking mini-batches in ----------------------------------------------------
 
@@ -578,6 +581,7 @@ class Dispatcher:
         lane.gathered.clear()
         lane.batches -= len(waiting)
         lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
+        self.expecting = not any(each.open for each in self.lanes)
         self._rehouse_soon(waiting)
         self._notice_departure(lane)
 
@@ -645,6 +649,7 @@ class Dispatcher:
             order of sending, all the others have applied; None if there are no others.
         """
         lane.judged = True
+        self.expecting = False
         orphans, lane.orphans = lane.orphans, []
         again: list[Pending] = []
         for pending in orphans:
@@ -673,6 +678,8 @@ class Dispatcher:
         # Beyond the bounds of the lanes if need be: they were within the bounds of
         # the cluster when they were taken in, and nothing new is taken in meanwhile.
         open_lanes = [lane for lane in self.lanes if lane.open]
+        if not open_lanes and self.expecting:
+            return
         while self._homeless:
             pending = self._homeless.popleft()
             if open_lanes:
@@ -695,7 +702,7 @@ class Dispatcher:
                     waiter.set_result(None)
 
     def _check_alive(self) -> None:
-        if not any(lane.open for lane in self.lanes):
+        if not self.expecting and not any(lane.open for lane in self.lanes):
             raise NoReplicasError(
                 f"None of the {len(self.lanes)} replicas is alive; the mini-batch was "
                 "not taken. Start workers and a new trainer."

@@ -52,7 +52,8 @@ class Membership:
     copy over; what is published meanwhile waits for it.
 
     *A replica leaves*: it gets nothing more, learns what it has, and publishes it. What
-    follows is as if it were lost, but that nothing is.
+    follows is as if it were lost, but that nothing is. If it is the last one, another
+    is started first, if there is a worker for it; the stream waits meanwhile.
 
     Belongs to the client's event loop.
 
@@ -237,9 +238,11 @@ class Membership:
 
     async def _judge(self, gone: list[ReplicaHandle]) -> None:
         """Find out what lives on of replicas that are gone."""
-        await asyncio.gather(
-            *(self._see_off(each) for each in gone if each.lane.leaving)
-        )
+        leaving = [each for each in gone if each.lane.leaving]
+        seeing = asyncio.gather(*(self._see_off(each) for each in leaving))
+        if leaving and not self._alive:
+            await self._hand_over(leaving)
+        await seeing
         names = [handle.name for handle in gone]
         holdings = await self._calls.ask_all("seal", names)
         if _agree(holdings.values(), names):
@@ -262,6 +265,32 @@ class Membership:
             logger.info(
                 "The replica on %s left at once: %s", handle.lane.address, error
             )
+
+    async def _hand_over(self, leaving: list[ReplicaHandle]) -> None:
+        """Start a replica that takes over the model of the last one, before it goes."""
+        addresses = {each.place.address for each in leaving}
+        heirs: list[ReplicaHandle] = []
+        try:
+            facts = await self._starter.look()
+            free = [each for each in facts if each.address not in addresses]
+            places = self._starter.place(free, [], 1)
+            heirs = await self._starter.build(places)
+            for heir in heirs:
+                await leaving[0].call("keep")
+                await heir.call("join", True)
+                await heir.call("adopt", leaving[0].peer, True)
+        except (OSError, TensairError) as error:
+            logger.warning("The model could not be handed over: %s", error)
+            for heir in heirs:
+                self._starter.release(heir)
+            heirs = []
+        for each in leaving:  # nobody waits for it any more
+            with contextlib.suppress(OSError, TensairError):
+                await each.call("let_go")
+        for heir in heirs:
+            self._admit(heir)
+            text = f"the replica on {heir.place.address}, from the last one that leaves"
+            self._note("joined", text, heir.name)
 
     async def _reconcile(self, names: list[str]) -> Holding | None:
         """Let all take over the model of the one that has most of those that are gone.
@@ -373,7 +402,7 @@ class Membership:
             held = await self._introduce(joining)
         except BaseException as error:
             for handle in joining:
-                handle.release()
+                self._starter.release(handle)
             if not isinstance(error, (OSError, TensairError)):
                 raise
             if isinstance(error, TrainerClosedError):

@@ -267,8 +267,7 @@ class Replica:
 
     async def keep(self) -> None:
         """Keep a `snapshot` of now, for `kept`; training may then go on."""
-        if not self._departure.alone:
-            self._departure.check()
+        await self._departure.copying()
         self._kept = await self._thread.call(self._copy)
 
     async def kept(self) -> Packed:
@@ -276,8 +275,9 @@ class Replica:
         return pack(self._kept)
 
     async def let_go(self) -> None:
-        """Forget what was kept."""
+        """Forget what was kept; nobody waits for the model any more."""
         self._kept = None
+        self._departure.set_free()
 
     def _copy(self) -> dict[str, Any]:
         holding = self.exchange.holding()
@@ -428,6 +428,7 @@ class Replica:
             The last ones, as heartbeats carry them; empty if it was never built.
         """
         self._closing = True
+        self._departure.set_free()
         if self._departures is not None:
             self._departures.remove(self._plan.run_id, self._plan.name)
         await self._thread.stopped()

@@ -35,7 +35,8 @@ class Departure:
     begun
         Whether the replica takes no more work.
     alone
-        Whether it had no peers when it left: its model leaves with it.
+        Whether it had no peers when it left: its model leaves with it, unless it has
+        an heir.
     """
 
     def __init__(self, name: str, address: str, thread: TrainingThread) -> None:
@@ -47,6 +48,9 @@ class Departure:
         self._answering = 0
         self._answered: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        # Whether it is known that it is alone; whether nobody waits for its model.
+        self._decided = asyncio.Event()
+        self._free = asyncio.Event()
 
     # ---- work that comes ---------------------------------------------------------
 
@@ -73,6 +77,23 @@ class Departure:
                 if not self._answered.done():
                     self._answered.set_result(None)
                 self._answered = None
+
+    async def copying(self) -> None:
+        """Wait until the model may be copied by a newcomer.
+
+        Raises
+        ------
+        ReplicaLeavingError
+            If there are peers, who know more than a replica that leaves.
+        """
+        if self.begun:
+            await self._decided.wait()
+            if not self.alone:
+                raise self._refusal()
+
+    def set_free(self) -> None:
+        """Take note that nobody waits for the model any more."""
+        self._free.set()
 
     def _refusal(self) -> ReplicaLeavingError:
         return ReplicaLeavingError(
@@ -114,6 +135,19 @@ class Departure:
         if not done:
             raise self._late(timeout)
         self._task.result()
+        if self.alone and exchange.steps and not self._free.is_set():
+            # The client may start another one that takes over the model, and says when
+            # it has, or that there is nowhere to.
+            try:
+                await asyncio.wait_for(self._free.wait(), timeout)
+            except asyncio.TimeoutError:
+                logger.warning(
+                    "%s leaves with its worker %s, and has no peers: what it learned "
+                    "in %d steps goes with it",
+                    self._name,
+                    self._address,
+                    exchange.steps,
+                )
 
     async def _leave(self, exchange: Exchange, timeout: float) -> None:
         loop = asyncio.get_running_loop()
@@ -132,19 +166,12 @@ class Departure:
                 if not await self._all_answered(left()):
                     raise asyncio.TimeoutError
             self.alone = not exchange.peers
+            self._decided.set()
             await asyncio.wait_for(self._thread.call(exchange.publish_all), left())
             await exchange.flushed(left())
             await asyncio.wait_for(exchange.leave(), left())
         except (asyncio.TimeoutError, TensairTimeoutError) as error:
             raise self._late(timeout) from error
-        if self.alone and exchange.steps:
-            logger.warning(
-                "%s leaves with its worker %s, and has no peers: what it learned in "
-                "%d steps goes with it",
-                self._name,
-                self._address,
-                exchange.steps,
-            )
 
     async def _all_answered(self, timeout: float) -> bool:
         if not self._answering:

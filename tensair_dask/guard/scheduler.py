@@ -212,7 +212,10 @@ def _replicas(worker: Any) -> list[Any]:
     return [
         task
         for task in worker.actors
-        if isinstance(task.key, str) and task.key.startswith(PREFIX)
+        if isinstance(task.key, str)
+        and task.key.startswith(PREFIX)
+        # Dask leaves those among them that were dropped before they were made.
+        and task.state in ("memory", "processing")
     ]
 
 

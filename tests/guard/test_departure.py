@@ -81,7 +81,7 @@ async def test_new_work_is_refused_and_what_is_under_way_is_answered(c, s, *work
     for outcome in await asyncio.gather(*sent):
         assert len(outcome.losses) == 2
         assert outcome.status.leaving
-    assert unpack((await predicting).value).shape == (4, CLASSES)
+    assert unpack(await predicting)["value"].shape == (4, CLASSES)
     await evaluating
     assert (await fleet.call(0, "evaluate", None, "session"))["samples"] == 4
     assert await leaving == ["replica-0"]
