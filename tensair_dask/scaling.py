@@ -122,7 +122,7 @@ class LagScaling:
     demand
         How many are needed.
     lag
-        Gives the lag in seconds; None for how long the oldest mini-batch has waited.
+        Gives the lag in seconds.
     membership, dispatcher
         Of the trainer.
     note
@@ -134,7 +134,7 @@ class LagScaling:
         client: Client,
         cluster: Any,
         demand: Demand,
-        lag: Callable[[], float] | None,
+        lag: Callable[[], float],
         membership: Membership,
         dispatcher: Dispatcher,
         note: Callable[[str], Any],
@@ -142,7 +142,7 @@ class LagScaling:
         self._client = client
         self._cluster = cluster
         self._demand = demand
-        self._lag = lag or dispatcher.lag
+        self._lag = lag
         self._membership = membership
         self._dispatcher = dispatcher
         self._note = note

@@ -705,7 +705,7 @@ class Trainer:
             self.client,
             cluster,
             demand,
-            lag,
+            lag or self._lag,
             self._membership,
             self._dispatcher,
             functools.partial(self._note, "note"),
