@@ -31,6 +31,7 @@ from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
 from tensair_dask.rollback import Rollback
 from tensair_dask.telemetry.counters import plain
+from tensair_dask.telemetry.events import LEAVING, TOPIC
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
 
@@ -413,9 +414,11 @@ class Replica:
         TensairTimeoutError
             If it takes longer.
         """
-        # For the client, which may have nothing to send just now.
-        topic = leaving_topic(self._plan.run_id)
-        self._worker.log_event(topic, self._plan.name)
+        # For the client, which may have nothing to send just now; and for the pages.
+        plan = self._plan
+        self._worker.log_event(leaving_topic(plan.run_id), plan.name)
+        told = {"run_id": plan.run_id, "kind": LEAVING, "replica": plan.name}
+        self._worker.log_event(TOPIC, told)
         await self._departure.leave(self.exchange, timeout)
         return await self.status()
 

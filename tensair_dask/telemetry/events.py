@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KINDS", "TOPIC", "Event", "Events"]
+__all__ = ["KINDS", "LEAVING", "TOPIC", "Event", "Events"]
 
 # Of Dask's event log: `client.get_events(TOPIC)`, `client.subscribe_topic(TOPIC, f)`.
 TOPIC = "tensair"
+
+# How a replica itself says, in that log, that it is about to leave.
+LEAVING = "leaving"
 
 # What there is, and what pages call it.
 KINDS = {

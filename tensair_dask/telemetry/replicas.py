@@ -61,6 +61,8 @@ class ReplicaRecord:
         Whether it is so because its trainer was closed.
     left
         Whether it is so because it was asked to, and has handed over.
+    leaving
+        Whether it has said that it is about to leave.
     silent
         Whether its heartbeats do not come, although it is not lost.
     """
@@ -70,6 +72,7 @@ class ReplicaRecord:
         self.address = address
         self.slot = slot
         self.lost = self.closed = self.left = self.silent = False
+        self.leaving = False
         self._snapshots: deque[dict[str, Any]] = deque()
         self._heard = self._seen = time.monotonic()
         self._gap = 0.0  # seconds between the last two heartbeats

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tensair_dask.telemetry.counters import plain
-from tensair_dask.telemetry.events import KINDS, Event
+from tensair_dask.telemetry.events import KINDS, LEAVING, Event
 from tensair_dask.telemetry.trainers import TrainerRecord
 from tensair_dask.telemetry.worker import METRIC
 
@@ -123,7 +123,9 @@ class Telemetry:
         """Take in an entry of Dask's event log; anything may have written it."""
         try:
             record = self.trainers.get(message["run_id"])
-            if record is not None and message["kind"] in KINDS:
+            if record is not None and message["kind"] == LEAVING:
+                record.leave(message["replica"], now=False)
+            elif record is not None and message["kind"] in KINDS:
                 text = plain(message["text"], _CHARACTERS)
                 moment = float(message.get("time", time.time()))
                 if math.isfinite(moment):

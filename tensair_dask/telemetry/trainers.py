@@ -156,17 +156,31 @@ class TrainerRecord:
         """Take note that a replica is gone."""
         if replica.lost:
             return
-        replica.lose()  # without a word of its client that it leaves
+        if replica.leaving:  # its client tells of it
+            replica.lose(left=True)
+            return
+        replica.lose()
         text = f"{replica.name} on {replica.address}"
         self.events.append(Event("lost", text))
         gone = [each for each in self.replicas.values() if each.lost]
         for each in gone[: max(0, len(gone) - _LOST)]:
             del self.replicas[each.name]
 
-    def leave(self, name: str) -> None:
-        """Take note that a replica has left, as its client says."""
+    def leave(self, name: str, now: bool = True) -> None:
+        """Take note that a replica has left, or is about to.
+
+        Parameters
+        ----------
+        name
+            Of the replica.
+        now
+            Whether it has, as its client says; else it is about to, as it says itself.
+        """
         replica = self.replicas.get(name)
-        if replica is not None and not replica.lost:
+        if replica is None or replica.lost:
+            return
+        replica.leaving = True
+        if now:
             replica.lose(left=True)
 
     def tell(self, told: dict[str, Any]) -> None:

@@ -153,6 +153,17 @@ def test_a_replica_that_leaves_is_not_said_to_be_lost():
     assert run.kinds() == []
 
 
+def test_nor_is_one_that_was_about_to_leave_when_its_worker_went():
+    run = Run(2)
+    run.beat()
+    run.record.leave("replica-1", now=False)
+    assert len(run.record.alive) == 2
+    run.lose("replica-1")
+    run.record.leave("replica-1")  # its client says so a little later
+    assert run.record.replicas["replica-1"].state == "left"
+    assert run.kinds() == []
+
+
 def test_lines_are_handed_on():
     run = Run(SLOTS + 2)
     run.beat()
