@@ -214,6 +214,7 @@ def spread(values: list[float], form: str) -> str:
 def rows_of(measured: Measured, chosen: argparse.Namespace) -> list[list[str]]:
     """Turn it into rows of a table."""
     steps = measured.steps
+    size = sum(each.numel() for each in model(chosen.layers).parameters())
     rates, costs, needs, usual, pauses, others = [], [], [], [], [], []
     for taken, without in measured.pairs:
         made, made_without = (
@@ -223,19 +224,18 @@ def rows_of(measured: Measured, chosen: argparse.Namespace) -> list[list[str]]:
         costs.append(1 - made / (taken.end - taken.begin) / rates[-1])
         needs.append(taken.cpu - made * without.cpu / made_without)
         typical = float(np.median(steps.gaps(without.begin, without.end)))
-        usual.append(typical)
+        usual.append(1e3 * typical)
         for found, each in ((pauses, taken), (others, without)):
             longest = steps.gaps(each.begin, each.begin + taken.took).max()
             found.append((longest - typical) / typical)
     met = Spread.of(costs).median <= COST_AT_MOST
     short = Spread.of(pauses).median <= PAUSE_AT_MOST
     return [
-        ["replicas, parameters (millions)", f"{chosen.replicas}, "
-         f"{sum(each.numel() for each in model(chosen.layers).parameters()) / 1e6:.1f}"],
+        ["replicas, parameters", f"{chosen.replicas}, {size / 1e6:.1f} million"],
         ["a checkpoint, MB", f"{measured.size / 1e6:.1f}"],
         ["pairs of windows, s each", f"{len(measured.pairs)}, {chosen.seconds:g}"],
         ["mini-batches per second without", spread(rates, ".1f")],
-        ["from step to step without, ms", spread([1e3 * each for each in usual], ".0f")],
+        ["from step to step without, ms", spread(usual, ".0f")],
         ["a checkpoint costs, of the throughput", spread(costs, ".1%")],
         [f"at most {COST_AT_MOST:.0%} (median)", "yes" if met else "NO"],
         ["CPU that a checkpoint needs, s", spread(needs, ".2f")],
