@@ -255,8 +255,8 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--layers", type=int, default=6, help="of 16.8 MB each")
     parser.add_argument("--rows", type=int, default=16, help="of a mini-batch")
-    # 100 ms, the default of trainers, is too often for messages of 100 MB: then steps
-    # take mostly as long as these do.
+    # The default of trainers, 100 ms, is meant for smaller models: a message of 100 MB
+    # would leave ten times a second.
     parser.add_argument("--staleness", default="1s", help="of gradients")
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--markdown", action="store_true")
