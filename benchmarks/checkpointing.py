@@ -104,12 +104,15 @@ class Window:
         Seconds until the checkpoint was written; 0 without one.
     cpu
         Seconds of all cores that client, scheduler and workers have used.
+    client
+        Those of client and scheduler.
     """
 
     begin: float
     end: float
     took: float
     cpu: float
+    client: float
 
 
 @dataclass
@@ -146,12 +149,14 @@ def cpu_of_ours() -> float:
 
 async def window(trainer: ta.Trainer, seconds: float, with_one: bool) -> Window:
     """Let training go on for so long, and longer if the checkpoint takes longer."""
-    cpu, begin, took = cpu_of_ours(), time.monotonic(), 0.0
+    begin, took = time.monotonic(), 0.0
+    cpu, client = cpu_of_ours(), time.process_time()
     if with_one:
         await trainer.save()
         took = time.monotonic() - begin
     await asyncio.sleep(max(0.0, begin + seconds - time.monotonic()))
-    return Window(begin, time.monotonic(), took, cpu_of_ours() - cpu)
+    end = time.monotonic()
+    return Window(begin, end, took, cpu_of_ours() - cpu, time.process_time() - client)
 
 
 async def run(chosen: argparse.Namespace, folder: str) -> Measured:
@@ -215,14 +220,17 @@ def rows_of(measured: Measured, chosen: argparse.Namespace) -> list[list[str]]:
     """Turn it into rows of a table."""
     steps = measured.steps
     size = sum(each.numel() for each in model(chosen.layers).parameters())
-    rates, costs, needs, usual, pauses, others = [], [], [], [], [], []
+    rates, costs, needs, clients = [], [], [], []
+    usual, pauses, others = [], [], []
     for taken, without in measured.pairs:
         made, made_without = (
             steps.made(each.begin, each.end) for each in (taken, without)
         )
         rates.append(made_without / (without.end - without.begin))
         costs.append(1 - made / (taken.end - taken.begin) / rates[-1])
-        needs.append(taken.cpu - made * without.cpu / made_without)
+        as_many = made / made_without
+        needs.append(taken.cpu - as_many * without.cpu)
+        clients.append(taken.client - as_many * without.client)
         typical = float(np.median(steps.gaps(without.begin, without.end)))
         usual.append(1e3 * typical)
         for found, each in ((pauses, taken), (others, without)):
@@ -239,6 +247,7 @@ def rows_of(measured: Measured, chosen: argparse.Namespace) -> list[list[str]]:
         ["a checkpoint costs, of the throughput", spread(costs, ".1%")],
         [f"at most {COST_AT_MOST:.0%} (median)", "yes" if met else "NO"],
         ["CPU that a checkpoint needs, s", spread(needs, ".2f")],
+        ["of it by client and scheduler, s", spread(clients, ".2f")],
         ["a checkpoint takes, s (median, p95, max)",
          quantiles([taken.took for taken, _ in measured.pairs])],
         ["longest pause meanwhile, steps (median, p95, max)", quantiles(pauses)],

@@ -238,7 +238,7 @@ def newest(task: Task, partitions: int) -> State:
     counts, positions = np.zeros(task.records), [0] * partitions
     with contextlib.suppress(CheckpointMissingError):
         checkpoint, _ = Store(task.folder).load()
-        counts = checkpoint.model["weight"].numpy().round()
+        counts = checkpoint.model["weight"].numpy()
         found = checkpoint.positions.get(task.topic, {})
         positions = [found.get(f"{task.topic}:{at}", 0) for at in range(partitions)]
     numbers = np.arange(task.records)
