@@ -178,25 +178,27 @@ async def run(chosen: argparse.Namespace, folder: str) -> Measured:
         ) as trainer,
     ):
         feeding = asyncio.create_task(feed(trainer, chosen.rows, steps))
-        # The first steps pay for fresh memory, and the first checkpoint does.
-        if not await until(lambda: steps.count > 50 or feeding.done(), 60):
-            raise RuntimeError(f"Only {steps.count} steps were made in 60 s.")
-        measured.size = Path(await trainer.save()).stat().st_size
-        await asyncio.sleep(2)
-        for number in range(chosen.pairs):
-            first = bool(number % 2)
-            windows = {
-                kind: await window(trainer, chosen.seconds, kind)
-                for kind in (first, not first)
-            }
-            measured.pairs.append((windows[True], windows[False]))
-            tell(number, measured)
-            if feeding.done():
-                feeding.result()
-        # A report may come a little after its step.
-        count = steps.count
-        await until(lambda: steps.count > count + 10, 10)
-        await stop(feeding)
+        try:
+            # The first steps pay for fresh memory, and the first checkpoint does.
+            if not await until(lambda: steps.count > 50 or feeding.done(), 60):
+                raise RuntimeError(f"Only {steps.count} steps were made in 60 s.")
+            measured.size = Path(await trainer.save()).stat().st_size
+            await asyncio.sleep(2)
+            for number in range(chosen.pairs):
+                first = bool(number % 2)
+                windows = {
+                    kind: await window(trainer, chosen.seconds, kind)
+                    for kind in (first, not first)
+                }
+                measured.pairs.append((windows[True], windows[False]))
+                tell(number, measured)
+                if feeding.done():
+                    break
+            # A report may come a little after its step.
+            count = steps.count
+            await until(lambda: steps.count > count + 10 or feeding.done(), 10)
+        finally:
+            await stop(feeding)  # raises what it has ended with
     return measured
 
 
