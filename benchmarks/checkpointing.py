@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import functools
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -272,6 +273,8 @@ def main() -> None:
     parser.add_argument("--folder", default=tempfile.gettempdir())
     parser.add_argument("--markdown", action="store_true")
     chosen = parser.parse_args()
+    # As Ctrl-C: what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     print(environment())
     load = Load()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
