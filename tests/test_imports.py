@@ -38,6 +38,7 @@ LEVELS = [
     ["charts", "overview"],
     ["notebook", "live_view"],
     [
+        "starting",
         "cluster",
         "calls",
         "interventions",
@@ -115,6 +116,7 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
         "tensair_dask.guard.scheduler",
         "tensair_dask.monitor.program",
         "tensair_dask.prequential",
+        "tensair_dask.starting",
     ],
 )
 def test_what_schedulers_and_monitors_load_does_not_load_torch(module):
