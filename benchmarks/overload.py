@@ -375,8 +375,8 @@ def main(
         )
     machine = environment()
     click.echo(
-        f"{machine}\n{WORKLOADS[workload].says}; {factor:g} times what is sustained, for"
-        f" {minutes:g} minutes; 1 of {BROKEN_EVERY} mini-batches is broken\n"
+        f"{machine}\n{WORKLOADS[workload].says}; {factor:g} times what is sustained,"
+        f" for {minutes:g} minutes; 1 of {BROKEN_EVERY} mini-batches is broken\n"
     )
     results = []
     with tempfile.TemporaryDirectory() as folder:
