@@ -40,6 +40,14 @@ def _built(model: Callable[[], Any]) -> Any:
     return slow_down(model(), float(os.environ.get(SLOWDOWN, "1")))
 
 
+def _be_slow(slowdown: str) -> None:
+    """Let the models that are built on this worker be slow."""
+    # `os` of the worker: a method of `os.environ` would travel with a copy of it.
+    import os
+
+    os.environ[SLOWDOWN] = slowdown
+
+
 class _Learned:
     """Counts the reports of each replica, and sums up their staleness."""
 
@@ -92,8 +100,7 @@ async def _throughput(
         slow = ""
         if slowdown > 1:
             slow = max(await client.run(os.getpid))
-            set_it = functools.partial(os.environ.__setitem__, SLOWDOWN, str(slowdown))
-            await client.run(set_it, workers=[slow])
+            await client.run(_be_slow, str(slowdown), workers=[slow])
         async with trainer_of(client, workload, replicas) as trainer:
             source = Stream(asynchronous=True)
             source.train(trainer).sink(learned.add)
