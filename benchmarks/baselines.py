@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from memory import keep_memory
+from slowed import slow_down
 from torch import nn
 from torch.nn.functional import cross_entropy
 from workloads import LEARNING_RATE, WORKLOADS, Pool, load_pool
@@ -110,10 +111,13 @@ def _two_processes(target: Callable[..., None], *args: Any) -> dict[str, float]:
     return _together([answers.get() for _ in processes])
 
 
-def plain(workload: str, pool: Path, warmup: float, seconds: float) -> dict[str, float]:
+def plain(
+    workload: str, pool: Path, warmup: float, seconds: float, slowdown: float = 1.0
+) -> dict[str, float]:
     """One process, one thread, one loop."""
     torch.set_num_threads(1)
-    step = _stepper(WORKLOADS[workload].seeded_model(), _tensors(load_pool(pool)))
+    model = slow_down(WORKLOADS[workload].seeded_model(), slowdown)
+    step = _stepper(model, _tensors(load_pool(pool)))
     _run_for(step, warmup)
     return _run_for(step, seconds)
 
@@ -179,6 +183,7 @@ def _ddp_process(
     warmup: float,
     seconds: float,
     rendezvous: str,
+    slowdown: float = 1.0,
 ) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -188,7 +193,8 @@ def _ddp_process(
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
-    model = DistributedDataParallel(WORKLOADS[workload].seeded_model())
+    own = slow_down(WORKLOADS[workload].seeded_model(), slowdown if rank else 1.0)
+    model = DistributedDataParallel(own)
     step = _stepper(model, _tensors(load_pool(pool), rank, 2))
 
     def run(steps: int) -> dict[str, float]:
@@ -219,11 +225,18 @@ def _ddp_process(
     dist.destroy_process_group()
 
 
-def ddp(workload: str, pool: Path, warmup: float, seconds: float) -> dict[str, float]:
-    """`DistributedDataParallel` over gloo; a step of both counts two mini-batches."""
+def ddp(
+    workload: str, pool: Path, warmup: float, seconds: float, slowdown: float = 1.0
+) -> dict[str, float]:
+    """`DistributedDataParallel` over gloo; a step of both counts two mini-batches.
+
+    With a ``slowdown``, the second process is slowed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
-        return _two_processes(_ddp_process, workload, pool, warmup, seconds, rendezvous)
+        return _two_processes(
+            _ddp_process, workload, pool, warmup, seconds, rendezvous, slowdown
+        )
 
 
 def plain_accuracy(workload: str, pool: Path, minibatches: int) -> dict[str, Any]:

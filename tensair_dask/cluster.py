@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import pickle
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ from tensair_dask.placement import (
     place_more,
     place_replicas,
 )
-from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
+from tensair_dask.replica import RECIPE, Peer, ReplicaPlan
+from tensair_dask.starting import start_replica
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
 
@@ -240,8 +242,8 @@ class Starter:
                 self.run_id, name, place, payload, self._settings, self._name
             )
             future = self.client.submit(
-                Replica,
-                plan,
+                start_replica,
+                pickle.dumps(plan),
                 actor=True,
                 workers=[place.address],
                 allow_other_workers=False,

@@ -292,7 +292,8 @@ class Dispatcher:
     @property
     def backlog(self) -> int:
         """Mini-batches taken in and not reported, and those that wait for room."""
-        return self._unreported + len(self._waiting)
+        # One that was waked is in the second of these until it is taken in.
+        return self._unreported + len(self._waiting_since)
 
     def lag(self) -> float:
         """Seconds that the oldest mini-batch has waited for its report; 0 if none."""
@@ -719,7 +720,7 @@ class Dispatcher:
             If that takes longer than ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
-        while self._unreported or self._waiting:
+        while self._unreported or self._waiting_since:
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if self._unreported:
                 self._idle.append(idle)

@@ -165,6 +165,17 @@ async def test_a_stopped_replica_stops_the_source_at_the_bound():
 
 
 @gen_test()
+async def test_at_any_moment_what_was_given_is_reported_or_in_the_backlog():
+    bench = Bench(Peer(), batches=1)
+    feeding = asyncio.ensure_future(bench.submit(50))
+    while not feeding.done():
+        assert bench.count == len(bench.reports) + bench.dispatcher.backlog
+        await asyncio.sleep(0)
+    await bench.dispatcher.drained(5)
+    assert len(bench.reports) == 50
+
+
+@gen_test()
 async def test_bytes_are_bounded_too():
     bench = Bench(Peer(free=False), nbytes=2 * (ROW.nbytes + 8))
     bench.dispatcher.lanes[0].seconds_per_batch = 1e-6

@@ -228,6 +228,16 @@ def cluster_elsewhere(tmp_path) -> Iterator[str]:
         scheduler.stderr.close()
 
 
+def test_training_does_not_make_the_scheduler_import_torch(cluster_elsewhere):
+    with Client(cluster_elsewhere) as client:
+        client.wait_for_workers(2, timeout=30)
+        with ta.Trainer(client, **linear()) as trainer:
+            for x, y in linear_data(4):
+                trainer.train(x, y).raise_for_error()
+            assert len(trainer.replicas) == 2
+            assert not client.run_on_scheduler(lambda: "torch" in sys.modules)
+
+
 SCRIPT = """
 import functools, sys
 import numpy as np

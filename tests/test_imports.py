@@ -39,6 +39,7 @@ LEVELS = [
     ["charts", "overview"],
     ["notebook", "live_view"],
     [
+        "starting",
         "cluster",
         "calls",
         "interventions",
@@ -116,6 +117,7 @@ def test_heavy_libraries_are_imported_where_they_belong(name, room, tree):
         "tensair_dask.guard.scheduler",
         "tensair_dask.monitor.program",
         "tensair_dask.prequential",
+        "tensair_dask.starting",
     ],
 )
 def test_what_schedulers_and_monitors_load_does_not_load_torch(module):
