@@ -1,4 +1,4 @@
-"""Continuation: where a run goes on, and the checkpoints that the next one goes on from."""
+"""Continuation: where a run goes on, and what the next one goes on from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN = "run"
 
 
 class Continuation:
-    """Where a run goes on, and the checkpoints that the next one goes on from.
+    """Where a run goes on, and what the next one goes on from.
 
     The mini-batches of a stream are numbered from 0, across all runs over it. Those
     that a run begins behind are all learned. What is kept beside the model is put back
@@ -190,7 +190,8 @@ class Continuation:
 
 
 def _told(option: str, options: Mapping[str, Any]) -> str:
-    return f"{option} {options[option]}" if option in options else f"no {option}"
+    name = option.replace("_", " ")
+    return f"{name} {options[option]!r}" if option in options else f"no {name}"
 
 
 @Stream.register_api()
