@@ -105,7 +105,7 @@ class Flights:
     def batches(
         self, size: int, begin: int = 0
     ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Mini-batches ``(x, y)`` in order from a flight on; the last may be smaller."""
+        """Mini-batches ``(x, y)`` in order from a flight on; the last one may be less."""
         for start in range(begin, len(self), size):
             rows = slice(start, start + size)
             x = {"categories": self.categories[rows], "numbers": self.numbers[rows]}
@@ -300,8 +300,9 @@ class Moments:
 
     def add(self, times: np.ndarray) -> None:
         """Take the times of the next flights."""
-        self._parts.append(times)
-        self._starts.append(self._starts[-1] + len(times))
+        if len(times):
+            self._parts.append(times)
+            self._starts.append(self._starts[-1] + len(times))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copy the times as numbers of microseconds."""
@@ -631,6 +632,8 @@ async def main(run: FlightsRun) -> None:
                 try:
                     await topic.feed(source)
                     await run.drain()
+                    if run.checkpoint is not None:
+                        await first.trainer.save()  # what it holds is committed
                 finally:
                     await topic.close()
         await run.save(first.trainer, first.scores)
