@@ -105,7 +105,7 @@ class Flights:
     def batches(
         self, size: int, begin: int = 0
     ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Mini-batches ``(x, y)`` in order from a flight on; the last one may be less."""
+        """Mini-batches ``(x, y)`` in order, from a flight on; the last may be less."""
         for start in range(begin, len(self), size):
             rows = slice(start, start + size)
             x = {"categories": self.categories[rows], "numbers": self.numbers[rows]}
@@ -175,9 +175,8 @@ class Inputs:
     def state_dict(self) -> dict[str, list[Any]]:
         """Copy the numbering as plain values, each list in the order of the numbers."""
         return {
-            name: [
-                getattr(value, "item", lambda value=value: value)() for value in each
-            ]
+            # Of pandas, so that no value is one of numpy.
+            name: pd.Index(list(each)).tolist()
             for name, each in self.numbering.items()
         }
 
