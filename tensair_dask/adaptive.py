@@ -113,13 +113,14 @@ class AdaptiveRun(ScoredRun):
 
     sides: list[Side] = field(default_factory=list, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    async def go_on(self, name: str, **options: Any) -> None:
+        """Look where the stream goes on; see `Run.go_on`."""
         if self.compare and self.checkpoint is not None:
             raise ConfigurationError(
                 "--checkpoint and --compare were given; checkpoints are of one "
                 "trainer: leave one of the two out, and choose a --mode."
             )
+        await super().go_on(name, **options)
 
     @property
     def modes(self) -> list[str]:
