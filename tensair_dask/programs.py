@@ -49,13 +49,8 @@ def execute(
     if not debug:
         # They tell at length of what Ctrl-C has cut short, of what comes back as an
         # error, and of replicas that are lost, for which a run has a line of its own.
-        silent = (
-            "asyncio",
-            "distributed",
-            "tornado.application",
-            "tensair_dask.dispatch",
-        )
-        for name in silent:
+        silent = ["asyncio", "distributed", "tornado.application"]
+        for name in [*silent, "tensair_dask.dispatch"]:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     try:

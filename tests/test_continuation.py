@@ -100,9 +100,9 @@ async def test_what_was_under_way_comes_again_and_counts_once(c, s, a):
 async def test_a_checkpoint_of_another_run_is_refused(c, s, a):
     folder = f"memory://{id(s)}"
     await learn(c, await opened(folder, batch_size=4), DATA[:2], Numbers())
-    with pytest.raises(CheckpointError, match="checkpoint of 'line'.* run of 'flights"):
+    with pytest.raises(CheckpointError, match=r"of 'line'.* run of 'flights"):
         await opened(folder, name="flights", batch_size=4)
-    with pytest.raises(CheckpointError, match="batch size 4, .* batch size 8"):
+    with pytest.raises(CheckpointError, match=r"batch size 4, .* batch size 8"):
         await opened(folder, batch_size=8)
     going_on = await opened(folder, batch_size=4)
     with pytest.raises(CheckpointError, match="does not hold scores"):
