@@ -42,7 +42,8 @@ from tensair_dask.adaptation import (
     Reinitialise,
 )
 from tensair_dask.adaptive import mode_options
-from tensair_dask.course import Detections, Record
+from tensair_dask.continuation import Continuation
+from tensair_dask.course import Alarms, Detections, Record
 from tensair_dask.drift_plots import Course
 from tensair_dask.images import NAMES, Images, ImageSet, load
 from tensair_dask.run_page import Table
@@ -172,15 +173,16 @@ class SwappedLabels:
         done = sum(swap.place <= index for swap in self.swaps)
         return self._meanings[done][truth]
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Mini-batches ``(x, y)`` in order; the last one may be smaller."""
+    def batches(self, begin: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Mini-batches ``(x, y)`` in order from one on; the last one may be smaller."""
         dice = np.random.default_rng([self._seed, 0])
         for index in range(len(self)):
             size = min(self._batch_size, self._records - index * self._batch_size)
             rows = dice.integers(len(self._images), size=size)
             truth = self._images.labels[rows]
             y = self.labels(truth, index)
-            yield self._images.inputs(rows), y
+            if index >= begin:
+                yield self._images.inputs(rows), y
             self._count(truth, y)
 
     def _count(self, truth: np.ndarray, y: np.ndarray) -> None:
@@ -289,6 +291,9 @@ class Pipeline(NamedTuple):
     trainer: ta.Trainer
 
 
+NAME = "drifting images"
+
+
 def build(
     client: Client,
     images: ImageSet,
@@ -300,6 +305,7 @@ def build(
     learning_rate: float = 0.1,
     replicas: int | None = None,
     seed: int = 0,
+    continuation: Continuation | None = None,
 ) -> Pipeline:
     """Wire source and trainer.
 
@@ -324,7 +330,10 @@ def build(
         How many replicas there are; None for one on each worker.
     seed
         Of the model's first parameters.
+    continuation
+        Says where checkpoints are saved, and where the stream goes on.
     """
+    continuation = continuation or Continuation()
     trainer = ta.Trainer(
         client,
         model=functools.partial(ImageModel, images.shape, images.classes),
@@ -338,10 +347,12 @@ def build(
         watch=_errors if detector == "ddm" else "loss",
         convergence=convergence,
         on_drift=POLICY.get(on_drift, on_drift),
-        name="drifting images",
+        name=NAME,
+        **continuation.arguments(),
     )
     source = Stream(asynchronous=True)
-    return Pipeline(source, source.train(trainer), trainer)
+    reports = source.counted(continuation).train(trainer).map(continuation.numbered)
+    return Pipeline(source, reports, trainer)
 
 
 def _errors(report: ta.Report) -> float:
@@ -371,6 +382,7 @@ class ImagesRun(Run):
     images: ImageSet | None = field(default=None, init=False, repr=False)
     stream: SwappedLabels | None = field(default=None, init=False, repr=False)
     record: Record = field(default_factory=lambda: Record(0), init=False, repr=False)
+    alarms: Alarms = field(default_factory=lambda: Alarms(list), init=False, repr=False)
     held_out: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -448,8 +460,7 @@ class ImagesRun(Run):
         """What was detected of what came."""
         if self.stream is None or self.trainer is None:
             return Detections({}, [])
-        alarms = [int(each) for each in self.trainer.drifts["index"]]
-        return Detections(self.stream.changes(), alarms)
+        return Detections(self.stream.changes(), self.alarms())
 
     def course(self) -> Course:
         """What is drawn."""
@@ -524,7 +535,7 @@ class ImagesView:
 
     def drawing(self) -> RenderableType:
         """Draw a bar with the phase before it, and the numbers below it."""
-        done = self._run.tally.records
+        done = self._run.tally.reached
         bar = table.Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
@@ -541,7 +552,7 @@ class ImagesView:
 
     def plain(self) -> str:
         """Draw the same as one line without a bar."""
-        done = f"{self._run.tally.records:,}/{self._total:,} {self._run.records}"
+        done = f"{self._run.tally.reached:,}/{self._total:,} {self._run.records}"
         return f"{self._trainer.phase}  {done}  {self._numbers()}"
 
     def _numbers(self) -> str:
@@ -551,7 +562,7 @@ class ImagesView:
             f"loss {_score(tally.loss())}",
             f"accuracy {_score(record.recent())}",
             f"learned {record.share:.0%}",
-            f"drifts {len(self._trainer.drifts)}",
+            f"drifts {len(self._run.alarms())}",
             f"staleness {tally.staleness():.1f}",
             f"backlog {self._trainer.backlog}",
         ]
@@ -585,7 +596,8 @@ async def emitted(
 ) -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
     """Give the mini-batches, and mark on the dashboard what truly happens."""
     swaps = {swap.place: swap for swap in stream.swaps}
-    for index, batch in enumerate(stream.batches()):
+    begin = run.continuation.begins
+    for index, batch in enumerate(stream.batches(begin), begin):
         if (swap := swaps.get(index)) is not None:
             run.say(f"{index:>9,}  labels {swap.one} and {swap.other} are swapped")
             await trainer.mark(
@@ -612,6 +624,15 @@ async def main(run: ImagesRun) -> None:
         limit=run.limit,
     )
     run.record = Record(len(stream))
+    await run.go_on(
+        NAME,
+        images=images.name,
+        every=run.every,
+        batch_size=run.batch_size,
+        seed=run.seed,
+    )
+    run.continuation.keep("record", run.record)
+    run.tally.before = run.record.records
     run.say(
         f"{len(images.learn):,} images of {images.name} to draw from, "
         f"{len(images.held_out):,} held out; {len(stream):,} mini-batches, labels "
@@ -628,8 +649,12 @@ async def main(run: ImagesRun) -> None:
             learning_rate=run.learning_rate,
             replicas=run.workers,
             seed=run.seed,
+            continuation=run.continuation,
         )
-        async with trainer:
+        number = run.continuation.number
+        run.alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
+        run.continuation.keep("alarms", run.alarms)
+        async with run.training(trainer):
             reports.sink(run.record.add)
             reports.sink(_Teller(run, trainer).look)
             view = ImagesView(run, stream.records, trainer)
@@ -738,7 +763,7 @@ def result(run: ImagesRun) -> dict[str, Any]:
         "staleness": {"mean": tally.staleness_mean, "most": tally.staleness_most},
         "replicas": tally.replicas(),
         "files": run.files,
-    }
+    } | run.went_on()
 
 
 def _score(value: float) -> str:

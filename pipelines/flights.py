@@ -18,7 +18,7 @@ import contextlib
 import functools
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ import tensair_dask.sources  # gives Stream its from_kafka_records method
 import tensair_dask.streams  # and its train method
 from tensair_dask import running
 from tensair_dask.adaptive import AdaptiveRun
+from tensair_dask.continuation import Continuation
 from tensair_dask.pace import Pace
 from tensair_dask.prequential import BinaryPrequential
 
@@ -101,9 +102,11 @@ class Flights:
     def __len__(self) -> int:
         return len(self.late)
 
-    def batches(self, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Mini-batches ``(x, y)`` in order; the last one may be smaller."""
-        for start in range(0, len(self), size):
+    def batches(
+        self, size: int, begin: int = 0
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Mini-batches ``(x, y)`` in order, from a flight on; the last may be less."""
+        for start in range(begin, len(self), size):
             rows = slice(start, start + size)
             x = {"categories": self.categories[rows], "numbers": self.numbers[rows]}
             yield x, self.late[rows]
@@ -168,6 +171,21 @@ class Inputs:
         self._built = planes.set_index("tailnum")["year"]
         self._weather = _by_origin(weather)
         self.numbering: dict[str, dict[Any, int]] = {name: {} for name in CATEGORIES}
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Copy the numbering as plain values, each list in the order of the numbers."""
+        return {
+            # Of pandas, so that no value is one of numpy.
+            name: pd.Index(list(each)).tolist()
+            for name, each in self.numbering.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, list[Any]]) -> None:
+        """Number as that did of which this is the `state_dict`."""
+        self.numbering = {
+            name: {value: number for number, value in enumerate(state[name], 1)}
+            for name in CATEGORIES
+        }
 
     def of(self, flights: pd.DataFrame) -> Flights:
         """Make the inputs of these flights, which are in order."""
@@ -281,8 +299,24 @@ class Moments:
 
     def add(self, times: np.ndarray) -> None:
         """Take the times of the next flights."""
-        self._parts.append(times)
-        self._starts.append(self._starts[-1] + len(times))
+        if len(times):
+            self._parts.append(times)
+            self._starts.append(self._starts[-1] + len(times))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copy the times as numbers of microseconds."""
+        times = np.asarray(self).astype("datetime64[us]").astype(np.int64)
+        return {"microseconds": times, "starts": np.array(self._starts)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where that was of which this is the `state_dict`."""
+        times = state["microseconds"].astype("datetime64[us]")
+        self._starts = state["starts"].tolist()
+        self._parts = np.split(times, self._starts[1:-1]) if len(times) else []
+
+    def rewind(self, batches: int) -> None:
+        """Forget all mini-batches but the first so many: they come again."""
+        del self._parts[batches:], self._starts[batches + 1 :]
 
     @property
     def come(self) -> int:
@@ -340,7 +374,7 @@ class Topic:
             chunk=run.batch_size,
             partitions=partitions,
             name=run.topic,
-            positions=positions,
+            positions=positions or run.continuation.positions,
             asynchronous=True,
         )
 
@@ -429,6 +463,9 @@ class Pipeline(NamedTuple):
     scores: BinaryPrequential
 
 
+NAME = "flights"
+
+
 def build(
     client: Client,
     *,
@@ -438,7 +475,8 @@ def build(
     on_drift: str = "train",
     replicas: int | None = None,
     window: int = 10_000,
-    name: str = "flights",
+    name: str = NAME,
+    continuation: Continuation | None = None,
 ) -> Pipeline:
     """Wire source, trainer and scores.
 
@@ -457,7 +495,10 @@ def build(
         Flights in the sliding window of the scores.
     name
         Of the trainer, on the dashboard.
+    continuation
+        Says where checkpoints are saved, and where the stream goes on.
     """
+    continuation = continuation or Continuation()
     trainer = ta.Trainer(
         client,
         model=FlightModel,
@@ -471,8 +512,10 @@ def build(
         replicas=replicas,
         keep_predictions=True,
         name=name,
+        **continuation.arguments(),
     )
     scores = BinaryPrequential(window)
+    continuation.keep("scores", scores)
 
     def score(report: ta.Report) -> None:
         if report.error is None:
@@ -481,7 +524,7 @@ def build(
 
     source = source or Stream(asynchronous=True)
     source.sink(lambda batch: scores.expect(batch[1]))
-    reports = source.train(trainer)
+    reports = source.counted(continuation).train(trainer).map(continuation.numbered)
     reports.sink(score)
     return Pipeline(source, reports, trainer, scores)
 
@@ -545,6 +588,8 @@ class FlightsRun(AdaptiveRun):
 @running.command(FlightsRun, records="flights", rate=5_500)
 async def main(run: FlightsRun) -> None:
     """Learn which flights arrive late while the flights of 2013 go by."""
+    origin = "year" if run.kafka is None else f"topic {run.topic}"
+    await run.go_on(NAME, flights_of=origin, window=run.window)
     topic = None if run.kafka is None else Topic(run)
     times: Any
     expected: Any
@@ -554,6 +599,8 @@ async def main(run: FlightsRun) -> None:
         times = expected = flights.time
     else:
         run.say(f"Flights of topic {run.topic} at {run.kafka}, as group {run.group}")
+        run.continuation.keep("numbering", topic.inputs)
+        run.continuation.keep("times", topic.times)
         times, expected = topic.times, range(MOST_BATCHES * run.batch_size)
     source = Stream(asynchronous=True)
     async with run.client() as client, contextlib.AsyncExitStack() as open_trainers:
@@ -566,20 +613,26 @@ async def main(run: FlightsRun) -> None:
                 on_drift=run.on_drift,
                 replicas=run.workers,
                 window=run.window,
-                name="flights" if len(run.modes) == 1 else f"flights, {mode}",
+                name=NAME if len(run.modes) == 1 else f"{NAME}, {mode}",
+                # Of its own, where several trainers learn one stream.
+                continuation=Continuation() if run.compare else run.continuation,
             )
-            await open_trainers.enter_async_context(pipeline.trainer)
+            await open_trainers.enter_async_context(run.training(pipeline.trainer))
             run.follow(mode, pipeline, times=expected)
         first = run.sides[0]
+        run.tally.before = first.scores.expected
         with run.watch_scores(first.trainer, first.reports, first.scores, times=times):
             if topic is None:
-                batches = run.stopping(flights.batches(run.batch_size))
+                begin = first.scores.expected
+                batches = run.stopping(flights.batches(run.batch_size, begin))
                 await run.feed_batches(source, batches)
                 await run.drain()
             else:
                 try:
                     await topic.feed(source)
                     await run.drain()
+                    if run.checkpoint is not None:
+                        await first.trainer.save()  # what it holds is committed
                 finally:
                     await topic.close()
         await run.save(first.trainer, first.scores)

@@ -19,7 +19,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +39,16 @@ from streamz import Stream
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import running, terminal
+from tensair_dask.continuation import Continuation
 from tensair_dask.running import Run
 from tensair_dask.tally import Tally
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
-from tensair_dask.text.reading import check_readable, read_lines, size_of
+from tensair_dask.text.reading import (
+    STANDARD_INPUT,
+    check_readable,
+    read_lines,
+    size_of,
+)
 from tensair_dask.text.samples import Sampler, Samples
 from tensair_dask.text.similarity import Judged, bundled, load_judged
 from tensair_dask.text.vocabulary import Vocabulary
@@ -62,6 +69,12 @@ WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz
 # Characters that are read at once: worth the fixed cost of making samples, and few
 # enough that what is made of them stays in the processor's cache.
 ENOUGH = 1 << 15
+
+# Of a text that are remembered, for a checkpoint to find the one where it stands: more
+# than there can be between two mini-batches that are under way.
+MOST_PLACES = 20_000
+
+NAME = "word2vec"
 
 
 # ------------------------------------------------------------------- text to samples
@@ -116,6 +129,11 @@ class samples(Stream):
         self._new: list[Any] = []
         self._held: list[Any] = []
         self.words = 0
+        # Texts that have come, and those of them that had when it last learned.
+        self._taken = self._before = 0
+        self._emitted = 0
+        self._cut_short = False
+        self.reached = Reached()
 
     def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
         """Take text; the result is awaited where no replica has room."""
@@ -129,6 +147,7 @@ class samples(Stream):
         metadata = metadata or []
         self._retain_refs(metadata)
         self._new += metadata
+        self._taken += 1
         self._texts.append(x if x.endswith("\n") else x + "\n")
         self._size += len(x)
         if self._size >= ENOUGH:
@@ -159,13 +178,21 @@ class samples(Stream):
         texts, self._texts, self._size = self._texts, [], 0
         done, self._held, self._new = self._held, self._new, []
         carried = [*done, *self._held]
+        complete, self._before = self._before, self._taken
         if last:
             done, self._held = carried, []
+            complete = self._taken
         try:
             for made in self._samples_of(texts, last):
                 for step in made.steps(self._blocks):
+                    self._emitted += 1
                     for result in self._emit(self._batch(step), metadata=carried):
                         await result
+            if not self._cut_short:
+                self.reached.add(self._emitted, complete, self.words)
+        except BaseException:
+            self._cut_short = True  # some words of these texts are in no mini-batch
+            raise
         finally:
             self._release_refs(done)
 
@@ -184,6 +211,48 @@ class samples(Stream):
             "rate": np.full(len(step), self._rate(), np.float32),
         }
         return x, step.read
+
+
+class Reached:
+    """How many texts are learned when so many mini-batches are.
+
+    Attributes
+    ----------
+    texts
+        Those that need not be read again.
+    words
+        In them.
+    """
+
+    def __init__(self) -> None:
+        self.texts = self.words = 0
+        self._begins = 0
+        self._places: deque[tuple[int, int, int]] = deque(
+            [(0, 0, 0)], maxlen=MOST_PLACES
+        )
+
+    def add(self, batches: int, texts: int, words: int) -> None:
+        """Take note: with so many mini-batches of this run, so many texts and words."""
+        place = self._begins + batches, self.texts + texts, self.words + words
+        if self._places[-1][0] == place[0]:
+            self._places.pop()
+        self._places.append(place)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copy the state as a numpy array."""
+        return {"places": np.array(self._places, np.int64)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where that was of which this is the `state_dict`."""
+        self._places.clear()
+        self._places.extend(tuple(place) for place in state["places"].tolist())
+
+    def rewind(self, batches: int) -> None:
+        """Forget what comes after so many mini-batches: it comes again."""
+        while len(self._places) > 1 and self._places[-1][0] > batches:
+            self._places.pop()
+        self._begins = batches
+        _, self.texts, self.words = self._places[-1]
 
 
 # ----------------------------------------------------------------------- the pipeline
@@ -243,6 +312,7 @@ def build(
     compression: str = "none",
     staleness: str = "1s",
     seed: int = 0,
+    continuation: Continuation | None = None,
 ) -> Pipeline:
     """Wire source, samples, trainer and words.
 
@@ -269,6 +339,8 @@ def build(
     replicas, compression, staleness, seed
         Of the `Trainer`. Rare words are touched seldom, so vectors may be exchanged
         less often than dense gradients.
+    continuation
+        Says where checkpoints are saved, and where the text goes on.
 
     Raises
     ------
@@ -282,6 +354,8 @@ def build(
         )
     if vocabulary is None:
         vocabulary = Vocabulary()
+    continuation = continuation or Continuation()
+    continuation.keep("vocabulary", vocabulary)
     trainer = ta.Trainer(
         client,
         model=functools.partial(
@@ -296,22 +370,25 @@ def build(
         compression=compression,
         staleness=staleness,
         seed=seed,
-        name="word2vec",
+        name=NAME,
+        **continuation.arguments(),
     )
     sampler = Sampler(vocabulary, window, blocks=blocks, subsample=subsample, seed=seed)
     source = Stream(asynchronous=client.asynchronous, loop=client.loop)
     made = source.samples(vocabulary, sampler, blocks=blocks, rate=rate)
-    counts = _WordCounts()
+    continuation.keep("text", made.reached)
+    counts = _WordCounts(continuation.begins)
     made.sink(counts.expect)
-    reports = made.train(trainer).map(counts.in_words)
+    numbered = made.counted(continuation).train(trainer).map(continuation.numbered)
+    reports = numbered.map(counts.in_words)
     return Pipeline(source, made, reports, trainer, Words(trainer, vocabulary))
 
 
 class _WordCounts:
     """Lets reports tell how many words of text were learned, not how many blocks."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, begins: int) -> None:
+        self._next = begins
         self._read: dict[int, int] = {}
 
     def expect(self, batch: tuple[Any, np.ndarray]) -> None:
@@ -451,8 +528,18 @@ class WordsRun(Run):
         """Factor of the learning rate: falls to zero where the end is known."""
         return max(1.0 - self.read, LAST_RATE)
 
-    async def lines(self, vocabulary: Vocabulary) -> AsyncIterator[str]:
-        """Read the text, as often as was asked for."""
+    async def lines(self, vocabulary: Vocabulary, texts: int = 0) -> AsyncIterator[str]:
+        """Read the text, as often as was asked for.
+
+        Parameters
+        ----------
+        vocabulary
+            Told when the text comes again.
+        texts
+            To leave out, since they are learned. Of a pipe none is: what comes there
+            is new.
+        """
+        left_out = 0 if self.text == STANDARD_INPUT else texts
         limit = math.inf if self.limit is None else self.limit
         size = await asyncio.to_thread(self._size)
         words = characters = 0
@@ -466,7 +553,10 @@ class WordsRun(Run):
                     self.read = characters / size / self.repeats
                 if limit < math.inf:
                     self.read = max(self.read, words / limit)
-                yield text
+                if left_out:
+                    left_out -= 1
+                else:
+                    yield text
                 if words >= limit:
                     return
 
@@ -524,7 +614,7 @@ class WordsView:
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
-        done = f"{self._run.tally.records:,} words"
+        done = f"{self._run.tally.reached:,} words"
         bar.add_row(
             Text(done, style="bold"), ProgressBar(total=1, completed=self._run.read)
         )
@@ -532,7 +622,7 @@ class WordsView:
 
     def plain(self) -> str:
         """Draw the same as one line without a bar."""
-        return f"{self._run.tally.records:,} words  {self.numbers()}"
+        return f"{self._run.tally.reached:,} words  {self.numbers()}"
 
     def numbers(self) -> str:
         """Speed, loss, vocabulary, exchange, backlog."""
@@ -605,7 +695,7 @@ class Looks:
         words = self._pipeline.words
         seen: dict[str, Any] = {
             "seconds": time.monotonic() - self._began,
-            "words": self._run.tally.records,
+            "words": self._run.tally.reached,
             "loss": self._run.tally.loss(),
             "vocabulary": len(self._vocabulary),
         }
@@ -663,7 +753,18 @@ async def main(run: WordsRun) -> None:
         await asyncio.to_thread(wikipedia)
     else:
         await asyncio.to_thread(check_readable, run.text)
-    lines = run.lines(vocabulary)
+    await run.go_on(
+        NAME,
+        text=run.text or "of gensim",
+        passes=run.repeats,
+        model=run.model,
+        width=run.width,
+        window=run.context,
+        negatives=run.negatives,
+        min_count=run.min_count,
+        vocabulary=run.size,
+        hashed=run.hashed,
+    )
     async with run.client() as client:
         pipeline = build(
             client,
@@ -676,8 +777,12 @@ async def main(run: WordsRun) -> None:
             rate=run.remaining,
             replicas=run.workers,
             compression=run.compression,
+            continuation=run.continuation,
         )
-        async with pipeline.trainer as trainer:
+        reached = pipeline.samples.reached
+        run.tally.before = reached.words
+        lines = run.lines(vocabulary, reached.texts)
+        async with run.training(pipeline.trainer) as trainer:
             view = WordsView(run, vocabulary, trainer)
             looks = Looks(run, pipeline, vocabulary, judged, view)
             with run.watch(trainer, pipeline.reports, view):
@@ -716,7 +821,7 @@ def result(run: WordsRun) -> dict[str, Any]:
         "replicas": tally.replicas(),
         "looks": list(_plain(run.told)),
         "files": run.files,
-    }
+    } | run.went_on()
 
 
 def _plain(looks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

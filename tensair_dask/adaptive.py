@@ -13,8 +13,9 @@ import pandas as pd
 
 from tensair_dask import drift_plots, plots, terminal
 from tensair_dask.adaptation import MODES, POLICIES
-from tensair_dask.course import Detections, Record
+from tensair_dask.course import Alarms, Detections, Record
 from tensair_dask.drift_plots import Course
+from tensair_dask.errors import ConfigurationError
 from tensair_dask.prequential import MAJORITY, MODEL, BinaryPrequential, Scores
 from tensair_dask.run_page import Table
 from tensair_dask.scored import ScoredRun
@@ -74,6 +75,8 @@ class Side:
         Of the pipeline.
     record
         Of its reports.
+    alarms
+        Gives the mini-batches at which it has detected drift.
     drifts
         Mini-batches at which it detected drift; set when the stream is over.
     """
@@ -83,6 +86,7 @@ class Side:
     reports: Any
     scores: BinaryPrequential
     record: Record
+    alarms: Alarms
     drifts: list[int] = field(default_factory=list)
 
 
@@ -109,6 +113,15 @@ class AdaptiveRun(ScoredRun):
 
     sides: list[Side] = field(default_factory=list, init=False, repr=False)
 
+    async def go_on(self, name: str, **options: Any) -> None:
+        """Look where the stream goes on; see `Run.go_on`."""
+        if self.compare and self.checkpoint is not None:
+            raise ConfigurationError(
+                "--checkpoint and --compare were given; checkpoints are of one "
+                "trainer: leave one of the two out, and choose a --mode."
+            )
+        await super().go_on(name, **options)
+
     @property
     def modes(self) -> list[str]:
         """The modes to run: one, or all."""
@@ -134,16 +147,23 @@ class AdaptiveRun(ScoredRun):
         times
             When each record was made; the length says how many come.
         """
+        trainer, number = pipeline.trainer, self.continuation.number
         record = Record(-(-len(times) // self.batch_size))
+        alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
+        self.continuation.keep("record", record)
+        self.continuation.keep("alarms", alarms)
         pipeline.reports.sink(record.add)
         self.sides.append(
-            Side(mode, pipeline.trainer, pipeline.reports, pipeline.scores, record)
+            Side(mode, trainer, pipeline.reports, pipeline.scores, record, alarms)
         )
 
     async def stopping(self, batches: Iterable[Any]) -> AsyncIterator[Any]:
-        """Give the mini-batches; let mode never begin when the warm-up is over."""
+        """Give the mini-batches; let mode never begin when the warm-up is over.
+
+        The first one is that with which the run goes on.
+        """
         stops = -(-self.warm_up // self.batch_size)
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(batches, self.continuation.begins):
             if index == stops and stops:
                 for side in self.sides:
                     if side.mode == "never":
@@ -154,7 +174,7 @@ class AdaptiveRun(ScoredRun):
         """Drain all trainers, and take note of what they have detected."""
         for side in self.sides:
             await side.trainer.drain()
-            side.drifts = [int(each) for each in side.trainer.drifts["index"]]
+            side.drifts = side.alarms()
 
     # ---- results --------------------------------------------------------------------
 

@@ -168,8 +168,8 @@ class Starter:
         self.run_id = run_id
         self.missing: list[str] = []
         self._recipe = recipe
-        self._device = device
-        self._settings = settings
+        self.device = device
+        self.settings = settings
         self._name = name
         self._count = 0
         self._releasing: set[asyncio.Task[None]] = set()
@@ -200,7 +200,7 @@ class Starter:
 
         async def start() -> list[ReplicaHandle]:
             facts = await self.look()
-            places = place_replicas(facts, wish.count(len(facts)), self._device)
+            places = place_replicas(facts, wish.count(len(facts)), self.device)
             await self._build(places, started)
             # The seed makes most factories agree already; this makes all of them.
             first, *others = started
@@ -227,7 +227,7 @@ class Starter:
         self, facts: Sequence[WorkerFacts], present: Sequence[Place], count: int
     ) -> list[Place]:
         """Place further replicas beside those that there are."""
-        return place_more(facts, present, count, self._device)
+        return place_more(facts, present, count, self.device)
 
     async def _build(
         self, places: Sequence[Place], started: list[ReplicaHandle]
@@ -239,7 +239,7 @@ class Starter:
             self._count += 1
             name = f"replica-{number}"
             plan = ReplicaPlan(
-                self.run_id, name, place, payload, self._settings, self._name
+                self.run_id, name, place, payload, self.settings, self._name
             )
             future = self.client.submit(
                 start_replica,

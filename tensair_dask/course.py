@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from tensair_dask.drift.evaluation import match
 if TYPE_CHECKING:
     from tensair_dask.reports import Report
 
-__all__ = ["Detections", "Record"]
+__all__ = ["Alarms", "Detections", "Record"]
 
 
 class Record:
@@ -26,7 +26,7 @@ class Record:
     Parameters
     ----------
     length
-        Mini-batches of the stream; 9 bytes are kept for each.
+        Mini-batches of the stream, if that is known; 13 bytes are kept for each.
     metric
         Name of the metric.
     newest
@@ -47,6 +47,7 @@ class Record:
         self._loss = np.full(length, np.nan, dtype=np.float32)
         self._score = np.full(length, np.nan, dtype=np.float32)
         self._learned = np.zeros(length, dtype=bool)
+        self._samples = np.zeros(length, dtype=np.uint32)
         self._newest: deque[tuple[float, int]] = deque(maxlen=newest)
         self._sum = 0.0
         self.records = self.learned = self.predicted = 0
@@ -56,14 +57,61 @@ class Record:
         if report.error is not None:
             return
         score = report.metrics[self.metric]
+        if report.index >= len(self._loss):
+            self._make_room(report.index + 1)
         self._loss[report.index] = report.loss
         self._score[report.index] = score
         self._learned[report.index] = report.learned
+        self._samples[report.index] = report.samples
         self._newest.append((score * report.samples, report.samples))
         self._sum += score * report.samples
         self.records += report.samples
         self.learned += report.learned
         self.predicted += not report.learned
+
+    def _make_room(self, length: int) -> None:
+        more = max(length - len(self._loss), 1024, len(self._loss) // 2)
+        self._loss = np.pad(self._loss, (0, more), constant_values=np.nan)
+        self._score = np.pad(self._score, (0, more), constant_values=np.nan)
+        self._learned = np.pad(self._learned, (0, more))
+        self._samples = np.pad(self._samples, (0, more))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copy the state as numpy arrays: 13 bytes a mini-batch."""
+        end = 1 + int(np.flatnonzero(self._samples).max(initial=-1))
+        return {
+            "loss": self._loss[:end].copy(),
+            "score": self._score[:end].copy(),
+            "learned": self._learned[:end].copy(),
+            "samples": self._samples[:end].astype(np.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where that was of which this is the `state_dict`."""
+        end = len(state["samples"])
+        if end > len(self._loss):
+            self._make_room(end)
+        self._loss[:end] = state["loss"]
+        self._score[:end] = state["score"]
+        self._learned[:end] = state["learned"]
+        self._samples[:end] = state["samples"]
+        self.rewind(end)
+
+    def rewind(self, batches: int) -> None:
+        """Forget all mini-batches but the first so many: they come again."""
+        self._loss[batches:] = np.nan
+        self._score[batches:] = np.nan
+        self._learned[batches:] = False
+        self._samples[batches:] = 0
+        scored = np.flatnonzero(self._samples)
+        samples = self._samples[scored].astype(np.int64)
+        totals = self._score[scored].astype(np.float64) * samples
+        self._sum = float(totals.sum())
+        self.records = int(samples.sum())
+        self.learned = int(np.count_nonzero(self._learned))
+        self.predicted = len(scored) - self.learned
+        self._newest.clear()
+        self._newest.extend(zip(totals.tolist(), samples.tolist(), strict=True))
 
     @property
     def mean(self) -> float:
@@ -93,6 +141,32 @@ class Record:
                 self.metric: self._score[scored],
             }
         )
+
+
+class Alarms:
+    """Mini-batches at which drift was detected, also before a checkpoint.
+
+    Parameters
+    ----------
+    newest
+        Gives those that were detected since.
+    """
+
+    def __init__(self, newest: Callable[[], Iterable[int]]) -> None:
+        self._newest = newest
+        self._before: list[int] = []
+
+    def __call__(self) -> list[int]:
+        """All of them, in order."""
+        return [*self._before, *(int(each) for each in self._newest())]
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """Copy the state as plain values."""
+        return {"alarms": self()}
+
+    def load_state_dict(self, state: Mapping[str, list[int]]) -> None:
+        """Go on where that was of which this is the `state_dict`."""
+        self._before = list(state["alarms"])
 
 
 class Detections:

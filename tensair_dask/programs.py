@@ -47,9 +47,10 @@ def execute(
             await main()
 
     if not debug:
-        # They tell at length of what Ctrl-C has cut short, and of what comes back as
-        # an error.
-        for name in ("asyncio", "distributed", "tornado.application"):
+        # They tell at length of what Ctrl-C has cut short, of what comes back as an
+        # error, and of replicas that are lost, for which a run has a line of its own.
+        silent = ["asyncio", "distributed", "tornado.application"]
+        for name in [*silent, "tensair_dask.dispatch"]:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     try:

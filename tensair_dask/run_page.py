@@ -312,7 +312,7 @@ class Page:
 
 
 def _arguments(trainer: Any) -> list[tuple[str, str]]:
-    recipe, settings = trainer._recipe, trainer._settings
+    recipe, settings = trainer._recipe, trainer._starter.settings
     optimizer = recipe.optimizer
     given = {
         "name": trainer.name,
@@ -325,12 +325,12 @@ def _arguments(trainer: Any) -> list[tuple[str, str]]:
             else {"optimizer": optimizer}
         ),
         "metrics": ", ".join(recipe.metrics) or "none",
-        "replicas": trainer._replicas or "one on each worker",
+        "replicas": trainer._membership.wish,
         "share": settings.share,
         "compression": settings.compression,
         "staleness": f"{settings.staleness:g} s",
         "share of time": settings.share_of_time,
-        "device": trainer._device,
+        "device": trainer._starter.device,
         "seed": recipe.seed,
         "keep_predictions": recipe.keep_predictions,
     }

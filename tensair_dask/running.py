@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import socket
 import sys
 from collections.abc import (
@@ -23,7 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
+from tensair_dask.checkpoints.checkpointer import parse_every
+from tensair_dask.continuation import Continuation
 from tensair_dask.errors import ConfigurationError, SchedulerLostError
+from tensair_dask.happenings import Happenings
 from tensair_dask.interrupts import Interrupts, kept_from_children
 from tensair_dask.joining import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.pace import Pace
@@ -64,6 +68,10 @@ class Run:
         standard error.
     debug
         Show tracebacks and the logs of the cluster.
+    checkpoint
+        Folder for checkpoints, and to go on from; None for neither.
+    checkpoint_every
+        How often: mini-batches, or a time such as "10s".
     report
         Where to write a page that tells of the run; None for nowhere.
     command
@@ -72,6 +80,8 @@ class Run:
         What it does, if the pipeline says so.
     trainer
         The trainer that is watched, for the page.
+    continuation
+        Where it goes on.
     """
 
     records: str = "records"
@@ -81,6 +91,8 @@ class Run:
     limit: int | None = None
     as_json: bool = False
     debug: bool = False
+    checkpoint: str | None = None
+    checkpoint_every: int | str = "10s"
     report: Path | None = None
 
     command: str = field(default="", init=False, repr=False)
@@ -89,10 +101,14 @@ class Run:
     console: Console = field(init=False, repr=False)
     interrupts: Interrupts = field(default_factory=Interrupts, init=False, repr=False)
     tally: Tally = field(default_factory=Tally, init=False, repr=False)
+    continuation: Continuation = field(init=False, repr=False)
     files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.console = Console(stderr=self.as_json, highlight=False)
+        self.continuation = Continuation(self.checkpoint, self.checkpoint_every)
+        # Processes of the workers on this machine, by address.
+        self._processes: dict[str, int] = {}
 
     def say(self, text: str) -> None:
         """Tell the person at the terminal something."""
@@ -134,6 +150,10 @@ class Run:
             ) as cluster,
             Client(cluster, asynchronous=True) as client,
         ):
+            self._processes = await client.run(os.getpid)
+            if self.console.is_terminal or self.debug:
+                told = ", ".join(map(str, self._processes.values()))
+                self.say(f"Workers: {told} (kill -9 one, and watch)")
             yield client
 
     @contextlib.asynccontextmanager
@@ -162,6 +182,41 @@ class Run:
             self.say(f"Joined the scheduler at {self.scheduler}")
             yield client
 
+    async def go_on(self, name: str, **options: Any) -> None:
+        """Look where the stream goes on, if the user has given a folder; say so.
+
+        Parameters
+        ----------
+        name
+            Of the trainer.
+        **options
+            What must be the same from run to run.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder cannot be used, or its checkpoint is of another run.
+        """
+        await self.continuation.open(name, **options)
+        if self.continuation.path:
+            self.say(
+                f"Going on from {self.continuation.path} after "
+                f"{self.continuation.begins:,} mini-batches"
+            )
+
+    @contextlib.asynccontextmanager
+    async def training(self, trainer: Any) -> AsyncIterator[Any]:
+        """Open a trainer; when it is closed, say where the last checkpoint lies."""
+        try:
+            async with trainer:
+                yield trainer
+        finally:
+            if trainer.last_checkpoint:
+                self.say(
+                    f"Checkpoint: {trainer.last_checkpoint} (run the same again, and "
+                    "it goes on from there)"
+                )
+
     @contextlib.contextmanager
     def watch(self, trainer: Any, reports: Any, view: View) -> Iterator[None]:
         """Show a live line, and add up the reports, while the stream goes by.
@@ -181,7 +236,10 @@ class Run:
         sink = reports.sink(self.tally.add)
         self.tally.start()
         try:
-            with LiveLine(self.console, view):
+            with (
+                LiveLine(self.console, view),
+                Happenings(trainer, self.say, self.continuation, self._processes),
+            ):
                 yield
         finally:
             self.tally.stop()
@@ -229,6 +287,19 @@ class Run:
             await pace.wait(count(item))
             await source.emit(item)
 
+    def went_on(self) -> dict[str, Any]:
+        """What a script wants to know of checkpoints; nothing if there are none."""
+        if self.checkpoint is None:
+            return {}
+        continuation = self.continuation
+        return {
+            "checkpoint": {
+                "from": continuation.path or None,
+                "mini_batches": continuation.begins,
+                "last": self.trainer.last_checkpoint or None,
+            }
+        }
+
     def tables(self) -> list[Table]:
         """Results for the page of the run; other kinds of runs have some."""
         return []
@@ -267,6 +338,19 @@ class Run:
                 is_flag=True,
                 help="Print the result as JSON on standard output, all else on "
                 "standard error.",
+            ),
+            click.option(
+                "--checkpoint",
+                metavar="FOLDER",
+                help="Save checkpoints there, on any file system that fsspec knows; "
+                "if there are some, go on from the newest.",
+            ),
+            click.option(
+                "--checkpoint-every",
+                type=_Every(),
+                default=cls.checkpoint_every,
+                show_default=True,
+                help="How often: mini-batches, or a time.",
             ),
             click.option(
                 "--report",
@@ -319,6 +403,27 @@ class _Rate(click.ParamType):
             param,
             context,
         )
+
+
+class _Every(click.ParamType):
+    """A number of mini-batches, or a time with its unit."""
+
+    name = "BATCHES|TIME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int | str:
+        every = int(value) if str(value).isdecimal() else str(value)
+        try:
+            parse_every(every)
+        except ConfigurationError:
+            self.fail(
+                f"{value!r} is not allowed; give a number of mini-batches, for example "
+                "1000, or a time with its unit, for example 10s",
+                param,
+                context,
+            )
+        return every
 
 
 def command(

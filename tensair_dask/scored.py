@@ -161,7 +161,7 @@ class ScoredRun(Run):
             },
             "replicas": self.tally.replicas(),
             "files": self.files,
-        }
+        } | self.went_on()
 
     def tables(self) -> list[Table]:
         """Scores of the model beside those of the baselines."""

@@ -34,12 +34,15 @@ class Tally:
         Mini-batches that were refused, by the name of the error.
     staleness_most
         The largest staleness of any report.
+    before
+        Records of the stream that a checkpoint holds, with which the run has begun.
     lost
         Addresses of the replicas that were lost; set it when the stream has ended.
     """
 
     def __init__(self, newest: int = 200, span: float = 3.0) -> None:
         self.records = 0
+        self.before = 0
         self.batches = 0
         self.learned = 0
         self.refused: Counter[str] = Counter()
@@ -68,6 +71,11 @@ class Tally:
         self._staleness_sum += report.staleness
         self.staleness_most = max(self.staleness_most, report.staleness)
         self._newest.append(report)
+
+    @property
+    def reached(self) -> int:
+        """Records of the stream up to here, those of earlier runs included."""
+        return self.before + self.records
 
     def start(self) -> None:
         """Start the clock."""

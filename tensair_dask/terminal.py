@@ -115,7 +115,7 @@ class ScoresView:
     def drawing(self) -> RenderableType:
         """Draw a bar with the date of the stream, and the numbers below it."""
         total = len(self._times)
-        done = self._tally.records
+        done = self._tally.reached
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
@@ -129,11 +129,11 @@ class ScoresView:
 
     def plain(self) -> str:
         """Draw the same as one line without a bar."""
-        done, total = self._tally.records, len(self._times)
+        done, total = self._tally.reached, len(self._times)
         return f"{self._date()}  {done:,}/{total:,} {self._records}  {self._numbers()}"
 
     def _date(self) -> str:
-        newest = min(self._tally.records, len(self._times)) - 1
+        newest = min(self._tally.reached, len(self._times)) - 1
         if newest < 0:
             return "waiting"
         return str(self._times[newest].astype("datetime64[D]"))

@@ -51,6 +51,7 @@ LEVELS = [
     ],
     ["try_map", "streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
+    ["continuation", "happenings"],
     ["run_page", "running", "scored", "adaptive", "monitor"],
     ["cli", "__main__"],
     ["pipelines"],
@@ -60,7 +61,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Who may import what, at module level or within functions.
 ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
-    "streamz": {"mended", "try_map", "streams", "sources", "pipelines", "running"},
+    "streamz": {"mended", "try_map", "streams", "sources", "continuation", "pipelines"},
     "confluent_kafka": {"sources"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},

@@ -99,7 +99,7 @@ class BinaryPrequential:
             Shape (samples,): 0 or 1, or False or True.
         """
         target = np.asarray(target)
-        start = self._ends[-1] if self._ends else 0
+        start = self.expected
         end = start + len(target)
         if end > len(self._target):
             room = max(end, 2 * len(self._target))
@@ -136,6 +136,19 @@ class BinaryPrequential:
         self._probability[start:end] = probability
         self.records += int(np.isfinite(probability).sum() - before)
         self._newest = max(self._newest, end)
+
+    @property
+    def expected(self) -> int:
+        """Records that were announced."""
+        return self._ends[-1] if self._ends else 0
+
+    def rewind(self, batches: int) -> None:
+        """Forget all mini-batches but the first so many: they come again."""
+        del self._ends[batches:]
+        end = self.expected
+        self._probability[end:] = np.nan
+        self._newest = min(self._newest, end)
+        self.records = int(np.isfinite(self._probability[:end]).sum())
 
     def overall(self, start: int = 0) -> Scores:
         """Score all predictions so far, of the record ``start`` and those after it."""
@@ -231,7 +244,7 @@ class BinaryPrequential:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the state as numpy arrays and plain values: 9 bytes a record."""
-        end = self._ends[-1] if self._ends else 0
+        end = self.expected
         state = {
             "ends": np.array(self._ends, dtype=np.int64),
             "target": self._target[:end].copy(),

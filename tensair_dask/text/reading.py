@@ -14,7 +14,7 @@ import fsspec
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["check_readable", "read_lines", "size_of"]
+__all__ = ["STANDARD_INPUT", "check_readable", "read_lines", "size_of"]
 
 CHUNK = 1 << 16  # characters
 STANDARD_INPUT = "-"

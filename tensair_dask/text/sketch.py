@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 __all__ = ["CountMin"]
@@ -36,6 +38,14 @@ class CountMin:
     def __init__(self, bits: int = 18) -> None:
         self._shift = np.uint64(64 - bits)
         self._rows = [np.zeros(1 << bits, np.uint32) for _ in MULTIPLIERS]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copy the counts, as int32."""
+        return {"rows": np.stack(self._rows).view(np.int32)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Count on from where that was of which this is the `state_dict`."""
+        self._rows = list(np.array(state["rows"]).view(np.uint32))
 
     def add(self, fingerprints: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Count things.

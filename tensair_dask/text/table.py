@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 __all__ = ["FingerprintTable"]
@@ -74,6 +76,18 @@ class FingerprintTable:
             for entry in entries:
                 self._place(entry)
         self._place(fingerprint & ~int(ROW) | row)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copy the entries, as int64."""
+        return {"entries": self._entries[self._entries != 0].view(np.int64)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Hold what that held of which this is the `state_dict`."""
+        entries = np.array(state["entries"]).view(np.uint64).tolist()
+        self._count = len(entries)
+        self._allocate(max(SMALLEST, (2 * self._count).bit_length()))
+        for entry in entries:
+            self._place(entry)
 
     def _place(self, entry: int) -> None:
         place = entry >> int(self._shift)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tensair_dask import plain_state
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.text.sketch import CountMin
 from tensair_dask.text.table import FingerprintTable
@@ -121,6 +122,42 @@ class Vocabulary:
             before = min(int(counts[at] - times[at]), int(self.counts[shared]))
             self.counts[row] += before
             self.counts[shared] -= before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy the state as numpy arrays and plain values."""
+        state = {
+            "words": list(self.words),
+            "counts": self.counts.copy(),
+            "total": self.total,
+            "frozen": self.frozen,
+            "table": self._table.state_dict(),
+            "seen": self._seen.state_dict(),
+        }
+        return plain_state.describe(self, self._parameters, state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where that was of which this is the `state_dict`.
+
+        Raises
+        ------
+        CheckpointError
+            If it has other sizes; this one is then as it was.
+        """
+        found = plain_state.check(self, self._parameters, state)
+        self.words = list(found["words"])
+        self.counts = np.array(found["counts"])
+        self.total = int(found["total"])
+        self.frozen = bool(found["frozen"])
+        self._table.load_state_dict(found["table"])
+        self._seen.load_state_dict(found["seen"])
+
+    @property
+    def _parameters(self) -> dict[str, int]:
+        return {
+            "size": self.size,
+            "hashed": self.hashed,
+            "min_count": self.min_count,
+        }
 
     def _shared(self, fingerprints: np.ndarray) -> np.ndarray:
         places = fingerprints % np.uint64(max(self.hashed, 1))

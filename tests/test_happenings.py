@@ -1,0 +1,37 @@
+"""Lines that tell of replicas, while they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+
+from distributed import Worker
+from distributed.utils_test import gen_cluster
+from helpers import classes
+
+from tensair_dask import Trainer
+from tensair_dask.continuation import Continuation
+from tensair_dask.happenings import Happenings
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)
+async def test_replicas_that_come_and_go_are_told(c, s, a, b):
+    lines: list[str] = []
+
+    async def told(words: str) -> str:
+        while not any(words in line for line in lines):
+            await asyncio.sleep(0.01)
+        return next(line for line in lines if words in line)
+
+    async with Trainer(c, **classes()) as trainer:
+        await trainer.mark("nobody needs to know")
+        processes = {a.address: 11, b.address: 12}
+        with Happenings(trainer, lines.append, Continuation(), processes):
+            await a.close(nanny=False)
+            assert await told("replica left") == (
+                f"        0  replica left: the replica on {a.address} (process 11)"
+            )
+            async with Worker(s.address, nthreads=1) as new:
+                line = await told("replica joined")
+                assert f"the replica on {new.address} (process " in line
+                await trainer.drain()
+    assert not any("nobody" in line for line in lines)
