@@ -420,6 +420,8 @@ class Replica:
         told = {"run_id": plan.run_id, "kind": LEAVING, "replica": plan.name}
         self._worker.log_event(TOPIC, told)
         await self._departure.leave(self.exchange, timeout)
+        if self._thread.has_ended:
+            return self._thread.status()
         return await self.status()
 
     async def close(self) -> dict[str, Any]:
