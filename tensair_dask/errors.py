@@ -105,14 +105,14 @@ class PackageMissingError(ClusterError):
 
 
 class SourceError(TensairError):
-    """A source cannot be read, or not any further."""
+    """A source, or a record of it, cannot be read."""
 
 
 class StreamError(TensairError, RuntimeError):
     """A node of a stream has ended, or lost what it held, since something raised."""
 
 
-class RecordError(TensairError):
+class RecordError(SourceError):
     """One record was refused before it was part of a mini-batch; the stream goes on."""
 
 
