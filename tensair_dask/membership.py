@@ -103,7 +103,9 @@ class Membership:
         self._watching: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._fitting = asyncio.Lock()
-        # Workers on which no replica could be started, and when that was.
+        # Replicas that leave because there are too many: their workers stay.
+        self._unwanted: set[str] = set()
+        # Workers on which no replica could be started, or that go; and since when.
         self._unfit: dict[str, float] = {}
         # When there were first too few workers for as many replicas as are wished for.
         self._short_since: float | None = None
@@ -197,6 +199,9 @@ class Membership:
         """Take note of a replica that is lost, or has left; `recovered` tells when."""
         name = next(each.name for each in self._handles if each.lane is lane)
         kind = "left" if lane.leaving else "lost"
+        if lane.leaving and name not in self._unwanted:
+            # Its worker is about to go, and may still be there for a while.
+            self._unfit[lane.address] = time.monotonic()
         self._note(kind, f"the replica on {lane.address}", name)
         if self._recovering is None or self._recovering.done():
             self._recovering = asyncio.ensure_future(self._recover())
@@ -349,24 +354,25 @@ class Membership:
             wished = self._wished = self.wish.count(len(workers))
             if len(present) > wished and self.wish.most < len(present):
                 # One on each worker that is left would be too few: no reason to end.
-                for handle in present[int(self.wish.most) :]:
-                    self._dispatcher.dismiss(handle.lane)
+                self._dismiss(present[int(self.wish.most) :])
             elif len(present) < wished and present:
                 await self._grow(workers, present, wished, patience)
             else:
                 self._short_since = None
 
+    def _dismiss(self, handles: list[ReplicaHandle]) -> None:
+        """Let replicas leave that are too many."""
+        for handle in handles:
+            self._unwanted.add(handle.name)
+            self._dispatcher.dismiss(handle.lane)
+
     async def _workers(self) -> list[str]:
         """Workers on which a replica may be started."""
-        identity = await self._client.scheduler.identity(n_workers=-1)
+        addresses = await self._client.scheduler.ncores()
         now = time.monotonic()
         pause = config.get_seconds("replicas.retry")
         self._unfit = {k: t for k, t in self._unfit.items() if now - t < pause}
-        return [
-            address
-            for address, facts in identity["workers"].items()
-            if address not in self._unfit and facts.get("status") != "closing"
-        ]
+        return [address for address in addresses if address not in self._unfit]
 
     async def _grow(
         self,
@@ -474,9 +480,9 @@ class Membership:
         async with self._fitting:
             present = [each for each in self._handles if each.lane.open]
             leaving = present[count:]
-            for handle in leaving:
-                self._unfit[handle.place.address] = time.monotonic()
-                self._dispatcher.dismiss(handle.lane)
+            self._dismiss(leaving)
+            now = time.monotonic()
+            self._unfit.update({each.place.address: now for each in leaving})
         deadline = time.monotonic() + timeout
         while any(handle.lane.alive for handle in leaving):
             if time.monotonic() > deadline:

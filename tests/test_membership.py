@@ -319,6 +319,18 @@ async def test_scaling_down_and_up_loses_nothing(c, s, *workers):
         await assert_learned_once(trainer, data)
 
 
+@cluster(3)
+async def test_none_is_started_on_a_worker_that_is_about_to_go(c, s, *workers):
+    async with ta.Trainer(c, **linear()) as trainer:
+        reports = feed(trainer, linear_data(60))
+        await until(lambda: len(reports) == 60)
+        address = workers[0].address
+        assert list(await c.retire_workers([address])) == [address]
+        assert trainer._membership.count == 2
+        await trainer._membership.fit(patience=0)
+        assert [each.place.address for each in trainer._handles].count(address) == 1
+
+
 @cluster(2)
 @pytest.mark.parametrize("how", ["retire", "close"])
 async def test_the_last_replica_hands_its_model_to_another_worker(c, s, a, b, how):
