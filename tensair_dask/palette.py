@@ -28,7 +28,7 @@ EVENTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "policy": (ORANGE, (2, 4)),
     "mode": (PURPLE, (8, 4)),
     "joined": (GREEN, (2, 3)),
-    "left": (SKY, (2, 3)),
+    "left": (SKY, (6, 2)),
     "lost": (BLACK, (8, 3, 2, 3)),
     "note": (GREY, (4, 4)),
 }
