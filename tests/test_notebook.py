@@ -146,18 +146,27 @@ async def test_an_overview_tells_how_a_trainer_stands(c, s, a, b):
 
 
 @two()
-async def test_a_lost_replica_is_told_as_lost_also_after_the_end(c, s, a, b):
+async def test_a_replica_that_left_is_told_so_also_after_the_end(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(20))
         await a.close()
         while look_at(trainer).alive == 2:
             await asyncio.sleep(0.01)
         states = {row.address: row.state for row in replica_rows(trainer)}
-        assert states[a.address] == "lost"
+        assert states[a.address] == "left"
         assert states[b.address] in ("waiting", "learning")
-        assert "lost" in text_of(trainer._repr_html_())
+        assert "left" in text_of(trainer._repr_html_())
     states = {row.address: row.state for row in replica_rows(trainer)}
-    assert states == {a.address: "lost", b.address: "closed"}
+    assert states == {a.address: "left", b.address: "closed"}
+
+
+@two()
+async def test_a_lost_replica_is_told_as_lost(c, s, a, b):
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        lane = trainer._handles[0].lane
+        trainer._dispatcher.lose(lane, OSError("killed"))
+        assert replica_rows(trainer)[0].state == "lost"
+        assert "<strong>lost</strong>" in trainer._repr_html_()
 
 
 @one()
