@@ -26,6 +26,7 @@ from tensair_dask.errors import (
     TensairTimeoutError,
 )
 from tensair_dask.exchange.settings import Settings
+from tensair_dask.guard.scheduler import install
 from tensair_dask.learner import Recipe
 from tensair_dask.placement import (
     Place,
@@ -200,6 +201,7 @@ class Starter:
 
         async def start() -> list[ReplicaHandle]:
             facts = await self.look()
+            await install(self.client)
             places = place_replicas(facts, wish.count(len(facts)), self.device)
             await self._build(places, started)
             # The seed makes most factories agree already; this makes all of them.

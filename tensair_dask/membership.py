@@ -24,7 +24,6 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Holding
-from tensair_dask.guard.scheduler import install
 from tensair_dask.guard.worker import leaving_topic
 from tensair_dask.interventions import Interventions
 from tensair_dask.placement import Place, Wish
@@ -126,11 +125,10 @@ class Membership:
 
     async def start(self) -> None:
         """Start the first replicas; see `Starter.start`."""
-        await install(self._client)
-        topic = leaving_topic(self._starter.run_id)
-        self._client.subscribe_topic(topic, self._told_of_leaving)
         for handle in await self._starter.start(self.wish):
             self._admit(handle)
+        topic = leaving_topic(self._starter.run_id)
+        self._client.subscribe_topic(topic, self._told_of_leaving)
         self._wished = len(self._handles)
 
     def watch(self) -> None:
