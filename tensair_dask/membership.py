@@ -274,9 +274,14 @@ class Membership:
         addresses = {each.place.address for each in leaving}
         heirs: list[ReplicaHandle] = []
         try:
-            facts = await self._starter.look()
-            free = [each for each in facts if each.address not in addresses]
-            places = self._starter.place(free, [], 1)
+            free = [each for each in await self._workers() if each not in addresses]
+            if not free:
+                raise NoReplicasError("There is no other worker for it.")
+            await leaving[0].call("status")  # it may be gone by now
+            facts = [
+                each for each in await self._starter.look() if each.address in free
+            ]
+            places = self._starter.place(facts, [], 1)
             heirs = await self._starter.build(places)
             for heir in heirs:
                 await leaving[0].call("keep")

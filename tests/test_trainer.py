@@ -928,7 +928,7 @@ def test_an_evaluation_whose_replica_is_lost_ends(slow):
         await until(slow.entered.is_set)
         evaluating = asyncio.ensure_future(trainer.evaluate([(X, Y)]))
         await asyncio.gather(a.close(), return_exceptions=True)
-        with pytest.raises(errors.ReplicaLostError, match="leaves|had answered"):
+        with pytest.raises(errors.ReplicaLostError, match=r"leaves|had answered"):
             await asyncio.wait_for(evaluating, 10)
         with pytest.raises(errors.NoReplicasError):
             await asyncio.wait_for(learning, 10)
