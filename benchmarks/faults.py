@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
+import dask
 import numpy as np
 import torch
 from distributed import Client, LocalCluster
@@ -310,6 +311,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     chosen = parser.parse_args()
     print(environment())
+    # Dask's clusters give up a worker that is not there so long after it was lost, also
+    # if it has come back meanwhile and was killed again.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
     for what in chosen.what:
         load = Load()
         if what == "kills":
