@@ -158,6 +158,7 @@ class Membership:
             try:
                 self._give_up_the_lost()
                 await self._confirm_the_idle()
+                await self.complete()
                 await self.fit()
             except TrainerClosedError:
                 return
@@ -190,6 +191,41 @@ class Membership:
                 except (ReplicaLostError, TensairTimeoutError):
                     continue
                 self._dispatcher.confirm(lane)
+
+    async def complete(self) -> None:
+        """Let replicas that have missed gradients take over a model that holds them.
+
+        Whatever the reason: a replica whose peers go on without it would else drift
+        away from them unnoticed.
+        """
+        statuses = [each.lane.status for each in self._calls.alive()]
+        if not any(status is not None and status.missed for status in statuses):
+            return
+        async with self._interventions.alone, self._interventions.rest():
+            answers = await self._calls.ask_all("status")
+            behind = [each for each, status in answers.items() if status.missed]
+            if behind:
+                await self._catch_up(behind, answers)
+        for handle, status in (await self._calls.ask_all("status")).items():
+            handle.lane.status = status
+
+    async def _catch_up(
+        self, behind: list[ReplicaHandle], answers: dict[ReplicaHandle, Any]
+    ) -> None:
+        source = max(
+            answers, key=lambda each: (each not in behind, answers[each].version)
+        )
+        copied = await self._interventions.copy(
+            source, [each for each in behind if each is not source]
+        )
+        told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
+        if source in behind:
+            # None holds all: what the source has missed is lost.
+            clock = {each.name: status.steps for each, status in answers.items()}
+            await self._calls.ask(source, "overlook", clock)
+            told += ", which had missed some, too"
+            logger.warning("Gradients were lost: %s", told)
+        self._note("note", told)
 
     # ---- replicas that are lost, or have left ----------------------------------------
 

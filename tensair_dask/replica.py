@@ -181,7 +181,13 @@ class Replica:
 
         def take_over() -> None:
             self._load(snapshot)
-            self.exchange.adopted(Holding(snapshot["clock"], snapshot["taken"]))
+            self.exchange.adopted(
+                Holding(
+                    snapshot["clock"],
+                    snapshot["taken"],
+                    frozenset(snapshot["sealed"]),
+                )
+            )
 
         await self._thread.call(take_over)
 
@@ -286,6 +292,7 @@ class Replica:
             **self.learner.snapshot(),
             "clock": holding.clock,
             "taken": holding.taken,
+            "sealed": sorted(holding.sealed),
         }
 
     async def seal(self, origins: Sequence[str]) -> Holding:
@@ -293,6 +300,10 @@ class Replica:
         holding = await self._thread.call(lambda: self.exchange.seal(origins))
         self.exchange.forget(origins)
         return holding
+
+    async def overlook(self, clock: dict[str, int]) -> None:
+        """Go on without gradients of peers that nobody has any more."""
+        await self._thread.call(lambda: self.exchange.overlook(clock))
 
     async def wait_for_peers(self, replicas: int, timeout: float) -> None:
         """Wait until so many replicas of the run know each other."""

@@ -1226,6 +1226,7 @@ class Trainer:
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
             self._dispatcher.confirm(handle.lane)
+        await self._membership.complete()
         for node in list(self.nodes):
             node.check()
 

@@ -58,6 +58,8 @@ class Status:
     confirmed: int = 0
     # Whether the replica takes no more mini-batches.
     leaving: bool = False
+    # Whether gradients of a peer have not reached it, and no more of that peer do.
+    missed: bool = False
 
 
 @dataclass(slots=True)
@@ -336,6 +338,7 @@ class TrainingThread:
             exchange.taken,
             exchange.confirmed(),
             self.leaving,
+            exchange.missed,
         )
 
     def refuse_waiting(self, error: Exception) -> None:

@@ -75,6 +75,11 @@ async def assert_learned_once(trainer: Any, data: list[Any]) -> None:
         assert torch.allclose(state["weight"].double(), expected, **EXACT)
 
 
+async def refusals(trainer: Any) -> int:
+    stats = await trainer.exchange_stats()
+    return sum(each["refused"] for each in stats.values())
+
+
 # ---------------------------------------------------------------------------- lost
 
 
@@ -213,6 +218,52 @@ async def test_a_replica_that_was_only_cut_off_reaches_nobody_any_more(c, s, a, 
         assert (await trainer.exchange_stats())[alive.place.address]["refused"] == 1
 
 
+# --------------------------------------------------------------------------- missed
+
+
+def swallow_a_message(exchange: Any) -> None:
+    """Let what an exchange publishes next reach nobody, unnoticed."""
+    take = exchange._accumulator.take
+
+    def swallow() -> None:
+        if take() is not None:
+            exchange._accumulator.take = take
+
+    exchange._accumulator.take = swallow
+
+
+@cluster(3)
+async def test_who_has_missed_gradients_takes_over_a_model_that_holds_them(
+    c, s, *workers
+):
+    data = linear_data(300)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        swallow_a_message(exchange_of(trainer, workers[0]))
+        reports = feed(trainer, data[:150])
+        await until(lambda: "missed gradients" in " ".join(trainer.events["text"]))
+        feed(trainer, data[150:], reports)
+        await trainer.drain()
+        assert await refusals(trainer) >= 2
+        statuses = await trainer._calls.ask_all("status")
+        assert not any(status.missed for status in statuses.values())
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2)
+async def test_where_all_have_missed_gradients_they_agree_again(c, s, *workers):
+    data = linear_data(600)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        for worker in workers:
+            swallow_a_message(exchange_of(trainer, worker))
+        reports = feed(trainer, data[:300])
+        await until(lambda: "had missed some, too" in " ".join(trainer.events["text"]))
+        before = await refusals(trainer)
+        feed(trainer, data[300:], reports)
+        await trainer.drain()
+        assert await refusals(trainer) == before
+        assert spread(await trainer.state_dicts()) < 1e-4
+
+
 # ---------------------------------------------------------------------------- joins
 
 
@@ -249,6 +300,56 @@ async def test_a_lost_replica_is_replaced_from_a_peers_model(c, s, a):
         feed(trainer, data[300:], reports)
         await trainer.drain()
         assert len(await trainer.state_dicts()) == 2
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2, config=SILENT)
+@pytest.mark.parametrize("share", ["gradient", "update"])
+@pytest.mark.parametrize("compression", ["none", "int8"])
+@pytest.mark.parametrize("alone", [0, 40])
+async def test_what_nobody_was_left_to_hear_is_not_told_to_a_newcomer(
+    c, s, a, b, share, compression, alone
+):
+    data = linear_data(120)
+    arguments = linear(replicas=2, share=share, compression=compression)
+    async with ta.Trainer(c, **arguments) as trainer:
+        exchange = exchange_of(trainer, a)
+        exchange.due = lambda busy: None
+        reports = feed(trainer, data[:40])
+        await until(lambda: len(reports) == 40)
+        # It has said nothing yet; and now the only one who could hear it is lost.
+        cut_off(trainer, b)
+        await trainer.scale(1)
+        await until(lambda: not exchange.peers)
+        feed(trainer, data[40 : 40 + alone], reports)
+        await until(lambda: len(reports) == 40 + alone)
+        await trainer.scale(2)
+        del exchange.due
+        feed(trainer, data[40 + alone :], reports)
+        await trainer.drain()
+        assert await refusals(trainer) == 0
+        if compression == "none":  # else what rounding left at the lost one is lost
+            await assert_learned_once(trainer, data)
+        assert spread(await trainer.state_dicts()) < 1e-5
+
+
+@cluster(3)
+async def test_a_newcomer_hears_nothing_of_one_that_was_lost_before(c, s, *workers):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        feed(trainer, data)
+        await trainer.drain()
+        zombie = trainer._handles[1]
+        address = zombie.place.address
+        worker = next(each for each in workers if each.address == address)
+        replica = worker.state.actors[zombie.key]
+        trainer._dispatcher.lose(zombie.lane, OSError("the network was cut"))
+        await until(lambda: len(trainer._calls.alive()) == 2)
+        (pair,) = linear_data(1, seed=7)
+        await replica.learn(Block.join(trainer.run_id, [MiniBatch.of(*pair)]))
+        await replica.flush(10)
+        await trainer.drain()
+        assert await refusals(trainer) == 2
         await assert_learned_once(trainer, data)
 
 

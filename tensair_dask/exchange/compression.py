@@ -209,9 +209,13 @@ class Compressor:
         rest = rest + Gradients(
             [torch.zeros_like(buffer) for buffer in rest.buffers], None, self._rows
         )
+        self.drop()
+        return rest
+
+    def drop(self) -> None:
+        """Forget what was left out: there is nobody who lacks it."""
         self._buffers = None
         self._rows = {}
-        return rest
 
     def _with_remainder(self, gradients: Gradients) -> list[torch.Tensor]:
         if self._buffers is None:

@@ -45,10 +45,13 @@ class Holding:
         Gradients by origin.
     taken
         By origin, mini-batches that it had dealt with by the newest of these.
+    sealed
+        Lost origins: nothing more of theirs may be applied.
     """
 
     clock: dict[str, int]
     taken: dict[str, int]
+    sealed: frozenset[str] = frozenset()
 
 
 class Exchange:
@@ -250,7 +253,7 @@ class Exchange:
         if self._sharing:
             self._accumulator.prepare()
         else:
-            self._accumulator.drop()
+            self._drop()
 
     def learned(self, samples: int, seconds: float, changes: Changes) -> None:
         """Record one local step, how long it took, and its gradients."""
@@ -289,7 +292,7 @@ class Exchange:
     def holding(self) -> Holding:
         """Whose gradients are in the parameters."""
         taken = {**self._taken_by, self.origin: self.taken}
-        return Holding(self.clock.snapshot(), taken)
+        return Holding(self.clock.snapshot(), taken, frozenset(self._sealed))
 
     def adopted(self, holding: Holding) -> None:
         """Record that the model of a peer was taken over, and what it holds."""
@@ -301,6 +304,8 @@ class Exchange:
             for origin, count in holding.taken.items()
             if origin != self.origin
         }
+        self._sealed.update(holding.sealed)
+        self._inbox.missed.clear()
         self._adopting = False
         self.replaced()
 
@@ -309,8 +314,34 @@ class Exchange:
 
         There must be no gradient under way: call it after a drain.
         """
-        self._accumulator.drop()
+        self._drop()
         self.changed = time.monotonic()
+
+    def overlook(self, clock: dict[str, int]) -> None:
+        """Go on without gradients that were missed, where nobody has them all.
+
+        Parameters
+        ----------
+        clock
+            Gradients by origin, as many as there are.
+        """
+        for origin in self._inbox.missed:
+            self.clock.advance(origin, max(clock.get(origin, 0), self.clock[origin]))
+        self._inbox.missed.clear()
+
+    @property
+    def missed(self) -> bool:
+        """Whether something of a peer has not arrived, so that no more of it fits."""
+        return bool(self._inbox.missed)
+
+    def _drop(self) -> None:
+        """Forget all that is not published: all who will ever be there know it.
+
+        A replica that joins takes over a model that holds it already.
+        """
+        self._accumulator.drop()
+        if self._compressor is not None:
+            self._compressor.drop()
 
     def apply_arrived(self) -> int:
         """Apply all that has arrived, as one sum.
@@ -376,6 +407,9 @@ class Exchange:
     def publish_all(self) -> None:
         """Publish all that peers do not know: what rounding has left out, too."""
         if not self._peers:
+            # Kept, it would go to one that joins now, who knows it: to that one it
+            # would not fit, nor would anything after it.
+            self._drop()
             return
         if self._compressor is None and not self._accumulator.leaves_out:
             self.publish()

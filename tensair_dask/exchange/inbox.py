@@ -30,11 +30,20 @@ class Inbox:
 
     Arrivals are put by the event loop and taken by the thread that trains; a deque's
     append and popleft are atomic, so no lock is needed.
+
+    Attributes
+    ----------
+    refused
+        How many messages were not those that came next from their origin.
+    missed
+        Origins of which something was not received that was said to others, or before:
+        nothing more of them fits, until a peer's model is taken over.
     """
 
     def __init__(self) -> None:
         self._arrivals: deque[Arrival] = deque()
         self.refused = 0
+        self.missed: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._arrivals)
@@ -75,5 +84,7 @@ class Inbox:
             else:
                 if message.last >= expected:
                     self.refused += 1
+                    if message.origin not in sealed:
+                        self.missed.add(message.origin)
                 repeated.append(arrival)
         return fresh, repeated

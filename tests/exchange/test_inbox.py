@@ -38,6 +38,15 @@ def test_a_range_that_leaves_a_gap_is_refused_and_counted():
     assert fresh == []
     assert len(repeated) == 1
     assert inbox.refused == 1
+    assert inbox.missed == {"a"}
+
+
+def test_nothing_was_missed_of_a_sealed_origin():
+    inbox = Inbox()
+    put(inbox, message(3, 4, 1.0))
+    inbox.take(VectorClock({"a": 1}), {"a"})
+    assert inbox.refused == 1
+    assert not inbox.missed
 
 
 def test_origins_are_told_apart():
