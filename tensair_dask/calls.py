@@ -9,9 +9,8 @@ from typing import Any
 
 from tensair_dask import config
 from tensair_dask.cluster import ReplicaHandle
-from tensair_dask.dispatch import Dispatcher
+from tensair_dask.dispatch import Dispatcher, nobody_alive
 from tensair_dask.errors import (
-    NoReplicasError,
     ReplicaLeavingError,
     ReplicaLostError,
     TensairTimeoutError,
@@ -65,10 +64,7 @@ class Calls:
             if handle.lane.open
         ]
         if not alive:
-            raise NoReplicasError(
-                f"None of the {len(self._handles)} replicas is alive. Start workers "
-                "and a new trainer."
-            )
+            raise nobody_alive(len(self._handles), "nobody can answer")
         return min(alive, key=lambda each: each[:2])[2]
 
     async def ask_any(self, function: str, *args: Any) -> Any:

@@ -39,6 +39,7 @@ from tensair_dask.replica import RECIPE, Peer, ReplicaPlan
 from tensair_dask.starting import start_replica
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
+from tensair_dask.waiting import within
 
 __all__ = ["ReplicaHandle", "Starter"]
 
@@ -280,7 +281,7 @@ class Starter:
     ) -> list[ReplicaHandle]:
         seconds = config.get_seconds("timeouts.start")
         try:
-            return await asyncio.wait_for(work, seconds)
+            return await within(work, seconds)
         except BaseException as error:
             for handle in started:
                 self.release(handle)
@@ -386,7 +387,7 @@ async def _can_connect(client: Client, places: Sequence[Place]) -> bool:
 
     try:
         addresses = {place.address for place in places}
-        await asyncio.wait_for(asyncio.gather(*map(connect, addresses)), seconds)
+        await within(asyncio.gather(*map(connect, addresses)), seconds)
     except (OSError, asyncio.TimeoutError) as error:
         logger.warning(
             "The client cannot connect to the workers (%s): mini-batches go through "

@@ -24,8 +24,9 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.reports import Report
+from tensair_dask.waiting import within
 
-__all__ = ["Dispatcher", "Lane", "Limits", "Pending"]
+__all__ = ["Dispatcher", "Lane", "Limits", "Pending", "nobody_alive"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ class Pending:
     settle
         Called once when all replicas have applied it, and the report has passed: what
         it was made of may be forgotten.
-    marks
-        Where it was in its sources, for the dead letters.
+    metadata
+        Of streamz; where it was in its sources, for the dead letters.
     on_error
         What is done if it is refused; see `tensair_dask.bad_input`.
     taken
@@ -104,7 +105,7 @@ class Pending:
     item: Any
     deliver: Callable[[Report], Awaitable[Any] | None]
     settle: Callable[[], Any] | None = None
-    marks: Sequence[Any] = ()
+    metadata: Sequence[Any] = ()
     on_error: str = "dead-letter"
     taken: float = field(default_factory=time.monotonic)
     position: int = -1
@@ -332,7 +333,7 @@ class Dispatcher:
             self._waiting.append(room)
             self._waiting_since[room] = pending.taken
             try:
-                await asyncio.wait_for(room, self._limits.room)
+                await within(room, self._limits.room)
             except asyncio.TimeoutError:
                 raise TensairTimeoutError(
                     f"No replica had room for a mini-batch within "
@@ -550,7 +551,7 @@ class Dispatcher:
         self._held = asyncio.get_running_loop().create_future()
         self._notice_rest()
         try:
-            await asyncio.wait_for(asyncio.shield(self._held), timeout)
+            await within(asyncio.shield(self._held), timeout)
         except asyncio.TimeoutError:
             count = sum(len(sent) for lane in self.lanes for sent in lane.sent.values())
             raise TensairTimeoutError(
@@ -689,10 +690,7 @@ class Dispatcher:
                 self._pass(pending)
             else:
                 pending.reported = True
-                error = NoReplicasError(
-                    "All replicas are lost; the mini-batch was not learned. Start "
-                    "workers and a new trainer."
-                )
+                error = nobody_alive(len(self.lanes), "the mini-batch was not learned")
                 report = Report.refused(pending.index, pending.batch.samples, error)
                 self._deliver(pending, report)
         if open_lanes:
@@ -704,10 +702,7 @@ class Dispatcher:
 
     def _check_alive(self) -> None:
         if not self.expecting and not any(lane.open for lane in self.lanes):
-            raise NoReplicasError(
-                f"None of the {len(self.lanes)} replicas is alive; the mini-batch was "
-                "not taken. Start workers and a new trainer."
-            )
+            raise nobody_alive(len(self.lanes), "the mini-batch was not taken")
 
     # ---- the end -------------------------------------------------------------------
 
@@ -727,7 +722,7 @@ class Dispatcher:
             else:  # those that wait for room are just about to be taken in
                 idle.get_loop().call_soon(idle.set_result, None)
             try:
-                await asyncio.wait_for(idle, max(0.0, deadline - time.monotonic()))
+                await within(idle, max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
                 raise TensairTimeoutError(
                     f"{self.backlog} mini-batches were not reported within "
@@ -748,3 +743,11 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def nobody_alive(replicas: int, so: str) -> NoReplicasError:
+    """Say that all of so many replicas are lost, what that means, and what to do."""
+    return NoReplicasError(
+        f"None of the {replicas} replicas is alive: {so}. Start workers, and go on "
+        "from the last checkpoint with Trainer.restore, or begin with a new trainer."
+    )

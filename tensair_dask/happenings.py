@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask.telemetry.events import KINDS
+from tensair_dask.waiting import within
 
 if TYPE_CHECKING:
     from tensair_dask.continuation import Continuation
@@ -91,7 +92,7 @@ class Happenings:
             # One may be gone again; its address has to do, then.
             with contextlib.suppress(Exception):
                 asking = self._trainer.client.run(os.getpid, workers=new)
-                self._processes |= await asyncio.wait_for(asking, 1)
+                self._processes |= await within(asking, 1)
 
     def _line(self, event: Event) -> str:
         text = event.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from tensair_dask.waiting import within
+
 __all__ = ["CONNECT_TIMEOUT", "LOOPBACK", "SCHEDULER_PORT", "complete", "reach"]
 
 LOOPBACK = "127.0.0.1"
@@ -42,5 +44,5 @@ async def reach(address: str) -> None:
     if scheme in ("tcp", "tls"):
         host, port = parse_host_port(location, SCHEDULER_PORT)
         connecting = asyncio.open_connection(host, port)
-        _, writer = await asyncio.wait_for(connecting, CONNECT_TIMEOUT)
+        _, writer = await within(connecting, CONNECT_TIMEOUT)
         writer.close()

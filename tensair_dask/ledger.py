@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tensair_dask.errors import CheckpointError
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "Ledger", "marks_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +22,15 @@ class Entry(NamedTuple):
 
     Attributes
     ----------
-    marks
-        Where its records were in their sources: each has ``learned()`` and a
-        ``tracker`` with a ``name``.
+    metadata
+        Of streamz. A dict with a ``"mark"`` tells where a record was in its source: it
+        has ``learned()`` and a ``tracker`` with a ``name``. Its ``"ref"``, if there is
+        one, counts in ``count`` who holds the record.
     release
         Lets go of the records: their sources may forget them.
     """
 
-    marks: Iterable[Any]
+    metadata: Sequence[Any]
     release: Callable[[], Any]
 
 
@@ -64,7 +65,7 @@ class Ledger:
         """Begin with the positions of a checkpoint: of sources not read yet, too."""
         self._restored = {name: dict(each) for name, each in positions.items()}
 
-    def emitted(self, marks: Iterable[Any]) -> None:
+    def emitted(self, metadata: Iterable[Any]) -> None:
         """Take note of the sources of a mini-batch that has come.
 
         Raises
@@ -79,7 +80,7 @@ class Ledger:
                 "or are too far apart. See that the folder can be written to; give a "
                 "smaller checkpoint_every=, or raise tensair.checkpoints.unsaved."
             )
-        for mark in marks:
+        for mark in marks_of(metadata):
             self._trackers[mark.tracker.name] = mark.tracker
 
     def settled(self, entry: Entry) -> None:
@@ -90,11 +91,17 @@ class Ledger:
             _release(entry)
 
     def take(self) -> int:
-        """Count what a checkpoint holds that is taken from now on; see `saved`."""
-        for entry in self._entries:
-            for mark in entry.marks:
+        """Count what a checkpoint holds that is taken from now on; see `saved`.
+
+        A record is learned when nobody holds it but mini-batches that are: others that
+        it is in may still be on their way, or it may not be in one yet.
+        """
+        entries = list(self._entries)
+        held = Counter(id(ref) for _, ref in _records(entries))
+        for mark, ref in _records(entries):
+            if ref is None or ref.count <= held[id(ref)]:
                 mark.learned()
-        return len(self._entries)
+        return len(entries)
 
     def positions(self) -> Positions:
         """From where each source has to be read again, by what is learned."""
@@ -107,6 +114,18 @@ class Ledger:
         """Let go of the oldest so many: a checkpoint that is written holds them."""
         for _ in range(count):
             _release(self._entries.popleft())
+
+
+def marks_of(metadata: Iterable[Any]) -> list[Any]:
+    """Where an item was in its sources, as they put it into its metadata."""
+    return [m["mark"] for m in metadata if isinstance(m, dict) and "mark" in m]
+
+
+def _records(entries: Iterable[Entry]) -> Iterator[tuple[Any, Any]]:
+    for entry in entries:
+        for each in entry.metadata:
+            if isinstance(each, dict) and "mark" in each:
+                yield each["mark"], each.get("ref")
 
 
 def _release(entry: Entry) -> None:

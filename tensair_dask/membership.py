@@ -15,7 +15,7 @@ from distributed import Client
 from tensair_dask import config
 from tensair_dask.calls import Calls
 from tensair_dask.cluster import ReplicaHandle, Starter
-from tensair_dask.dispatch import Dispatcher, Lane
+from tensair_dask.dispatch import Dispatcher, Lane, nobody_alive
 from tensair_dask.errors import (
     NoReplicasError,
     ReplicaLostError,
@@ -27,6 +27,7 @@ from tensair_dask.exchange.exchange import Holding
 from tensair_dask.guard.worker import leaving_topic
 from tensair_dask.interventions import Interventions
 from tensair_dask.placement import Place, Wish
+from tensair_dask.waiting import within
 
 __all__ = ["Membership"]
 
@@ -299,7 +300,7 @@ class Membership:
         """Let a replica publish what it has learned, and end."""
         seconds = config.get_seconds("timeouts.leave")
         try:
-            await asyncio.wait_for(handle.call("leave", seconds), seconds)
+            await within(handle.call("leave", seconds), seconds)
         except (OSError, TensairError, asyncio.TimeoutError) as error:
             logger.info(
                 "The replica on %s left at once: %s", handle.lane.address, error
@@ -398,6 +399,7 @@ class Membership:
                 await self._grow(workers, present, wished, patience)
             else:
                 self._short_since = None
+                await self._spread(workers, present)
 
     def _dismiss(self, handles: list[ReplicaHandle]) -> None:
         """Let replicas leave that are too many."""
@@ -433,12 +435,35 @@ class Membership:
                 return
             count = wished - len(present)
         self._short_since = None
+        await self._start(workers, present, count)
+
+    async def _spread(self, workers: list[str], present: list[ReplicaHandle]) -> None:
+        """Let replicas that share a worker have those that have come since.
+
+        A new one joins first, and then one that shares leaves: so there are never
+        fewer, and nothing is lost.
+        """
+        load = Counter(handle.place.address for handle in present)
+        free = [address for address in workers if not load[address]]
+        sharing: list[ReplicaHandle] = []
+        for handle in reversed(present):
+            if len(sharing) < len(free) and load[handle.place.address] > 1:
+                load[handle.place.address] -= 1
+                sharing.append(handle)
+        if sharing:
+            joined = await self._start(free, present, len(sharing))
+            self._dismiss(sharing[:joined])
+
+    async def _start(
+        self, workers: list[str], present: list[ReplicaHandle], count: int
+    ) -> int:
+        """Start replicas on some of these workers; give how many take part."""
         facts = [each for each in await self._starter.look() if each.address in workers]
         places = self._starter.place(facts, [each.place for each in present], count)
-        await self._join(places)
+        return await self._join(places)
 
-    async def _join(self, places: list[Place]) -> None:
-        """Let replicas take part, on workers that are there."""
+    async def _join(self, places: list[Place]) -> int:
+        """Let replicas take part, on workers that are there; give how many do."""
         addresses = ", ".join(sorted({place.address for place in places}))
         joining: list[ReplicaHandle] = []
         start = time.perf_counter()
@@ -456,7 +481,7 @@ class Membership:
             now = time.monotonic()
             self._unfit.update({place.address: now for place in places})
             logger.warning("No replica could be started on %s: %s", addresses, error)
-            return
+            return 0
         seconds = time.perf_counter() - start
         for handle in joining:
             self._admit(handle)
@@ -466,6 +491,7 @@ class Membership:
                 f"(the stream was held for {held:.3f} s)",
                 handle.name,
             )
+        return len(joining)
 
     async def _introduce(self, joining: list[ReplicaHandle]) -> float:
         """Let built replicas subscribe, and take over the model of that moment.
@@ -558,9 +584,7 @@ class Membership:
             ):
                 break
             if not open_now:
-                raise NoReplicasError(
-                    "No replica is alive. Start workers and a new trainer."
-                )
+                raise nobody_alive(len(self._handles), "no more can be started")
             if time.monotonic() > deadline:
                 raise TensairTimeoutError(
                     f"{open_now} replicas are there after {timeout:g} s, not "

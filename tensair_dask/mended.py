@@ -1,4 +1,6 @@
-"""streamz nodes with a loop of their own: what ends the loop is noticed, and raised.
+"""streamz, where streams that are learned from need it to do more.
+
+Nodes with a loop of their own: what ends the loop is noticed, and raised.
 
 Such a node (`buffer`, `delay`, `latest`, `map_async` and the timed windows) passes
 items on in a coroutine that nobody waits for. What is raised behind the node ends that
@@ -6,6 +8,8 @@ coroutine, and streamz leaves it at a line in the log: whoever emits into the no
 waits for ever, or is taken items from that go nowhere. Importing this module mends
 these classes: the error is kept with the node, and raised to those who emit into it.
 Streams that have no such node are left as they are.
+
+`flatten`: all that an item is made of counts as that item, for its source.
 """
 
 from __future__ import annotations
@@ -257,6 +261,25 @@ def _mend_partition(kind: Any) -> None:
     kind._flush, kind.update = _flush, update
 
 
+# ---- one item that becomes many ------------------------------------------------------
+
+
+def _mend_flatten(kind: Any) -> None:
+    """Let every element of an item carry its metadata, not only the last one.
+
+    Elements may end up in several mini-batches, which are learned in any order: that
+    the last one is done says nothing of the others.
+    """
+
+    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        rest = []
+        for element in x:
+            rest += self._emit(element, metadata=metadata)
+        return rest
+
+    kind.update = update
+
+
 def _mend_all() -> None:
     if hasattr(streamz.core.partition, "_tensair_missed"):
         return
@@ -265,6 +288,7 @@ def _mend_all() -> None:
     for kind, name in list(_loops_of_sources()):
         _mend_source(kind, name)
     _mend_partition(streamz.core.partition)
+    _mend_flatten(streamz.core.flatten)
     streamz.core.partition._tensair_missed = None
 
 

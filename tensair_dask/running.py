@@ -35,6 +35,7 @@ from tensair_dask.programs import execute
 from tensair_dask.run_page import Table, written
 from tensair_dask.tally import Tally
 from tensair_dask.terminal import LiveLine, View
+from tensair_dask.waiting import within
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -167,7 +168,7 @@ class Run:
             await reach(self.scheduler)
             client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
             # Its own timeout is for connecting, not for the first answer.
-            await asyncio.wait_for(_opened(client), 2 * CONNECT_TIMEOUT)
+            await within(_opened(client), 2 * CONNECT_TIMEOUT)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             if client is not None:
                 with contextlib.suppress(OSError, ValueError, asyncio.TimeoutError):

@@ -31,7 +31,7 @@ from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
 from tensair_dask.trainer import Trainer
-from tensair_dask.try_map import marks_of, try_map
+from tensair_dask.try_map import try_map
 
 if TYPE_CHECKING:
     from tensair_dask.prequential import Prequential
@@ -171,7 +171,7 @@ class _TrainerNode(Stream):
             collate,
             emit,
             functools.partial(self._let_go, metadata),
-            marks_of(metadata),
+            metadata,
             self._on_error,
         )
 
@@ -377,7 +377,7 @@ class train(_TrainerNode):
         _, metadata = held
         self.trainer.dropped += 1
         settle = functools.partial(self._let_go, metadata)
-        self.trainer.pass_over(settle, marks_of(metadata))
+        self.trainer.pass_over(settle, metadata)
 
 
 @Stream.register_api()

@@ -46,7 +46,7 @@ from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
-from tensair_dask.ledger import Entry, Ledger
+from tensair_dask.ledger import Entry, Ledger, marks_of
 from tensair_dask.live_view import Monitor
 from tensair_dask.membership import Membership
 from tensair_dask.overview import dashboard_link, look_at
@@ -60,6 +60,7 @@ from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
 from tensair_dask.telemetry.curves import Curves
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
+from tensair_dask.waiting import within
 
 if TYPE_CHECKING:
     from tensair_dask.charts import Plot
@@ -473,7 +474,7 @@ class Trainer:
         self._awaited.add(done)
         try:
             seconds = config.get_seconds("timeouts.request")
-            report = await asyncio.wait_for(done, seconds)
+            report = await within(done, seconds)
         except asyncio.TimeoutError:
             raise late_error("A report", seconds, "request") from None
         finally:
@@ -488,7 +489,7 @@ class Trainer:
         collate: Callable[[Any], tuple[Any, Any]],
         deliver: Callable[[Report], Awaitable[Any] | None],
         settle: Callable[[], Any] | None = None,
-        marks: Sequence[Any] = (),
+        metadata: Sequence[Any] = (),
         on_error: str = "dead-letter",
     ) -> Awaitable[None] | None:
         """Take one item of a stream; for stream nodes, on the client's event loop.
@@ -507,8 +508,8 @@ class Trainer:
             replicas hold its gradient and, where there are checkpoints, one that is
             written does. Never, if all replicas were lost, or its error is to be
             raised.
-        marks
-            Where its records were in their sources.
+        metadata
+            Of streamz: holds where its records were in their sources.
         on_error
             What is done if it is refused; see `tensair_dask.bad_input`.
 
@@ -522,16 +523,18 @@ class Trainer:
         self._index += 1
         settled = None
         if settle is not None:
-            self._ledger.emitted(marks)
-            settled = functools.partial(self._ledger.settled, Entry(marks, settle))
+            self._ledger.emitted(metadata)
+            settled = functools.partial(self._ledger.settled, Entry(metadata, settle))
         try:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
             nothing: Any = None
-            refused = Pending(index, nothing, item, deliver, settled, marks, on_error)
+            refused = Pending(
+                index, nothing, item, deliver, settled, metadata, on_error
+            )
             return self._refuse(refused, error)
         batch.learn = self._adapting.modes.learns
-        pending = Pending(index, batch, item, deliver, settled, marks, on_error)
+        pending = Pending(index, batch, item, deliver, settled, metadata, on_error)
         if self._state == "open" and self._dispatcher.offer(pending):
             return None
         return self._feed_when_ready(pending)
@@ -569,7 +572,7 @@ class Trainer:
                 report.error,
                 report.replica,
                 report.time,
-                tuple(pending.marks),
+                tuple(marks_of(pending.metadata)),
             ),
             pending.on_error,
         )
@@ -585,7 +588,7 @@ class Trainer:
         record: Any,
         error: RecordError,
         settle: Callable[[], Any],
-        marks: Sequence[Any],
+        metadata: Sequence[Any],
         on_error: str,
     ) -> None:
         """Take in a record that is no part of any mini-batch; for stream nodes.
@@ -594,24 +597,25 @@ class Trainer:
         ----------
         record, error
             What was refused, and why.
-        settle, marks, on_error
+        settle, metadata, on_error
             As in `feed`.
         """
-        letter = DeadLetter(-1, record, error, "", time.time(), tuple(marks))
+        marks = tuple(marks_of(metadata))
+        letter = DeadLetter(-1, record, error, "", time.time(), marks)
         self._bury(letter, on_error)
         if not is_raised(error, on_error):
-            self.pass_over(settle, marks)
+            self.pass_over(settle, metadata)
 
-    def pass_over(self, settle: Callable[[], Any], marks: Sequence[Any]) -> None:
+    def pass_over(self, settle: Callable[[], Any], metadata: Sequence[Any]) -> None:
         """Be done with records that will not be learned; for stream nodes.
 
         Parameters
         ----------
-        settle, marks
+        settle, metadata
             As in `feed`.
         """
-        self._ledger.emitted(marks)
-        self._ledger.settled(Entry(marks, settle))
+        self._ledger.emitted(metadata)
+        self._ledger.settled(Entry(metadata, settle))
 
     # ---- replicas -------------------------------------------------------------------
 

@@ -13,14 +13,9 @@ from tensair_dask.bad_input import check_on_error
 from tensair_dask.errors import RecordError
 from tensair_dask.trainer import Trainer
 
-__all__ = ["marks_of", "try_map"]
+__all__ = ["try_map"]
 
 logger = logging.getLogger(__name__)
-
-
-def marks_of(metadata: list[Any]) -> list[Any]:
-    """Where an item was in its sources, as they put it into its metadata."""
-    return [m["mark"] for m in metadata if isinstance(m, dict) and "mark" in m]
 
 
 @Stream.register_api()
@@ -100,7 +95,7 @@ class try_map(Stream):
                 record,
                 refusal,
                 lambda: self._let_go(metadata),
-                marks_of(metadata),
+                metadata,
                 self._on_error,
             )
 

@@ -196,6 +196,19 @@ async def test_waiting_for_room_is_bounded_and_says_what_to_do():
 
 
 @gen_test()
+async def test_a_source_that_is_cancelled_just_as_there_is_room_ends():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=2)
+    feeding = asyncio.ensure_future(bench.submit(100))
+    while not bench.dispatcher._waiting:
+        await asyncio.sleep(0)
+    bench.dispatcher._waiting[0].add_done_callback(lambda _: feeding.cancel())
+    peer.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
+
+
+@gen_test()
 async def test_a_cancelled_source_leaves_its_room_to_the_next():
     peer = Peer(free=False)
     bench = Bench(peer, batches=1)

@@ -21,18 +21,22 @@ class Source:
         done = self.is_learned | self.is_released
         return {"0": next(n for n in range(1000) if n not in done)}
 
-    def entry(self, number: int) -> Entry:
+    def record(self, number: int, holders: int = 1) -> dict[str, Any]:
+        """Metadata of a record that so many hold."""
         mark = SimpleNamespace(
             tracker=self, learned=lambda: self.is_learned.add(number)
         )
-        return Entry([mark], lambda: self.is_released.add(number))
+        return {"mark": mark, "ref": SimpleNamespace(count=holders)}
+
+    def entry(self, number: int) -> Entry:
+        return Entry([self.record(number)], lambda: self.is_released.add(number))
 
 
 def filled(source: Source, count: int, **overrides: Any) -> Ledger:
     ledger = Ledger(**overrides)
     for number in range(count):
         entry = source.entry(number)
-        ledger.emitted(entry.marks)
+        ledger.emitted(entry.metadata)
         ledger.settled(entry)
     return ledger
 
@@ -79,9 +83,9 @@ def test_no_more_is_taken_than_may_wait_for_a_checkpoint():
     source = Source()
     ledger = filled(source, 3, keeps=True, limit=3)
     with pytest.raises(CheckpointError, match="checkpoint_every="):
-        ledger.emitted(source.entry(4).marks)
+        ledger.emitted(source.entry(4).metadata)
     ledger.saved(ledger.take())
-    ledger.emitted(source.entry(4).marks)
+    ledger.emitted(source.entry(4).metadata)
 
 
 def test_a_source_that_raises_does_not_keep_others_from_being_told(caplog):
@@ -95,3 +99,37 @@ def test_a_source_that_raises_does_not_keep_others_from_being_told(caplog):
     ledger.settled(source.entry(0))
     assert source.is_released == {0}
     assert "lets go" in caplog.text
+
+
+def test_a_record_in_several_mini_batches_is_learned_when_all_of_them_are():
+    source = Source()
+    record = source.record(0, holders=3)  # of which one holds it twice
+    ledger = Ledger(keeps=True)
+    ledger.settled(Entry([record, record], lambda: None))
+    ledger.take()
+    assert not source.is_learned
+    ledger.settled(Entry([record], lambda: None))
+    ledger.take()
+    assert source.is_learned == {0}
+
+
+def test_a_record_that_is_still_on_its_way_elsewhere_is_not_learned():
+    source = Source()
+    record = source.record(0, holders=2)
+    ledger = Ledger(keeps=True)
+    ledger.settled(Entry([record], lambda: None))
+    ledger.take()
+    assert not source.is_learned
+    record["ref"].count -= 1
+    ledger.take()
+    assert source.is_learned == {0}
+
+
+def test_a_mark_without_a_reference_is_learned_with_its_mini_batch():
+    source = Source()
+    record = source.record(0)
+    del record["ref"]
+    ledger = Ledger(keeps=True)
+    ledger.settled(Entry([record, {"else": 1}], lambda: None))
+    ledger.take()
+    assert source.is_learned == {0}

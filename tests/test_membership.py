@@ -57,6 +57,10 @@ def handle_on(trainer: Any, worker: Worker) -> Any:
     return handle
 
 
+def addresses(trainer: Any) -> list[str]:
+    return [handle.place.address for handle in trainer._calls.alive()]
+
+
 def exchange_of(trainer: Any, worker: Worker) -> Any:
     return worker.state.actors[handle_on(trainer, worker).key].exchange
 
@@ -331,6 +335,22 @@ async def test_what_nobody_was_left_to_hear_is_not_told_to_a_newcomer(
         if compression == "none":  # else what rounding left at the lost one is lost
             await assert_learned_once(trainer, data)
         assert spread(await trainer.state_dicts()) < 1e-5
+
+
+@cluster(1, config=QUICK)
+async def test_replicas_that_share_a_worker_move_to_one_that_comes(c, s, a):
+    data = linear_data(600)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        reports = feed(trainer, data[:200])
+        await until(lambda: len(reports) > 50)
+        async with Worker(s.address, nthreads=1) as b:
+            both = {a.address, b.address}
+            await until(lambda: set(addresses(trainer)) == both)
+            feed(trainer, data[200:], reports)
+            await trainer.drain()
+            assert len(await trainer.state_dicts()) == 2
+            assert list(trainer.events["kind"]) == ["joined", "left"]
+            await assert_learned_once(trainer, data)
 
 
 @cluster(3)

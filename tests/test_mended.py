@@ -284,6 +284,25 @@ async def test_streams_without_such_nodes_raise_as_they_did():
     assert passed == [1]
 
 
+@gen_test()
+async def test_every_element_of_an_item_carries_what_the_item_does():
+    source = Stream(asynchronous=True)
+    passed = source.flatten().partition(3)
+    groups = passed.sink_to_list()
+    ref = RefCounter(loop=IOLoop.current())
+    counts = []
+    passed.sink(lambda group: counts.append(ref.count))
+    await source.emit([1, 2, 3, 4], metadata=[{"ref": ref}])
+    assert groups == [(1, 2, 3)]
+    assert counts[0] > 1
+    assert ref.count == 1  # the last one waits for others
+    await source.emit(each for each in [5, 6])
+    assert groups == [(1, 2, 3), (4, 5, 6)]
+    assert ref.count == 0
+    await source.emit([], metadata=[{"ref": ref}])
+    assert ref.count == 0
+
+
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
 async def test_draining_raises_if_a_node_before_the_trainer_has_ended(c, s, a):
     x, y = np.zeros((4, FEATURES), "float32"), np.zeros(4, int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
@@ -21,8 +22,11 @@ from helpers import (
     until,
 )
 from river import metrics
+from streamz import Stream
 
 import tensair_dask as ta
+import tensair_dask.sources  # from_batches
+import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 
@@ -179,7 +183,11 @@ async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
         for number, pair in enumerate(linear_data(5)):
             entry = source.entry(number)
             rest = trainer.feed(
-                pair, lambda item: item, lambda report: None, entry.release, entry.marks
+                pair,
+                lambda item: item,
+                lambda report: None,
+                entry.release,
+                entry.metadata,
             )
             if rest is not None:
                 await rest
@@ -194,3 +202,45 @@ async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
     restored = ta.Trainer.restore(tmp_path / "folder", c, **linear())
     async with restored as trainer:
         assert trainer.positions == {"source": {"0": 5}}
+
+
+@two()
+@pytest.mark.parametrize("saved", [True, False])
+async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learned(
+    c, s, a, b, tmp_path, saved
+):
+    data = linear_data(24)
+    items = [data[at : at + 4] for at in range(0, 24, 4)]
+    arguments = linear(checkpoint_to=tmp_path / "folder") if saved else linear()
+    async with ta.Trainer(c, **arguments) as trainer:
+        slow = trainer._handles[0].lane
+        learn, gate = slow.learn, asyncio.Event()
+
+        async def late(block: Any) -> Any:
+            await gate.wait()
+            return await learn(block)
+
+        slow.learn = late
+        source = Stream.from_batches(items, asynchronous=True)
+        source.flatten().train(trainer)
+        async with source:
+            await source.ended()
+            await until(lambda: len(trainer._history) == len(data) - len(sent(slow)))
+            first = min(pending.index for pending in sent(slow)) // 4
+            assert first < 5
+            await trainer._calls.ask_all("flush", 10)
+            await trainer._membership._confirm_the_idle()
+            if saved:
+                path = await trainer.save()
+                assert Store(path).load()[0].positions == {"batches": {"items": first}}
+            assert source.tracker.released()["items"] <= first
+            gate.set()
+            await trainer.drain()
+            if saved:
+                await trainer.save()
+            assert source.tracker.released() == {"items": 6}
+
+
+def sent(lane: Any) -> list[Any]:
+    """What a replica has not reported."""
+    return [*lane.gathered, *(each for sent in lane.sent.values() for each in sent)]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tensair_dask.errors import ReplicaLeavingError, TensairTimeoutError
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.training_thread import TrainingThread
+from tensair_dask.waiting import within
 
 __all__ = ["Departure"]
 
@@ -139,7 +140,7 @@ class Departure:
             # The client may start another one that takes over the model, and says when
             # it has, or that there is nowhere to.
             try:
-                await asyncio.wait_for(self._free.wait(), timeout)
+                await within(self._free.wait(), timeout)
             except asyncio.TimeoutError:
                 logger.warning(
                     "%s leaves with its worker %s, and has no peers: what it learned "
@@ -159,7 +160,7 @@ class Departure:
         try:
             if not await self._all_answered(LEARNING * timeout):
                 refusal = self._refusal()
-                await asyncio.wait_for(
+                await within(
                     self._thread.call(lambda: self._thread.refuse_waiting(refusal)),
                     left(),
                 )
@@ -167,9 +168,9 @@ class Departure:
                     raise asyncio.TimeoutError
             self.alone = not exchange.peers
             self._decided.set()
-            await asyncio.wait_for(self._thread.call(exchange.publish_all), left())
+            await within(self._thread.call(exchange.publish_all), left())
             await exchange.flushed(left())
-            await asyncio.wait_for(exchange.leave(), left())
+            await within(exchange.leave(), left())
         except (asyncio.TimeoutError, TensairTimeoutError) as error:
             raise self._late(timeout) from error
 

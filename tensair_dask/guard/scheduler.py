@@ -13,6 +13,7 @@ from distributed.protocol.pickle import dumps
 
 from tensair_dask import config
 from tensair_dask.errors import PackageMissingError
+from tensair_dask.waiting import within
 
 __all__ = ["NAME", "PREFIX", "ReplicaGuard", "install"]
 
@@ -162,7 +163,7 @@ class ReplicaGuard(SchedulerPlugin):
             return
         timeout = config.get_seconds("timeouts.leave")
         try:
-            left = await asyncio.wait_for(
+            left = await within(
                 self.scheduler.rpc(worker.address).tensair_leave(timeout=timeout),
                 timeout + MARGIN,
             )

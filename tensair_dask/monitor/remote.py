@@ -22,6 +22,7 @@ from tensair_dask.errors import (
     SchedulerLostError,
 )
 from tensair_dask.joining import CONNECT_TIMEOUT, complete, reach
+from tensair_dask.waiting import within
 
 __all__ = ["RemoteTelemetry"]
 
@@ -100,7 +101,7 @@ class RemoteTelemetry:
                 timeout=CONNECT_TIMEOUT,
                 connection_args=Security().get_connection_args("client"),
             )
-            about = await asyncio.wait_for(self._scheduler.identity(), self._patience)
+            about = await within(self._scheduler.identity(), self._patience)
             self._scheduler.timeout = _AGAIN
             return about
         except (OSError, asyncio.TimeoutError) as error:
@@ -168,7 +169,7 @@ class RemoteTelemetry:
 
     async def _answer(self, asked: Awaitable[Answer]) -> Answer:
         try:
-            return await asyncio.wait_for(asked, self._patience)
+            return await within(asked, self._patience)
         except asyncio.TimeoutError:
             raise SchedulerLostError(
                 f"The scheduler at {self.address} has not answered for "

@@ -27,6 +27,7 @@ from tensair_dask.pubsub.participant import Participant
 from tensair_dask.pubsub.scheduler import NAME, UNKNOWN, UNREACHABLE, PubSubScheduler
 from tensair_dask.pubsub.subscription import Subscription
 from tensair_dask.pubsub.view import Member, View
+from tensair_dask.waiting import within
 
 __all__ = ["Endpoint", "on_loop"]
 
@@ -224,7 +225,7 @@ class Endpoint:
 
     async def _ask(self, participant: Participant, timeout: float) -> dict[str, Any]:
         await self._install_on_scheduler()
-        answer = await asyncio.wait_for(
+        answer = await within(
             self.scheduler.tensair_pubsub_register(
                 topic=participant.topic,
                 role=participant.role,
@@ -473,7 +474,7 @@ class ClientEndpoint(Endpoint):
             pool = self.node.rpc
             self._reaches[address] = False
             with contextlib.suppress(OSError, asyncio.TimeoutError):
-                comm = await asyncio.wait_for(
+                comm = await within(
                     pool.connect(address), config.get_seconds("pubsub.connect")
                 )
                 pool.reuse(address, comm)

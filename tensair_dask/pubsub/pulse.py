@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from tensair_dask.errors import TensairTimeoutError
+from tensair_dask.waiting import within
 
 __all__ = ["Pulse"]
 
@@ -50,7 +51,7 @@ class Pulse:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise asyncio.TimeoutError
-                await asyncio.wait_for(waiter, left)
+                await within(waiter, left)
             except asyncio.TimeoutError:
                 raise TensairTimeoutError(f"{what}: not within {timeout:g} s") from None
             finally:

@@ -7,6 +7,7 @@ which is imported when it is first used.
 
 from __future__ import annotations
 
+import tensair_dask.mended  # noqa: F401  flatten keeps references
 from tensair_dask.sources.files import from_csv_chunks, from_lines
 from tensair_dask.sources.iterables import from_batches
 from tensair_dask.sources.kafka import from_kafka_records

@@ -18,6 +18,7 @@ from tornado.gen import convert_yielded
 from tensair_dask import config
 from tensair_dask.errors import SourceError, TensairTimeoutError
 from tensair_dask.sources.positions import Mark, Positions, Tracker, check_positions
+from tensair_dask.waiting import within
 
 __all__ = ["Reference", "Source"]
 
@@ -84,14 +85,12 @@ class Source(Stream):
 
     - ``map``, ``starmap``, ``pluck``, ``filter``, ``unique``, ``accumulate``,
       ``union``, ``zip``, ``partition`` (also with ``timeout``), ``timed_window``,
-      ``buffer``, ``delay`` and ``collect`` do. ``sliding_window`` does, and holds the
-      newest n - 1 items for ever.
+      ``buffer``, ``delay`` and ``collect`` do, and ``flatten`` (see
+      `tensair_dask.mended`). ``sliding_window`` does, and holds the newest n - 1 items
+      for ever.
     - ``rate_limit`` and ``map_async`` keep them only while their ``update`` is awaited:
       right behind a source, behind ``partition`` and behind ``buffer``, but not behind
       ``timed_window``, where items are released too early.
-    - ``flatten`` gives the reference to the last element only: those before it lose
-      theirs, and count as done with the last one, too early where replicas overtake one
-      another. Emit single records in place of flattening chunks.
     - ``map_async`` releases an item whose function has raised, which it only logs.
     - ``latest``, ``combine_latest`` and ``zip_latest`` hold the newest item for ever;
       ``partition_unique`` all it emits, and ``timed_window_unique`` the doubles that it
@@ -266,7 +265,7 @@ class Source(Stream):
         """Wait so long, or until the source is told to stop."""
         assert self._woken is not None
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), seconds)
+            await within(self._woken.wait(), seconds)
 
     # ---- the inside -----------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from distributed.protocol.pickle import dumps
 
+from tensair_dask.waiting import within
+
 __all__ = ["Reporter"]
 
 logger = logging.getLogger(__name__)
@@ -153,4 +155,4 @@ class Reporter:
 
 
 async def _soon(answer: Any) -> Any:
-    return await asyncio.wait_for(answer, PATIENCE)
+    return await within(answer, PATIENCE)

@@ -114,12 +114,16 @@ async def test_nodes_that_let_go_too_early(node):
 
 
 @gen_test()
-async def test_flatten_gives_the_reference_to_the_last_element_only():
+async def test_flatten_gives_the_reference_to_every_element():
     source = Stream.from_batches([[1, 2, 3]], asynchronous=True)
     gate = Gate(source.flatten())
     async with source:
         await source.ended()
-    assert [len(metadata) for metadata in gate.held] == [0, 0, 1]
+    assert [len(metadata) for metadata in gate.held] == [1, 1, 1]
+    for metadata in gate.held:
+        assert source.tracker.outstanding() == 1
+        gate._release_refs(metadata)
+    assert source.tracker.outstanding() == 0
 
 
 HOLD = {
