@@ -92,7 +92,9 @@ class Continuation:
         self._compare(checkpoint, name)
         self._checkpoint = checkpoint
         self._first = checkpoint.index
-        self.begins = self._next = checkpoint.positions[SOURCE][PARTITION]
+        # Not there, if the run was ended before its first mini-batch.
+        reached = checkpoint.positions.get(SOURCE, {})
+        self.begins = self._next = reached.get(PARTITION, 0)
         self._tracker.begin(PARTITION, self.begins)
 
     def _compare(self, checkpoint: Checkpoint, name: str) -> None:

@@ -84,7 +84,7 @@ async def test_what_was_under_way_comes_again_and_counts_once(c, s, a):
         numbers.numbers = [0, 2]
         marks[0].learned()
         marks[2].learned()
-        trainer._ledger.emitted(marks)
+        trainer._ledger.emitted([{"mark": mark} for mark in marks])
         trainer._index = 3
     other = await opened(folder)
     assert other.begins == 1
@@ -94,6 +94,19 @@ async def test_what_was_under_way_comes_again_and_counts_once(c, s, a):
     assert other.mark().start == 1
     # The trainer counts what comes again anew.
     assert other.number(3) == 1
+
+
+@gen_cluster(**ONE)
+async def test_a_run_that_has_learned_nothing_is_gone_on_from(c, s, a):
+    folder = f"memory://{id(s)}"
+    await learn(c, await opened(folder), [], Numbers())
+    other = await opened(folder)
+    assert other.begins == 0
+    assert other.path
+    found = Numbers()
+    weight = await learn(c, other, DATA, found)
+    assert torch.allclose(weight.double(), expected_weight(DATA), atol=RATE)
+    assert found.numbers == list(range(20))
 
 
 @gen_cluster(**ONE)
