@@ -36,11 +36,13 @@ async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
     except asyncio.CancelledError:
         await _cancel(future)
         raise
-    if not future.done():
-        await _cancel(future)
-        if future.cancelled():
-            raise asyncio.TimeoutError
-    return future.result()
+    if future.done():
+        return future.result()
+    await _cancel(future)
+    try:
+        return future.result()
+    except asyncio.CancelledError:
+        raise asyncio.TimeoutError from None
 
 
 async def _cancel(future: asyncio.Future[T]) -> None:

@@ -122,7 +122,7 @@ def test_a_restarted_cluster_refuses_work_instead_of_hanging(client):
         lambda: trainer.evaluate([item]),
         trainer.state_dict,
     ):
-        with pytest.raises(errors.NoReplicasError, match="Start workers and a new"):
+        with pytest.raises(errors.NoReplicasError, match="Start workers, and go on"):
             call()
     trainer.close()
     with ta.Trainer(client, **classes()) as another:

@@ -45,6 +45,14 @@ async def test_what_is_late_is_cancelled():
 
 
 @on_a_loop
+async def test_several_that_are_late_are_cancelled():
+    late = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    with pytest.raises(asyncio.TimeoutError):
+        await within(asyncio.gather(*late), 0)
+    assert all(each.cancelled() for each in late)
+
+
+@on_a_loop
 async def test_what_comes_while_it_is_cancelled_is_given():
     async def stubborn() -> int:
         try:
