@@ -55,13 +55,17 @@ def topic_of(word: str) -> str:
     return word.rstrip("0123456789")
 
 
-@pytest.mark.parametrize("model", ["skip-gram", "cbow"])
+# So many steps for so few words: with .01 two replicas of skip-gram overshoot now and
+# then, and some neighbours are chance; with these rates all have a wide margin.
+@pytest.mark.parametrize(("model", "rate"), [("skip-gram", 0.004), ("cbow", 0.02)])
 @pytest.mark.parametrize("hashed", [0, 50])
-def test_words_that_belong_together_become_neighbours(model, hashed):
+def test_words_that_belong_together_become_neighbours(model, rate, hashed):
+    settings = small(model=model, learning_rate=rate, staleness="10ms")
+
     @cluster()
     async def run(c, s, a, b):
         vocabulary = Vocabulary(size=200, hashed=hashed)
-        pipeline = word2vec.build(c, vocabulary, **small(model=model, staleness="10ms"))
+        pipeline = word2vec.build(c, vocabulary, **settings)
         async with pipeline.trainer as trainer:
             for seed in range(10):
                 await pipeline.source.emit(topical_text(1000, seed))
