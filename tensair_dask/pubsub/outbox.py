@@ -37,7 +37,10 @@ class Outbox:
     @property
     def pending(self) -> int:
         """Messages that have not left."""
-        return len(self._waiting) + (self._merging is not None)
+        # Both at one moment: a merge that ends in between would seem to be gone, and
+        # a link that is woken for it would find nothing, and sleep for ever.
+        with self._changed:
+            return len(self._waiting) + (self._merging is not None)
 
     @property
     def in_flight(self) -> int:

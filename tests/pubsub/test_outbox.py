@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 import time
 
@@ -197,3 +198,31 @@ def test_conflation_from_many_threads_loses_nothing():
         total += sum(drain(box))
     total += sum(drain(box))
     assert total == 1200
+
+
+@pytest.fixture
+def threads_that_take_turns_often():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("threads_that_take_turns_often")
+def test_what_is_being_merged_never_seems_to_be_gone():
+    # A link that found nothing would fall asleep, and nobody would wake it again.
+    box = Outbox(Conflate(operator.add))
+    box.put(0, Parcel(1))
+    stop = threading.Event()
+
+    def keep_putting():
+        ordinal = 0
+        while not stop.is_set():
+            box.put(ordinal := ordinal + 1, Parcel(1))
+
+    putting = threading.Thread(target=keep_putting)
+    putting.start()
+    seen = {box.pending for _ in range(200_000)}
+    stop.set()
+    putting.join()
+    assert seen == {1}
