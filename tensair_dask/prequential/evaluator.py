@@ -296,8 +296,8 @@ class Prequential:
         Raises
         ------
         BatchError
-            If a prediction with that key waits already, or a key is not hashable, besides
-            the errors of `add`.
+            If a prediction with that key waits already, or a key is not hashable;
+            besides, the errors of `add`.
         """
         if self.delay is not None:
             raise ConfigurationError(
