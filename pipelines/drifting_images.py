@@ -692,7 +692,7 @@ def finish(run: ImagesRun) -> None:
         subtitle=run.headline(),
     )
     for name, path in run.files.items():
-        run.say(f"{name:>6}  {path}")
+        run.say_file(name, path)
     if run.as_json:
         click.echo(json.dumps(result(run)))
 

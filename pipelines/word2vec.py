@@ -803,7 +803,7 @@ async def finish(run: WordsRun, pipeline: Pipeline, looks: Looks) -> None:
         run.files[path.suffix.lstrip(".") or "text"] = str(path)
     run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
     for name, file in run.files.items():
-        run.say(f"{name:>6}  {file}")
+        run.say_file(name, file)
     if run.as_json:
         click.echo(json.dumps(result(run)))
 

@@ -25,7 +25,8 @@ CHANGE = "the stream truly changed"
 ALARM = "drift detected"
 ALARM_AFTER = "drift detected, after so many mini-batches"
 FALSE_ALARM = "false alarm"
-MARKS = (CHANGE, ALARM, ALARM_AFTER, FALSE_ALARM)
+MISSED = "change that was missed"
+MARKS = (CHANGE, ALARM, ALARM_AFTER, FALSE_ALARM, MISSED)
 
 COLOURS = {TRAINED: ORANGE, PREDICTED: BLUE}
 CHANGE_COLOUR, CHANGE_DASH = BLACK, EVENTS["note"][1]
@@ -92,10 +93,15 @@ class Course:
             )
 
     def marks(self) -> Iterator[tuple[int, str, str]]:
-        """Place, kind and words of each change and each alarm that is drawn."""
+        """Place, kind and words of each change and each alarm that is drawn.
+
+        A change that was missed is there as that, too.
+        """
         detections = Detections(self.changes, self.alarms)
-        for place, text in list(detections.changes.items())[:MARKED]:
+        for text, place, alarm, _ in detections.rows()[:MARKED]:
             yield place, CHANGE, text
+            if alarm is None:
+                yield place, MISSED, "missed"
         delays = dict(zip(detections.found, detections.delays, strict=True))
         for place in detections.alarms[:MARKED]:
             if not self.changes:
@@ -255,13 +261,13 @@ def _mark(panel: Any, course: Course, named: bool) -> None:
             panel.axvline(
                 place, color=CHANGE_COLOUR, linestyle=dash, linewidth=1.2, label=CHANGE
             )
-        else:
+        elif kind != MISSED:
             panel.axvline(place, color=ALARM_COLOUR, linewidth=0.9, zorder=1)
         if named and kind != CHANGE:
             panel.plot(
                 [place],
                 [0.96],
-                marker="v",
+                marker="X" if kind == MISSED else "v",
                 markersize=9,
                 markeredgecolor=ALARM_COLOUR,
                 markerfacecolor="white" if kind == FALSE_ALARM else ALARM_COLOUR,
@@ -339,6 +345,7 @@ def _legend(course: Course) -> str:
     line = '<path d="M1 7h28" stroke="{}" stroke-width="2.5" {}/>'
     dashed = 'stroke-dasharray="{} {}"'
     sign = '<path d="M9 2h12l-6 10z" fill="{}" stroke="{}" stroke-width="1.5"/>'
+    cross = '<path d="M10 2l10 10m0-10l-10 10" stroke="{}" stroke-width="3"/>'
     signs = {
         TRAINED: line.format(COLOURS[TRAINED], ""),
         PREDICTED: line.format(COLOURS[PREDICTED], ""),
@@ -347,6 +354,7 @@ def _legend(course: Course) -> str:
         ALARM: sign.format(ALARM_COLOUR, ALARM_COLOUR),
         ALARM_AFTER: sign.format(ALARM_COLOUR, ALARM_COLOUR),
         FALSE_ALARM: sign.format("white", ALARM_COLOUR),
+        MISSED: cross.format(ALARM_COLOUR),
     }
     signs |= {
         words: line.format(GREEN, dashed.format(7, 4))
@@ -493,28 +501,30 @@ class _Page:
                 continue
             change = kind == CHANGE
             colour = CHANGE_COLOUR if change else ALARM_COLOUR
-            line = panel.segment(
-                x0="place",
-                x1="place",
-                y0=0,
-                y1=1,
-                source=source,
-                color=colour,
-                line_dash=list(CHANGE_DASH) if change else "solid",
-                line_width=1.4 if change else 1,
-                y_range_name="marks",
-            )
-            signs.append(line)
+            if kind != MISSED:  # that has the line of its change
+                line = panel.segment(
+                    x0="place",
+                    x1="place",
+                    y0=0,
+                    y1=1,
+                    source=source,
+                    color=colour,
+                    line_dash=list(CHANGE_DASH) if change else "solid",
+                    line_width=1.4 if change else 1,
+                    y_range_name="marks",
+                )
+                signs.append(line)
             if self._panels:
                 continue
             if not change:
                 sign = panel.scatter(
                     "place",
                     ALARM_HEIGHT,
-                    marker="inverted_triangle",
+                    marker="x" if kind == MISSED else "inverted_triangle",
                     size=12,
                     source=source,
                     line_color=colour,
+                    line_width=3 if kind == MISSED else 1,
                     fill_color="white" if kind == FALSE_ALARM else colour,
                     y_range_name="marks",
                 )

@@ -95,15 +95,15 @@ class ImageSet:
         return channels, height, width
 
 
-def load(folder: Path | None = None, name: str | None = None) -> ImageSet:
+def load(folder: str | Path | None = None, name: str | None = None) -> ImageSet:
     """Read the images of a folder, or those that come with scikit-learn.
 
     Parameters
     ----------
     folder
         Holds MNIST or Fashion-MNIST as the four idx files in which they are offered,
-        packed (``.gz``) or not, or the binary version of CIFAR-10; None for the
-        digits of scikit-learn.
+        packed (``.gz``) or not, or the binary version of CIFAR-10; ``~`` is the home
+        folder. None for the digits of scikit-learn.
     name
         One of `NAMES`; None to tell from the files.
 
@@ -135,7 +135,7 @@ def load(folder: Path | None = None, name: str | None = None) -> ImageSet:
             f"dataset={DIGITS!r} comes with scikit-learn and needs no folder: leave "
             f"out --data {folder}."
         )
-    return _chosen(folder, name)()
+    return _chosen(Path(folder).expanduser(), name)()
 
 
 def digits(seed: int = 0) -> ImageSet:

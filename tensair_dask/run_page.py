@@ -151,7 +151,7 @@ def _write(run: Any, ending: Ending, began: float) -> None:
             f"The report could not be written to {run.report}: {type(error).__name__}: "
             f"{_short(error)}"
         ) from error
-    run.say(f"{'report':>6}  {run.report}")
+    run.say_file("report", run.report)
 
 
 class Page:

@@ -115,6 +115,11 @@ class Run:
         """Tell the person at the terminal something."""
         self.console.print(text, soft_wrap=True, markup=False)
 
+    def say_file(self, name: str, path: object) -> None:
+        """Tell of a file that was written, in one column with the others."""
+        width = max(map(len, ["report", *self.files]))
+        self.say(f"{name:>{width}}  {path}")
+
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         """Join the scheduler, or start a cluster of this run's own on this machine.

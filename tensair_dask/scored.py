@@ -118,7 +118,7 @@ class ScoredRun(Run):
             self.console.print(part, soft_wrap=True)
         self.files |= self.draw(title)
         for name, path in self.files.items():
-            self.say(f"{name:>6}  {path}")
+            self.say_file(name, path)
         if self.as_json:
             click.echo(json.dumps(self.result(scores)))
 

@@ -12,12 +12,13 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from streamz import Stream
 
 from tensair_dask import config
+from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
 from tensair_dask.batches import MiniBatch, as_pair, stack
 from tensair_dask.errors import (
@@ -27,14 +28,12 @@ from tensair_dask.errors import (
 )
 from tensair_dask.mended import raise_upstream
 from tensair_dask.overload import Overload, check_overload
+from tensair_dask.prequential import Prequential
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
 from tensair_dask.trainer import Trainer
 from tensair_dask.try_map import try_map
-
-if TYPE_CHECKING:
-    from tensair_dask.prequential import Prequential
 
 __all__ = ["predict", "predict_then_train", "train", "try_map"]
 
@@ -561,6 +560,8 @@ class predict_then_train(_OrderedNode):
         on_error: str = "dead-letter",
         **kwargs: Any,
     ) -> None:
+        _check_kinds(trainer, scores, collate=collate, decide=decide, moment=moment)
+        pending = whole("pending", pending, 1, 100_000)
         later = Delay.of(0 if delay is None else delay)
         _check_delay(later, delay, scores, moment, pending)
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
@@ -750,6 +751,26 @@ class predict_then_train(_OrderedNode):
                     self._scores.add(y, self._decide(prediction))
                 except Exception as error:
                     self._not_scored(len(prediction), error)
+
+
+def _check_kinds(trainer: Any, scores: Any, **functions: Any) -> None:
+    allow(
+        isinstance(trainer, Trainer),
+        f"trainer={shown(trainer)}",
+        "give an open Trainer, for example tensair_dask.Trainer(client, ...)",
+    )
+    allow(
+        scores is None or isinstance(scores, Prequential),
+        f"scores={shown(scores)}",
+        "give a Prequential, for example Prequential(river.metrics.Accuracy()), or "
+        "None for no scores",
+    )
+    for name, function in functions.items():
+        allow(
+            function is None or callable(function),
+            f"{name}={shown(function)}",
+            "give a function, or leave it out",
+        )
 
 
 def _check_delay(

@@ -86,6 +86,7 @@ def test_alarms_are_told_apart_by_whether_something_had_changed(course):
     assert list(course.marks()) == [
         (1_000, "the stream truly changed", "3 ↔ 7"),
         (1_500, "the stream truly changed", "2 ↔ 8"),
+        (1_500, "change that was missed", "missed"),
         (600, "false alarm", "nothing had changed"),
         (1_009, "drift detected, after so many mini-batches", "after 10"),
     ]
@@ -113,7 +114,13 @@ def test_picture_and_page(fonts, course, tmp_path):
     page = Path(files["html"]).read_text(encoding="utf-8")
     # Opened without a network, it shows the same.
     assert not re.search(r"""<(script|link)[^>]+(src|href)=["']?http""", page)
-    for word in ("predicting only", "false alarm", "guesses", "mini-batches of the"):
+    for word in (
+        "predicting only",
+        "false alarm",
+        "that was missed",
+        "guesses",
+        "mini-batches of the",
+    ):
         assert word in page
     assert "<h1>A <title>" not in page
 

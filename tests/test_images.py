@@ -101,6 +101,14 @@ def test_idx_files_are_told_apart_by_their_names(
         assert part.labels.tolist() == [number % 4 for number in range(count)]
 
 
+def test_a_folder_may_be_text_and_lie_at_home(tmp_path, monkeypatch):
+    write_idx(tmp_path / "sets")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (str(tmp_path / "sets"), "~/sets", Path("~/sets")):
+        assert images.load(folder, "mnist").name == "mnist"
+    assert "/sets/nowhere does not exist" in refused("~/sets/nowhere")
+
+
 def test_two_sets_in_a_folder_ask_which_one(tmp_path):
     write_idx(tmp_path, "fashion-")
     write_idx(tmp_path, "mnist-")

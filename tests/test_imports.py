@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["__init__", "errors", "config", "palette", "waiting"],
+    ["__init__", "arguments", "errors", "config", "palette", "waiting"],
     ["bad_input", "mended", "overload"],
     ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub", "plain_state"],
     ["drift", "prequential"],

@@ -369,11 +369,21 @@ async def test_options_that_are_not_allowed_are_refused(c, s, a, b):
             ({"delay": -1}, "delay='2h'"),
             ({"delay": 500, "pending": 100}, "pending="),
             ({"scores": accuracies(delay=5)}, "a delay of its own"),
+            ({"scores": "accuracy"}, "scores='accuracy' is not allowed; give a Preq"),
+            ({"scores": metrics.Accuracy()}, "give a Prequential"),
+            ({"delay": "2h", "moment": 3}, "moment=3 is not allowed; give a function"),
+            ({"decide": "argmax"}, "decide='argmax' is not allowed"),
+            ({"collate": (X, Y)}, "collate="),
+            ({"pending": 10.5}, "pending=10.5 is not allowed; give a whole number"),
         ]:
             with pytest.raises(errors.ConfigurationError) as caught:
                 source.predict_then_train(trainer, **options)
             assert said in str(caught.value)
+        for given in ("x", None, ta.Trainer, c):
+            with pytest.raises(errors.ConfigurationError, match="give an open Trainer"):
+                source.predict_then_train(given)
         assert not trainer.nodes
+        assert not source.downstreams
 
 
 def test_a_synchronous_script():

@@ -61,3 +61,20 @@ def test_a_run_may_get_its_workers_elsewhere():
     assert "rocket" in names
     assert "rate" in names
     assert not names & {"scheduler", "workers"}
+
+
+def test_files_are_told_in_one_column_whatever_their_names():
+    @running.command(running.Run)
+    async def main(run):
+        run.files = {"html": "a.html", "drift, html": "b.html"}
+        for name, path in run.files.items():
+            run.say_file(name, path)
+        run.say_file("report", "c.html")
+
+    result = CliRunner().invoke(main)
+    lines = result.output.splitlines()
+    assert lines == [
+        "       html  a.html",
+        "drift, html  b.html",
+        "     report  c.html",
+    ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from operator import index
-
-from tensair_dask.drift.detector import Detector, Direction, Shift, allow, river
+from tensair_dask.arguments import number, whole
+from tensair_dask.drift.detector import MOST, Detector, Direction, Shift, river
 
 __all__ = ["ADWIN"]
 
@@ -58,20 +57,14 @@ class ADWIN(Detector):
         direction: Direction = "up",
     ) -> None:
         super().__init__(direction)
-        allow(
-            0 < delta < 1,
-            f"delta={delta!r}",
+        self.delta = number(
+            "delta",
+            delta,
+            lambda given: 0 < given < 1,
             "give a probability between 0 and 1, for example 0.002",
         )
-        allow(clock >= 1, f"clock={clock!r}", "give 1 or more values, for example 32")
-        allow(
-            minimum >= 1,
-            f"minimum={minimum!r}",
-            "give 1 or more values, for example 10",
-        )
-        self.delta = float(delta)
-        self.clock = index(clock)
-        self.minimum = index(minimum)
+        self.clock = whole("clock", clock, 1, 32, MOST)
+        self.minimum = whole("minimum", minimum, 1, 10, MOST)
         self._restart()
 
     @property
@@ -99,7 +92,7 @@ class ADWIN(Detector):
             return False
         shift = self._split()
         if shift.after <= shift.before and self.direction == "up":
-            self._restart()
+            self._start_afresh()
             return False
         self.shift = shift
         return True

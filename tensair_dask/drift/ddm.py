@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from operator import index
 
-from tensair_dask.drift.detector import Detector, Recent, allow, river
+from tensair_dask.arguments import allow, number, whole
+from tensair_dask.drift.detector import MOST, Detector, Recent, river
 from tensair_dask.errors import DriftError
 
 __all__ = ["DDM"]
@@ -49,20 +49,15 @@ class DDM(Detector):
         self, minimum: int = 30, warning: float = 2.0, threshold: float = 3.0
     ) -> None:
         super().__init__("up")
+        self.minimum = whole("minimum", minimum, 1, 30, MOST)
+        allowed = "give a number of deviations above 0, for example "
+        self.warning = number("warning", warning, _positive, f"{allowed}2")
+        self.threshold = number("threshold", threshold, _positive, f"{allowed}3")
         allow(
-            minimum >= 1,
-            f"minimum={minimum!r}",
-            "give 1 or more values, for example 30",
+            self.warning <= self.threshold,
+            f"warning={warning!r} with threshold={threshold!r}",
+            "give a warning of at most the threshold, for example 2 and 3",
         )
-        allow(
-            0 < warning <= threshold < math.inf,
-            f"warning={warning!r}, threshold={threshold!r}",
-            "give numbers of deviations, the warning's above 0 and at most the "
-            "threshold's, for example 2 and 3",
-        )
-        self.minimum = index(minimum)
-        self.warning = float(warning)
-        self.threshold = float(threshold)
         self._recent = Recent()
         self._restart()
 
@@ -94,3 +89,7 @@ class DDM(Detector):
             return False
         self.shift = self._recent.shift()
         return True
+
+
+def _positive(given: float) -> bool:
+    return 0 < given < math.inf

@@ -13,11 +13,15 @@ from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from tensair_dask import plain_state
+from tensair_dask.arguments import shown
 from tensair_dask.errors import ConfigurationError, DriftError
 
-__all__ = ["Detector", "Direction", "Shift", "allow", "river"]
+__all__ = ["MOST", "Detector", "Direction", "Shift", "river"]
 
 Direction = Literal["up", "both"]
+
+# Values that a setting may count: some detectors make room for all of them at once.
+MOST = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Detector(ABC):
         Whether the newest value came close; always False where the detector has no
         such level.
     observed
-        Values since the detector was made, reset, or started afresh after a drift.
+        Values since the detector was made, reset, or started afresh: after a drift, or
+        after a fall where it forgets what came before one.
     shift
         What changed at the newest drift; None before the first.
 
@@ -126,17 +131,15 @@ class Detector(ABC):
         if self._observe(value):
             self.drift_detected = True
             self.warning_detected = False
-            self._restart()
-            self.observed = 0
+            self._start_afresh()
             return True
         return False
 
     def reset(self) -> None:
         """Forget everything, as if the detector were new."""
         self.drift_detected = self.warning_detected = False
-        self.observed = 0
         self.shift = None
-        self._restart()
+        self._start_afresh()
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the state as plain values.
@@ -187,6 +190,10 @@ class Detector(ABC):
     def _restart(self) -> None:
         """Forget all values."""
 
+    def _start_afresh(self) -> None:
+        self._restart()
+        self.observed = 0
+
     def _check(self, value: float) -> None:  # noqa: B027
         """Refuse finite values that this detector cannot take."""
 
@@ -197,7 +204,7 @@ class Detector(ABC):
                 number = float(value)
         if not math.isfinite(number):
             raise DriftError(
-                f"{type(self).__name__} was given {_shown(value)}, which is not a "
+                f"{type(self).__name__} was given {shown(value)}, which is not a "
                 "finite number; it takes losses or error rates. Leave out values of "
                 "mini-batches that were refused."
             )
@@ -269,18 +276,6 @@ class Recent:
         return self.size * (8 + sys.getsizeof(0.0)) + 200
 
 
-def allow(holds: bool, said: str, allowed: str) -> None:
-    """Refuse an argument.
-
-    Raises
-    ------
-    ConfigurationError
-        Unless it ``holds``: what was ``said``, what is ``allowed``.
-    """
-    if not holds:
-        raise ConfigurationError(f"{said} is not allowed; {allowed}.")
-
-
 def river(name: str) -> Any:
     """Return river's detectors.
 
@@ -297,8 +292,3 @@ def river(name: str) -> Any:
             'pip install "tensair-dask[drift]"; or take OPTWIN, which needs nothing.'
         ) from error
     return river.drift
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tensair_dask.arguments import allow, shown, whole
+from tensair_dask.drift.by_name import make
 from tensair_dask.drift.detector import Detector
 from tensair_dask.errors import ConfigurationError
 
@@ -122,7 +125,7 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector, streams: Iterable[Any], horizon: int | None = None
+    detector: Detector | str, streams: Iterable[Any], horizon: int | None = None
 ) -> Evaluation:
     """Run a detector over streams whose changes are known.
 
@@ -130,7 +133,7 @@ def evaluate(
     ----------
     detector
         Its settings count, not its state: every stream gets a fresh copy, and the
-        detector itself is left as it is.
+        detector itself is left as it is. A name stands for what `make` makes of it.
     streams
         Pairs of values and change points (the index of the first value after each
         change, ascending), or objects that unpack into such: `streams.generate`.
@@ -152,20 +155,18 @@ def evaluate(
     Raises
     ------
     ConfigurationError
-        If there are no streams, or change points are not ascending within the values.
+        If there are no streams, one is no such pair, change points are not ascending
+        within the values, or the detector is none.
     DriftError
         If the detector cannot take a value.
     """
-    if horizon is not None and horizon < 1:
-        raise ConfigurationError(
-            f"horizon={horizon!r} is not allowed; give 1 or more values, or None for "
-            "up to the next change."
-        )
+    detector = _detector(detector)
+    if horizon is not None:
+        horizon = whole("horizon", horizon, 1, 500)
+    allow(isinstance(streams, Iterable), f"streams={shown(streams)}", _STREAMS)
     runs = []
-    for number, (values, change_points) in enumerate(streams):
-        if hasattr(values, "tolist"):
-            values = values.tolist()
-        changes = [int(point) for point in change_points]
+    for number, given in enumerate(streams):
+        values, changes = _pair(number, given)
         _check(number, changes, len(values))
         alarms = _alarms(detector, values)
         found = match(changes, alarms, horizon)
@@ -176,10 +177,7 @@ def evaluate(
         )
         runs.append(Run(len(changes), tuple(alarms), delays))
     if not runs:
-        raise ConfigurationError(
-            "There are no streams to evaluate on; give at least one pair of values and "
-            "change points."
-        )
+        raise ConfigurationError(f"There are no streams to evaluate on; {_STREAMS}.")
     return Evaluation(type(detector).__name__, tuple(runs))
 
 
@@ -207,6 +205,47 @@ def match(
         next((alarm for alarm in alarms if change <= alarm < end), None)
         for change, end in zip(changes, ends, strict=False)
     ]
+
+
+_STREAMS = (
+    "give a list with a pair of values and change points for each stream, for example "
+    "[(losses, [1000])]"
+)
+
+
+def _detector(given: Any) -> Detector:
+    detector = make(given) if isinstance(given, str) else given
+    allow(
+        isinstance(detector, Detector),
+        f"detector={shown(given)}",
+        "give a detector, for example OPTWIN(), or a name such as 'optwin'",
+    )
+    return detector
+
+
+def _pair(number: int, given: Any) -> tuple[list[Any], list[int]]:
+    """Take a stream apart."""
+    try:
+        values, points = (_as_list(part) for part in given)
+    except (TypeError, ValueError):
+        values = points = None
+    if values is None or points is None or not all(map(_is_index, points)):
+        raise ConfigurationError(
+            f"Stream {number}, {shown(given)}, is not allowed; {_STREAMS}. Change "
+            "points are whole numbers; give [] where nothing changes."
+        )
+    return values, [int(point) for point in points]
+
+
+def _as_list(part: Any) -> list[Any] | None:
+    if hasattr(part, "tolist"):
+        part = part.tolist()
+    is_list = isinstance(part, Iterable) and not isinstance(part, (str, bytes))
+    return list(part) if is_list else None
+
+
+def _is_index(point: Any) -> bool:
+    return isinstance(point, numbers.Integral) and not isinstance(point, bool)
 
 
 def _alarms(detector: Detector, values: Sequence[Any]) -> list[int]:

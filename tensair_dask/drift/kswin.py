@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from operator import index
 from statistics import fmean, pvariance
 
-from tensair_dask.drift.detector import Detector, Direction, Shift, allow, river
+from tensair_dask.arguments import allow, number, whole
+from tensair_dask.drift.detector import MOST, Detector, Direction, Shift, river
 
 __all__ = ["KSWIN"]
 
@@ -60,23 +60,20 @@ class KSWIN(Detector):
         direction: Direction = "up",
     ) -> None:
         super().__init__(direction)
-        allow(
-            0 < alpha < 1,
-            f"alpha={alpha!r}",
+        self.alpha = number(
+            "alpha",
+            alpha,
+            lambda given: 0 < given < 1,
             "give a probability between 0 and 1, for example 0.0001",
         )
+        self.newest = whole("newest", newest, 2, 30, MOST)
+        self.window = whole("window", window, 4, 100, MOST)
         allow(
-            newest >= 2, f"newest={newest!r}", "give 2 or more values, for example 30"
-        )
-        allow(
-            window >= 2 * newest,
+            self.window >= 2 * self.newest,
             f"window={window!r}",
             f"give at least twice newest={newest}, for example {max(100, 3 * newest)}",
         )
-        self.alpha = float(alpha)
-        self.window = index(window)
-        self.newest = index(newest)
-        self.seed = index(seed)
+        self.seed = whole("seed", seed, 0, 5)
         self._restart()
 
     @property
@@ -105,7 +102,7 @@ class KSWIN(Detector):
         before, after = fmean(old), fmean(new)
         if after <= before and self.direction == "up":
             # The model learns: what follows is compared with what follows.
-            self._restart()
+            self._start_afresh()
             return False
         self.shift = Shift.between(before, after, pvariance(old, before))
         return True

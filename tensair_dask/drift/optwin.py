@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tensair_dask.arguments import allow, flag, number, whole
 from tensair_dask.drift.cuts import SMALLEST, cuts_for
-from tensair_dask.drift.detector import Detector, Direction, Shift, allow
+from tensair_dask.drift.detector import MOST, Detector, Direction, Shift
 
 __all__ = ["OPTWIN"]
 
@@ -127,40 +127,39 @@ class OPTWIN(Detector):
         direction: Direction = "up",
     ) -> None:
         super().__init__(direction)
-        allow(
-            0.5 < confidence < 1,
-            f"confidence={confidence!r}",
+        self.confidence = number(
+            "confidence",
+            confidence,
+            lambda given: 0.5 < given < 1,
             "give a number between 0.5 and 1, for example 0.99",
         )
-        allow(
-            0 < rho < math.inf,
-            f"rho={rho!r}",
+        self.rho = number(
+            "rho",
+            rho,
+            lambda given: 0 < given < math.inf,
             "give a number of standard deviations above 0, for example 0.5",
         )
+        self.minimum = whole("minimum", minimum, SMALLEST, 30, MOST)
+        self.window = whole("window", window, SMALLEST, 25_000, MOST)
         allow(
-            minimum >= SMALLEST,
-            f"minimum={minimum!r}",
-            f"give {SMALLEST} values or more, for example 30",
-        )
-        allow(
-            window >= minimum,
+            self.window >= self.minimum,
             f"window={window!r}",
             f"give at least as many values as minimum={minimum}, for example 25000",
         )
+        self.reference = flag("reference", reference)
         allow(
-            not (reference and direction == "both"),
+            not (self.reference and direction == "both"),
             "direction='both' with reference=True",
             "the published detector looks for rises only: leave one of them out",
         )
-        self.confidence = float(confidence)
-        self.rho = float(rho)
-        self.window = index(window)
-        self.minimum = index(minimum)
-        self.reference = bool(reference)
-        self.variance_test = self.reference if variance_test is None else variance_test
+        self.variance_test = (
+            self.reference
+            if variance_test is None
+            else flag("variance_test", variance_test)
+        )
         self._p = self.confidence**0.25
         self._p_warning = (2 * self.confidence - 1) ** 0.25
-        self._ring = array("d", bytes(8 * self.window))
+        self._ring = array("d", [0.0]) * self.window
         self._prepare()
         self._restart()
 
@@ -303,7 +302,7 @@ class OPTWIN(Detector):
             self.shift = Shift.between(found.before, found.after, found.var_before)
             return True
         if verdict == _BETTER:
-            self._restart()
+            self._start_afresh()
         self.warning_detected = verdict == _WARNING
         return False
 

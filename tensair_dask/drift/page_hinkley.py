@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from operator import index
 
-from tensair_dask.drift.detector import Detector, Direction, Recent, allow, river
+from tensair_dask.arguments import flag, number, whole
+from tensair_dask.drift.detector import MOST, Detector, Direction, Recent, river
 
 __all__ = ["PageHinkley"]
 
@@ -63,31 +63,26 @@ class PageHinkley(Detector):
         direction: Direction = "up",
     ) -> None:
         super().__init__(direction)
-        allow(
-            0 < threshold < math.inf,
-            f"threshold={threshold!r}",
+        self.threshold = number(
+            "threshold",
+            threshold,
+            lambda given: 0 < given < math.inf,
             "give a number above 0, for example 20",
         )
-        allow(
-            0 <= delta < math.inf,
-            f"delta={delta!r}",
+        self.delta = number(
+            "delta",
+            delta,
+            lambda given: 0 <= given < math.inf,
             "give a number of at least 0, for example 0.25",
         )
-        allow(
-            minimum >= 2,
-            f"minimum={minimum!r}",
-            "give 2 or more values, for example 30",
-        )
-        allow(
-            0 < forgetting <= 1,
-            f"forgetting={forgetting!r}",
+        self.minimum = whole("minimum", minimum, 2, 30, MOST)
+        self.forgetting = number(
+            "forgetting",
+            forgetting,
+            lambda given: 0 < given <= 1,
             "give a share above 0 and at most 1, for example 0.9999",
         )
-        self.threshold = float(threshold)
-        self.delta = float(delta)
-        self.minimum = index(minimum)
-        self.forgetting = float(forgetting)
-        self.standardize = bool(standardize)
+        self.standardize = flag("standardize", standardize)
         self._recent = Recent()
         self._restart()
 

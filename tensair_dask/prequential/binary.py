@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tensair_dask import plain_state
+from tensair_dask.arguments import whole
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.prequential.baselines import LAST_LABEL, MAJORITY, MODEL
 
@@ -77,12 +78,7 @@ class BinaryPrequential:
     """
 
     def __init__(self, window: int = 10_000) -> None:
-        if window < 1:
-            raise ConfigurationError(
-                f"window={window} is not allowed; it counts records: give 1 or more, "
-                "for example 10000."
-            )
-        self.window = window
+        self.window = whole("window", window, 1, 10_000)
         self._ends: list[int] = []
         self._target = np.empty(1024, dtype=bool)
         # NaN marks a record whose prediction has not come (or never will).

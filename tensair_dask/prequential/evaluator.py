@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from tensair_dask import plain_state
+from tensair_dask.arguments import shown, whole
 from tensair_dask.errors import (
     BatchError,
     CheckpointError,
@@ -119,8 +120,10 @@ class Prequential:
         points: int = 1_000,
     ) -> None:
         chosen = Chosen(metrics)
-        _check_count("pending", pending, 1)
-        _check_count("points", points, 2)
+        pending = whole("pending", pending, 1, 100_000)
+        points = whole("points", points, 2, 1_000)
+        window = horizons.as_window(window)
+        fading = horizons.as_fading(fading)
         names = _baselines(baselines, chosen.regression)
         self.window = window
         self.fading = fading
@@ -244,10 +247,16 @@ class Prequential:
             self._settle(block)
             return
         before = self._simulated.forgotten
+        come = []  # with the mini-batch: these do not wait, and need no room
         for at, time in enumerate(times):
-            self._simulated.put(time + self.delay.amount, 1, cut(block, at, at + 1))
+            due = time + self.delay.amount
+            if due <= self._now:
+                come.append((due, at))
+            else:
+                self._simulated.put(due, 1, cut(block, at, at + 1))
         self._warn(self._simulated.forgotten - before, self._simulated.forgotten)
-        self._arrive(self._now)
+        if come:
+            self._settle([[column[at] for _, at in sorted(come)] for column in block])
 
     def _arrive(self, now: float) -> int:
         """Score what has its label by now."""
@@ -287,7 +296,8 @@ class Prequential:
         Raises
         ------
         BatchError
-            If a prediction with that key waits already, besides the errors of `add`.
+            If a prediction with that key waits already, or a key is not hashable;
+            besides, the errors of `add`.
         """
         if self.delay is not None:
             raise ConfigurationError(
@@ -517,7 +527,7 @@ class Prequential:
             ``BinaryPrequential.curves()``.
         """
         if every is not None:
-            _check_count("every", every, 1)
+            every = whole("every", every, 1, 100)
         with self._lock:
             records, rows = self._curve.rows(every)
             index = [*records.tolist()]
@@ -616,17 +626,28 @@ class Prequential:
 
 def _keys(key: Any, count: int) -> list[Any] | None:
     """Keys of several records; None if there is one for all of them."""
-    if not isinstance(key, list) and not hasattr(key, "tolist"):
+    keys = key.tolist() if hasattr(key, "tolist") else key
+    if not isinstance(keys, list):
+        _check_key(key)
         return None
-    keys = key if isinstance(key, list) else key.tolist()
-    if not isinstance(keys, list):  # a number of numpy
-        return None
+    for one in keys:
+        _check_key(one)
     if len(keys) != count:
         raise ShapeError(
             f"key has {len(keys)} values for {count} records; give one for each of "
             "them, or one (not in a list) for all."
         )
     return keys
+
+
+def _check_key(key: Any) -> None:
+    try:
+        hash(key)
+    except TypeError as error:
+        raise BatchError(
+            f"The key {shown(key)} is a {type(key).__name__}, by which nothing can be "
+            "found; give a number, text, or a tuple of such."
+        ) from error
 
 
 def _baselines(given: Iterable[str] | None, regression: bool) -> list[str]:
@@ -641,10 +662,3 @@ def _baselines(given: Iterable[str] | None, regression: bool) -> list[str]:
             f"once: {', '.join(map(repr, allowed))}."
         )
     return names
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(
-            f"{name}={value!r} is not allowed; give a whole number from {least}."
-        )

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tensair_dask.errors import ConfigurationError
+from tensair_dask.arguments import number, whole
 from tensair_dask.prequential.cards import Block, Cards, cut
 from tensair_dask.prequential.chosen import Chosen
 
@@ -25,6 +25,8 @@ __all__ = [
     "Fading",
     "Sliding",
     "Whole",
+    "as_fading",
+    "as_window",
     "build",
     "prepare",
 ]
@@ -209,32 +211,58 @@ class Fading(_Horizon):
         return [math.exp(growth * at) for at in range(age, age + count)]
 
 
+def as_window(given: Any) -> int | None:
+    """Take the number of records of a window, or None.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none.
+    """
+    return None if given is None else whole("window", given, 1, 1_000)
+
+
+def as_fading(given: Any) -> float | None:
+    """Take a fading factor, or None.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none.
+    """
+    if given is None:
+        return None
+    return number(
+        "fading",
+        given,
+        lambda factor: 0.01 <= factor < 1,
+        "it is what a record counts if the next one counts 1: give a number from 0.01 "
+        "to below 1, for example 0.999, which looks back about 1000 records",
+    )
+
+
 def build(
     chosen: Chosen, contestants: int, window: int | None, fading: float | None
 ) -> list[Whole | Sliding | Fading]:
     """Make the horizons that are asked for.
 
+    Parameters
+    ----------
+    chosen, contestants
+        As in `Whole`.
+    window, fading
+        As `as_window` and `as_fading` take them.
+
     Raises
     ------
     ConfigurationError
-        If a value is not allowed, or a metric does not allow the horizon.
+        If a metric does not allow the horizon.
     """
     horizons: list[Whole | Sliding | Fading] = [Whole(chosen, contestants)]
     if window is not None:
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ConfigurationError(
-                f"window={window!r} is not allowed; it counts records: give 1 or more, "
-                "for example window=1000."
-            )
         chosen.check_window(window)
         horizons.append(Sliding(chosen, contestants, window))
     if fading is not None:
-        if not isinstance(fading, float) or not 0.01 <= fading < 1:
-            raise ConfigurationError(
-                f"fading={fading!r} is not allowed; it is what a record counts if the "
-                "next one counts 1: give a number from 0.01 to below 1, for example "
-                "fading=0.999, which looks back about 1000 records."
-            )
         chosen.check_fading()
         horizons.append(Fading(chosen, contestants, fading))
     return horizons

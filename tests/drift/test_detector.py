@@ -6,8 +6,16 @@ import sys
 
 import pytest
 
-import tensair_dask as ta
-from tensair_dask.drift import ADWIN, DDM, KSWIN, OPTWIN, PageHinkley, Shift, make
+from tensair_dask.drift import (
+    ADWIN,
+    DDM,
+    KSWIN,
+    OPTWIN,
+    PageHinkley,
+    Shift,
+    make,
+    streams,
+)
 from tensair_dask.drift.detector import Recent
 from tensair_dask.errors import ConfigurationError, DriftError
 
@@ -67,9 +75,12 @@ def test_an_unknown_option_is_refused_with_those_that_are_known():
         (OPTWIN, {"rho": 0}, "rho=0"),
         (OPTWIN, {"minimum": 9}, "minimum=9"),
         (OPTWIN, {"window": 29}, "window=29"),
+        (OPTWIN, {"window": 10**12}, "window=1000000000000"),
+        (KSWIN, {"window": 10**12}, "window=1000000000000"),
         (OPTWIN, {"reference": True, "direction": "both"}, "reference=True"),
         (ADWIN, {"delta": 0}, "delta=0"),
         (ADWIN, {"clock": 0}, "clock=0"),
+        (ADWIN, {"clock": 10**12}, "clock=1000000000000"),
         (ADWIN, {"minimum": 0}, "minimum=0"),
         (PageHinkley, {"threshold": 0}, "threshold=0"),
         (PageHinkley, {"delta": -1}, "delta=-1"),
@@ -98,7 +109,7 @@ def test_ddm_takes_error_rates_only(value):
 
 
 def test_kswin_draws_by_its_seed():
-    values = ta.drift.streams.generate("gradual, non-binary", 1)[0].values[1000:1600]
+    values = streams.generate("gradual, non-binary", 1)[0].values[1000:1600]
 
     def found(seed):
         detector = KSWIN(alpha=0.005, seed=seed)
@@ -109,7 +120,7 @@ def test_kswin_draws_by_its_seed():
 
 
 def test_page_hinkley_counts_in_deviations_unless_told_otherwise():
-    values = ta.drift.streams.generate("sudden, binary", 1)[0].values
+    values = streams.generate("sudden, binary", 1)[0].values
 
     def found(scale, offset, **options):
         detector = PageHinkley(**options)

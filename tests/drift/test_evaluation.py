@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from tensair_dask import drift
 from tensair_dask.drift import streams
@@ -100,6 +102,66 @@ def test_nothing_to_evaluate_on_is_refused():
         drift.evaluate(AtOnes(), [])
     with pytest.raises(ConfigurationError, match="horizon=0"):
         drift.evaluate(AtOnes(), [stream(10, [], [])], horizon=0)
+
+
+ONE = ([0, 0, 1], [1])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(5, None),
+        *(ONE, [np.zeros(10)], [np.zeros(2)], [np.zeros((2, 5))], [ONE[0]]),
+        *([([1, 2, 3], 1)], [([1, 2, 3], None)], [(7, [1])], [("123", [1])]),
+        *([([1, 2, 3], [1.7])], [([1, 2, 3], [1.0])], [([1, 2, 3], [True])]),
+        *([([1, 2, 3], ["1"])], [([1, 2, 3], [1], 4)]),
+    ],
+    ids=str,
+)
+def test_what_are_no_streams_is_refused_with_what_they_look_like(given):
+    with pytest.raises(ConfigurationError, match=r"pair.*\[\(losses, \[1000\]\)\]"):
+        drift.evaluate(AtOnes(), given)
+
+
+def test_a_stream_that_is_no_pair_is_named_by_its_number():
+    with pytest.raises(ConfigurationError, match=r"^Stream 1, \[0, 1, 0\], is not"):
+        drift.evaluate(AtOnes(), [ONE, [0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        iter([ONE]),
+        [(iter(ONE[0]), iter(ONE[1]))],
+        [(np.array(ONE[0]), np.array(ONE[1]))],
+        [(torch.tensor(ONE[0]), (np.int32(1),))],
+        [(pd.Series(ONE[0]), pd.Series(ONE[1]))],
+    ],
+    ids=str,
+)
+def test_values_and_change_points_may_be_anything_that_has_them_in_order(given):
+    (run,) = drift.evaluate(AtOnes(), given).runs
+    assert (run.alarms, run.delays) == ((2,), (2,))
+
+
+def test_a_detector_may_be_given_by_its_name():
+    one = streams.generate("sudden, binary", 1)
+    assert drift.evaluate("optwin", one) == drift.evaluate(drift.OPTWIN(), one)
+    with pytest.raises(ConfigurationError, match="There is no detector 'opt'"):
+        drift.evaluate("opt", one)
+
+
+@pytest.mark.parametrize("given", [drift.OPTWIN, None, 3, [drift.OPTWIN()]], ids=str)
+def test_what_is_no_detector_is_refused(given):
+    with pytest.raises(ConfigurationError, match=r"detector=.* give .*OPTWIN\(\)"):
+        drift.evaluate(given, [ONE])
+
+
+@pytest.mark.parametrize("horizon", ["a", 1.5, True, -1])
+def test_a_horizon_that_is_no_number_of_values_is_refused(horizon):
+    with pytest.raises(ConfigurationError, match=r"horizon=.* a whole number from 1"):
+        drift.evaluate(AtOnes(), [ONE], horizon=horizon)
+    assert drift.evaluate(AtOnes(), [ONE], horizon=np.int64(2)).found == 1
 
 
 @pytest.mark.parametrize("kind", streams.KINDS)

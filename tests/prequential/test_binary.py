@@ -117,5 +117,7 @@ def test_a_prediction_that_fits_no_label_is_refused():
     scores.expect(np.zeros(3))
     with pytest.raises(ConfigurationError, match=r"3 labels.*shape \(2,\)"):
         scores.add(0, np.zeros(2))
-    with pytest.raises(ConfigurationError, match="window=0"):
-        BinaryPrequential(window=0)
+    for window in (0, 1.5, "a", None, True):
+        with pytest.raises(ConfigurationError, match=f"window={window!r}"):
+            BinaryPrequential(window=window)
+    assert type(BinaryPrequential(window=np.int64(5)).window) is int

@@ -212,9 +212,30 @@ def test_metrics_say_which_horizons_they_allow(metric, horizon, allowed):
 
 @pytest.mark.parametrize(
     "horizon",
-    [{"window": 0}, {"window": 1.5}, {"window": True}]
-    + [{"fading": value} for value in (0.0, 1.0, 1, -0.5, 1.5, 0.001, float("nan"))],
+    [{"window": value} for value in (0, 1.5, True, "a", [5])]
+    + [
+        {"fading": value}
+        for value in (0.0, 1.0, 1, -0.5, 1.5, 0.001, float("nan"), True, "a", [0.5])
+    ]
+    + [{name: value} for name in ("pending", "points") for value in (0, 2.5, True)],
 )
 def test_horizons_that_are_not_allowed_are_refused(horizon):
     with pytest.raises(ConfigurationError, match=r"is not allowed.*for example"):
         ta.Prequential(metrics.Accuracy(), **horizon)
+
+
+def test_numbers_of_numpy_are_taken_for_those_of_python():
+    options = {"window": 5, "fading": 0.5, "pending": 9, "points": 7}
+    of_numpy = {
+        name: np.float32(value) if name == "fading" else np.int64(value)
+        for name, value in options.items()
+    }
+    scores = ta.Prequential(metrics.Accuracy(), **options)
+    same = ta.Prequential(metrics.Accuracy(), **of_numpy)
+    for one in (scores, same):
+        one.add([1, 0, 1] * 5, [1, 1, 1] * 5)
+    assert same.get() == scores.get()
+    assert len(same.curve(every=np.int64(1))) == len(scores.curve(every=1))
+    # As plain values, the one goes on from the state of the other.
+    scores.load_state_dict(same.state_dict())
+    assert {type(value) for value in (same.window, same.fading)} == {int, float}

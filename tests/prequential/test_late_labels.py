@@ -161,7 +161,47 @@ def test_what_waits_is_bounded_and_what_is_forgotten_counted(caplog):
         ta.Prequential(metrics.Accuracy(), delay=500, pending=100)
 
 
+@pytest.mark.parametrize("size", [1, 100, 1_000])
+def test_labels_that_have_come_need_no_room(size):
+    y = np.random.default_rng(3).integers(0, 3, 3_000)
+    p = np.roll(y, 1)
+    bounded = ta.Prequential(metrics.Accuracy(), delay=500, pending=500)
+    unbounded = ta.Prequential(metrics.Accuracy(), delay=500, pending=10**6)
+    for start in range(0, len(y), size):
+        rows = slice(start, start + size)
+        for scores in (bounded, unbounded):
+            scores.add(y[rows], p[rows])
+        assert bounded.records == unbounded.records == max(0, start + size - 500)
+        assert (bounded.waiting, bounded.forgotten) == (min(start + size, 500), 0)
+        assert bounded.frame().equals(unbounded.frame())
+
+
+def test_labels_that_come_with_their_mini_batch_are_scored_in_the_order_they_come():
+    scores = ta.Prequential(
+        metrics.Accuracy(), delay=10.0, baselines=["last label"], pending=2
+    )
+    scores.add([1, 2, 3, 4], [1, 2, 3, 4], time=[5.0, 3.0, 40.0, 35.0])
+    assert (scores.records, scores.waiting, scores.forgotten) == (2, 2, 0)
+    scores.add(1, 0, time=41.0)  # the label 1 came last, at 15
+    scores.flush()
+    assert accuracy(scores, "last label") == 1
+
+
 # -------------------------------------------------------------------- brought by key
+
+
+@pytest.mark.parametrize("key", [{"id": 1}, {1}, ("batch", [7])])
+def test_a_key_by_which_nothing_can_be_found_is_refused(key):
+    scores = ta.Prequential(metrics.Accuracy())
+    for given in (key, [5, key]):
+        count = 2 if isinstance(given, list) else 1
+        with pytest.raises(errors.BatchError, match="a number, text, or a tuple"):
+            scores.predicted([1] * count, key=given)
+        with pytest.raises(errors.BatchError, match="a number, text, or a tuple"):
+            scores.labelled(given, [1] * count)
+    with pytest.raises(errors.BatchError, match=r"The key \[1, 2\] is a list"):
+        scores.predicted([1, 1], key=np.array([[1, 2], [3, 4]]))
+    assert (scores.waiting, scores.unmatched) == (0, 0)
 
 
 def test_a_prediction_is_kept_until_its_label_comes():
