@@ -22,7 +22,7 @@ from tensair_dask.errors import (
     OptimizerError,
 )
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.learner import Learner, Recipe
+from tensair_dask.learner import Learner, Recipe, all_finite
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CPU = torch.device("cpu")
@@ -245,6 +245,31 @@ def test_a_step_that_cannot_be_taken_is_refused_and_changes_nothing(
     for was, now in zip(before, ours.model.parameters(), strict=True):
         assert torch.equal(was, now)
         assert now.grad is None
+
+
+def rooted(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Finite at 0, where its derivative is not."""
+    return (prediction - prediction.detach()).square().sum().sqrt()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_whose_gradient_is_not_finite_is_refused_and_changes_nothing(sparse):
+    build = functools.partial(nn.EmbeddingBag, 20, 2, sparse=True) if sparse else mlp
+    ours = learner(build, loss=rooted)
+    x, y = (torch.zeros(8, 3, dtype=torch.int64), None) if sparse else data()
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(NonFiniteError, match=r"gradient is not finite.*loss is \(0\.0"):
+        ours.learn(x, y, 8)
+    for name, now in ours.state_dict().items():
+        assert torch.equal(before[name], now)
+    assert all(each.grad is None for each in ours.arena.parameters)
+
+
+def test_a_gradient_whose_sum_overflows_is_finite():
+    huge = torch.full((4,), 3e38)
+    assert all_finite([huge, huge])
+    assert not all_finite([huge, torch.tensor([float("-inf")])])
+    assert all_finite([])
 
 
 class Junk(nn.Module):
