@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from os import PathLike
 from typing import Any
@@ -27,6 +27,9 @@ Every = int | float | str | timedelta
 # The origin of what was learned before a restart, in the clocks of the replicas.
 BEFORE = "before"
 
+# How often a replica is asked for one checkpoint; in between all are made whole.
+ATTEMPTS = 3
+
 
 class Saving:
     """Takes checkpoints of a trainer, and puts one into it.
@@ -47,6 +50,8 @@ class Saving:
         How often; see `Checkpointer`.
     calls
         To the replicas.
+    complete
+        Lets replicas that have missed gradients take over a model that holds them.
     modes
         Whether the model learns, and why.
     ledger
@@ -64,6 +69,7 @@ class Saving:
         to: Path | None,
         every: Every | None,
         calls: Calls,
+        complete: Callable[[], Awaitable[None]],
         modes: Modes,
         ledger: Ledger,
         scores: Mapping[str, Any],
@@ -72,6 +78,7 @@ class Saving:
     ) -> None:
         self._store = None if to is None else Store(to)
         self._calls = calls
+        self._complete = complete
         self._modes = modes
         self._ledger = ledger
         self._scores = scores
@@ -101,13 +108,28 @@ class Saving:
             await asyncio.to_thread(self._store.check)
 
     async def _take(self) -> Checkpoint:
+        for _ in range(ATTEMPTS):
+            checkpoint = await self._taken()
+            if checkpoint is not None:
+                return checkpoint
+            await self._complete()
+        raise CheckpointError(
+            "The replicas miss gradients of each other, again and again; see "
+            "trainer.events and the logs of the workers. Save again later."
+        )
+
+    async def _taken(self) -> Checkpoint | None:
+        """Take a checkpoint of one replica; None if it has missed gradients."""
         # In this order: what is in the ledger is in every model that is copied later.
         held = self._ledger.take()
         positions = self._ledger.positions()
         adaptation = self._modes.state_dict(self._facts()["index"])
         scores = {name: each.state_dict() for name, each in self._scores.items()}
         facts = self._facts()
-        snapshot = unpack(await self._calls.ask_any("snapshot"))
+        packed = await self._calls.ask_any("checkpoint")
+        if packed is None:
+            return None
+        snapshot = unpack(packed)
         self._held = held
         return Checkpoint(
             model=snapshot["model"],

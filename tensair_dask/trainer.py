@@ -304,6 +304,7 @@ class Trainer:
             checkpoint_to,
             checkpoint_every,
             self._calls,
+            self._membership.look,
             modes,
             self._ledger,
             dict(scores or {}),
@@ -1227,10 +1228,7 @@ class Trainer:
         await self._membership.recovered(seconds)
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
-        for handle, status in (await self._calls.ask_all("status")).items():
-            handle.lane.status = status
-            self._dispatcher.confirm(handle.lane)
-        await self._membership.complete()
+        await self._membership.look()
         for node in list(self.nodes):
             node.check()
 

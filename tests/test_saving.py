@@ -6,11 +6,13 @@ import asyncio
 import functools
 from typing import Any
 
+import dask
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
 from helpers import (
     Above,
+    Linear,
     class_data,
     classes,
     expected_weight,
@@ -29,6 +31,7 @@ import tensair_dask.sources  # from_batches
 import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.ledger import Entry
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
@@ -138,6 +141,68 @@ async def test_a_checkpoint_of_another_model_is_refused(c, s, a, tmp_path):
         path = await trainer.save(tmp_path / "model.tensair")
     with pytest.raises(CheckpointError, match="does not fit"):
         await ta.Trainer.restore(path, c, **classes())
+
+
+@two()
+async def test_a_checkpoint_holds_what_the_replica_asked_for_it_had_missed(
+    c, s, a, b, tmp_path
+):
+    data = linear_data(60)
+    with dask.config.set({"tensair.replicas.watch": "1h"}):  # nobody else repairs it
+        async with ta.Trainer(c, **linear()) as trainer:
+            await train_all(trainer, data[:20])
+            behind, other = trainer._handles
+            workers = {worker.address: worker for worker in (a, b)}
+            exchange = workers[behind.place.address].state.actors[behind.key].exchange
+            # So nothing more of the other one fits, and all of it is acknowledged.
+            clock = exchange.clock.snapshot()
+            exchange.clock.set_to({**clock, other.name: clock[other.name] - 1})
+            reports = feed(trainer, data[20:])
+            await until(lambda: len(reports) == 40 and exchange.missed)
+            await trainer._calls.ask_all("flush", 10)
+            trainer._calls.least_loaded = lambda: behind
+            path = await trainer.save(tmp_path / "model.tensair")
+            assert "missed gradients" in " ".join(trainer.events["text"])
+    weight = Store(path).load()[0].model["weight"].double()
+    assert torch.allclose(weight, expected_weight(data), atol=2e-4)
+
+
+@one()
+async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
+    c, s, a, tmp_path
+):
+    from test_ledger import Source
+
+    def ruin(model: Any, optimizers: Any) -> None:
+        with torch.no_grad():
+            model.weight[0, 0] = float("nan")
+
+    source = Source()
+    entry = source.entry(0)
+    trainer = await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
+    await train_all(trainer, linear_data(5))
+    good = await trainer.save()
+    trainer._ledger.settled(Entry(entry.metadata, entry.release))
+    await trainer.apply(ruin)
+    for path in (None, tmp_path / "elsewhere"):
+        with pytest.raises(CheckpointError, match=r"not finite.* diverged"):
+            await trainer.save(path)
+    assert Store(tmp_path / "folder").paths() == [good]
+    assert not (tmp_path / "elsewhere").exists()
+    assert not source.is_released
+    await trainer.close()
+
+
+@one()
+async def test_buffers_may_hold_infinities(c, s, a, tmp_path):
+    class Masked(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    async with ta.Trainer(c, **linear(model=Masked)) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    assert Store(path).load()[0].model["mask"][1] == float("-inf")
 
 
 @one()
