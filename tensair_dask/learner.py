@@ -110,6 +110,12 @@ class Learner:
                 "gradient: there is nothing to train. Leave at least one unfrozen."
             )
         self.optimizers = _build_optimizers(recipe, self.arena)
+        # Now: torch adds to the defaults of those that take over a state. And only what
+        # its groups hold: one that wraps another may have defaults of its own.
+        self._needed = [
+            set(each.defaults).intersection(*each.param_groups)
+            for each in self.optimizers
+        ]
         self._stepper = Stepper(self.optimizers, self.arena)
         self._metrics = {
             name: _on_device(metric, device) for name, metric in recipe.metrics.items()
@@ -304,10 +310,22 @@ class Learner:
         return all_finite([*self.arena.buffers, *self.arena.tables])
 
     def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
-        """Take over a peer's parameters, buffers and optimizer state."""
+        """Take over a peer's parameters, buffers and optimizer state.
+
+        Raises
+        ------
+        OptimizerError
+            If the state is of an optimizer of another kind, which torch takes in
+            without a word. What is here is then half taken over.
+        Exception
+            Of torch, if something else does not fit; the same holds.
+        """
         self.model.load_state_dict(state)
-        for optimizer, its_state in zip(self.optimizers, optimizers, strict=True):
+        for optimizer, needed, its_state in zip(
+            self.optimizers, self._needed, optimizers, strict=True
+        ):
             optimizer.load_state_dict(dict(its_state))
+            _check_groups(optimizer, needed)
         self._stepper = Stepper(self.optimizers, self.arena)
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
@@ -424,6 +442,16 @@ def _build_optimizer(
             "allow. Use a first-order optimizer, for example torch.optim.Adam."
         )
     return optimizer
+
+
+def _check_groups(optimizer: torch.optim.Optimizer, needed: set[str]) -> None:
+    """See that a state that was taken over has all settings of the optimizer."""
+    for group in optimizer.param_groups:
+        if missing := sorted(needed - set(group)):
+            raise OptimizerError(
+                f"The state is not of {type(optimizer).__name__}, which needs "
+                f"{', '.join(missing)}; it holds {', '.join(sorted(group))}."
+            )
 
 
 def _on_device(metric: Any, device: torch.device) -> Any:

@@ -216,9 +216,12 @@ class Replica:
                 self._load(values)
             except Exception as error:
                 before.restore()
+                model, optimizers = self.learner.model, self.learner.optimizers
+                kinds = ", ".join(type(each).__name__ for each in (model, *optimizers))
                 raise CheckpointError(
-                    f"The checkpoint does not fit: {error}. Restore it with the model "
-                    "and the optimizer that it was saved with."
+                    f"The checkpoint does not fit {kinds}: {type(error).__name__}: "
+                    f"{error} Restore it with the model and the optimizer that it was "
+                    "saved with."
                 ) from error
             self.exchange.adopted(Holding(values["clock"], values["taken"]))
 

@@ -969,8 +969,10 @@ class Trainer:
         """Make a trainer that goes on from a checkpoint.
 
         Give the model, loss and optimizer that it was saved with: a checkpoint holds
-        values only, and cannot run code. Give the sources `positions`, so that they
-        are read from where the model stands.
+        values only, and cannot run code. The settings of the optimizer (learning rate,
+        momentum) are those of the checkpoint, as torch has it, not those given; change
+        them with `apply`. Give the sources `positions`, so that they are read from
+        where the model stands.
 
         Parameters
         ----------
@@ -988,7 +990,15 @@ class Trainer:
         ------
         CheckpointError
             If there is none, if none is whole, or if it does not fit.
+        ConfigurationError
+            If ``path`` is None.
         """
+        if path is None:
+            raise ConfigurationError(
+                "path=None was given; the path of a checkpoint or of a folder is "
+                "allowed, for example Trainer.restore('checkpoints', client, ...). "
+                "Trainer(client, ...) begins anew."
+            )
         return cls(client, restore=path, or_begin=or_begin, **arguments)
 
     @property

@@ -406,6 +406,41 @@ def test_the_state_of_both_optimizers_is_taken_over():
         assert torch.allclose(mine, theirs)
 
 
+@pytest.mark.parametrize("other", ["Adam", "RMSprop", "AdamW", "Adagrad", "Adadelta"])
+def test_the_state_of_another_optimizer_is_refused(other):
+    one = learner()
+    ours = learner(optimizer=getattr(torch.optim, other))
+    with pytest.raises(OptimizerError, match=rf"not of {other}, which needs \w+.*lr"):
+        ours.load(**copy.deepcopy(taken(one)))
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Adafactor", "Adagrad", "NAdam"])
+def test_the_state_of_the_same_optimizer_is_taken_over_again_and_again(kind):
+    optimizer = getattr(torch.optim, kind)
+    one, two = (learner(optimizer=optimizer) for _ in range(2))
+    for _ in range(3):
+        one.learn(*data(), 8)
+        two.load(**copy.deepcopy(taken(one)))
+    one.learn(*data(), 8)
+    two.learn(*data(), 8)
+    for mine, theirs in zip(one.arena.buffers, two.arena.buffers, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_settings_of_the_optimizer_are_those_that_are_taken_over():
+    one = learner(optimizer=functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    two = learner()
+    two.load(**copy.deepcopy(taken(one)))
+    (group,) = two.optimizers[0].param_groups
+    assert (group["lr"], group["momentum"]) == (0.5, 0.9)
+
+
+def taken(one: Learner) -> dict[str, Any]:
+    """Arguments of `load`, from a snapshot."""
+    snapshot = one.snapshot()
+    return {"state": snapshot["model"], "optimizers": snapshot["optimizers"]}
+
+
 def test_an_optimizer_that_is_missing_is_told():
     with pytest.raises(OptimizerError, match=r"has sparse parameters.*'sparse': torch"):
         learner(words_and_layer, optimizer={"dense": SGD})

@@ -30,7 +30,11 @@ import tensair_dask as ta
 import tensair_dask.sources  # from_batches
 import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
-from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ConfigurationError,
+)
 from tensair_dask.ledger import Entry
 
 two = functools.partial(
@@ -139,8 +143,22 @@ async def test_mode_detector_and_scores_are_in_it(c, s, a, b, tmp_path):
 async def test_a_checkpoint_of_another_model_is_refused(c, s, a, tmp_path):
     async with ta.Trainer(c, **linear()) as trainer:
         path = await trainer.save(tmp_path / "model.tensair")
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match=r"does not fit Sequential, SGD: Runtime"):
         await ta.Trainer.restore(path, c, **classes())
+
+
+@one()
+async def test_a_checkpoint_of_another_optimizer_is_refused(c, s, a, tmp_path):
+    async with ta.Trainer(c, **linear()) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    with pytest.raises(CheckpointError, match=r"Linear, Adam: OptimizerError: .*betas"):
+        await ta.Trainer.restore(path, c, **linear(optimizer=torch.optim.Adam))
+
+
+@one()
+async def test_no_path_to_restore_from_is_told(c, s, a):
+    with pytest.raises(ConfigurationError, match=r"path=None .* begins anew"):
+        ta.Trainer.restore(None, c, **linear())
 
 
 @two()
