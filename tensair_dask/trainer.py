@@ -183,8 +183,9 @@ class Trainer:
         function ``(model, optimizers, drift)`` that changes the model in place.
     checkpoint_to
         Folder for checkpoints, on any file system that fsspec knows, the newest of
-        which are kept. Records are then let go of by their sources (a Kafka offset is
-        committed) when a checkpoint holds them, not when they are learned.
+        which are kept. If there are some already, it must go on from there; see
+        `Trainer.restore`. Records are then let go of by their sources (a Kafka offset
+        is committed) when a checkpoint holds them, not when they are learned.
     checkpoint_every
         How often: a whole number of mini-batches, or a time such as ``"10s"``. None:
         only when `save` is called, and at the end.
@@ -352,7 +353,6 @@ class Trainer:
                 await self._reporter.open()
             await self._membership.start()
             self._adapting.interventions.missing = self._starter.missing
-            await self._saving.check()
             await self._go_on()
             await self._adapting.start()
         except BaseException:
@@ -373,11 +373,12 @@ class Trainer:
             self._predicting.release()
 
     async def _go_on(self) -> None:
-        """Go on from a checkpoint, if there is one to go on from."""
+        """Go on from a checkpoint, if there is one; see that more can be written."""
         path, or_begin = self._restore
         checkpoint = None
         if path is not None:
             checkpoint = await self._saving.load(path, or_begin)
+        await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
             await self._saving.restore(checkpoint, self._adapting.interventions)
             self._index = checkpoint.index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from typing import Any
 
 import dask
@@ -238,6 +239,67 @@ async def test_one_may_begin_where_there_is_none(c, s, a, tmp_path):
     async with trainer:
         await train_all(trainer, data)
     assert Store(tmp_path / "none").load()[0].index == 20
+
+
+@one()
+async def test_a_folder_with_checkpoints_is_for_who_goes_on_from_them(
+    c, s, a, tmp_path
+):
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        await train_all(trainer, linear_data(5))
+        older = await trainer.save()
+        other = await trainer.save(tmp_path / "other")
+        await train_all(trainer, linear_data(5))
+    there = Store(tmp_path / "folder").paths()
+    for origin in ({}, {"restore": other}, {"restore": "no", "or_begin": True}):
+        with pytest.raises(CheckpointError, match=r"earlier training.*restore\('/"):
+            await ta.Trainer(c, **arguments, **origin)
+    assert Store(tmp_path / "folder").paths() == there
+    restored = ta.Trainer.restore(older, c, **arguments)
+    async with restored as trainer:
+        await trainer.save()
+    assert len(Store(tmp_path / "folder").paths()) == 3
+
+
+@one()
+async def test_two_trainers_in_one_folder_remove_nothing_of_each_other(
+    c, s, a, tmp_path
+):
+    arguments = linear(checkpoint_to=tmp_path)
+    first = await ta.Trainer(c, **arguments)
+    second = await ta.Trainer(c, **arguments)
+    path = await first.save()
+    with pytest.raises(CheckpointError, match="Another trainer writes to"):
+        await second.save()
+    assert Store(tmp_path).paths() == [path]
+    await first.close()
+    await second.close()
+
+
+@one()
+async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
+    from test_ledger import Source
+
+    source = Source()
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        store = trainer._saving._checkpointer._store
+        add, gate = store.add, threading.Event()
+
+        def late(checkpoint: Any) -> str:
+            assert gate.wait(30)
+            return add(checkpoint)
+
+        store.add = late
+        trainer._ledger.settled(source.entry(0))
+        saving = asyncio.ensure_future(trainer.save())
+        await until(lambda: trainer._saving._checkpointer._adding is not None)
+        trainer._ledger.settled(source.entry(1))
+        await trainer.save(tmp_path / "elsewhere")
+        gate.set()
+        await saving
+        assert source.is_released == {0}
 
 
 @one()
