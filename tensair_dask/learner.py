@@ -194,7 +194,7 @@ class Learner:
 
     def _check_gradients(self, loss: float) -> None:
         gradients = [each.grad for each in self.arena.parameters]
-        if not all_finite(each for each in gradients if each is not None):
+        if not all_finite([each for each in gradients if each is not None]):
             raise NonFiniteError(
                 f"The gradient is not finite, although the loss is ({loss}): the loss "
                 "has no derivative there, as a square root has none at 0, or its "
@@ -307,7 +307,8 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether no trained parameter is NaN or infinite."""
-        return all_finite([*self.arena.buffers, *self.arena.tables])
+        with torch.no_grad():
+            return all_finite([*self.arena.buffers, *self.arena.tables])
 
     def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
         """Take over a peer's parameters, buffers and optimizer state.
@@ -517,14 +518,15 @@ def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether no element of any tensor, dense or sparse, is NaN or infinite."""
-    values = [each._values() if each.is_sparse else each.detach() for each in tensors]
-    if not values:
-        return True
-    # A sum is finite unless an element is not, or it overflows: one pass, one answer of
-    # the device, and a close look only where that raises suspicion. For the 85k MLP
-    # it takes 17 µs of a step of 680, with 1.1M parameters 66 µs of 6 ms; isfinite on
-    # each tensor takes 190 µs and 2.1 ms.
-    total = torch.stack([each.sum() for each in values]).sum().item()
+    values = [each._values() if each.is_sparse else each for each in tensors]
+    # A sum is finite unless an element is not, or it overflows: one pass, and a close
+    # look only where that raises suspicion. Within a step of the 85k MLP that takes
+    # 25 µs of 640, with 1.1M parameters 120 µs of 5,000 (all tensors cached: 16 and
+    # 65); isfinite on each, all cached, takes 190 and 2,100.
+    sums = [each.sum() for each in values]
+    if values and values[0].device.type != "cpu":
+        sums = [torch.stack(sums).sum()]  # one answer of the device, not one a tensor
+    total = sum(each.item() for each in sums)
     return total - total == 0.0 or all(
         bool(torch.isfinite(each).all()) for each in values
     )
