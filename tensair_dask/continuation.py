@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamz import Stream
 
-from tensair_dask.checkpoints import Checkpoint, Store
+from tensair_dask.checkpoints import Checkpoint, FileCall, Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 from tensair_dask.sources.positions import Mark, Tracker
 from tensair_dask.sources.source import Reference
@@ -84,9 +83,10 @@ class Continuation:
         if self._folder is None:
             return
         store = Store(self._folder)
-        await asyncio.to_thread(store.check)
+        await FileCall("write", store.path, store.check).result()
+        reading = FileCall("read", store.path, store.load)
         try:
-            checkpoint, self.path = await asyncio.to_thread(store.load)
+            checkpoint, self.path = await reading.result()
         except CheckpointMissingError:
             return
         self._compare(checkpoint, name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -110,6 +110,12 @@ class Learner:
                 "gradient: there is nothing to train. Leave at least one unfrozen."
             )
         self.optimizers = _build_optimizers(recipe, self.arena)
+        # Now: torch adds to the defaults of those that take over a state. And only what
+        # its groups hold: one that wraps another may have defaults of its own.
+        self._needed = [
+            set(each.defaults).intersection(*each.param_groups)
+            for each in self.optimizers
+        ]
         self._stepper = Stepper(self.optimizers, self.arena)
         self._metrics = {
             name: _on_device(metric, device) for name, metric in recipe.metrics.items()
@@ -155,6 +161,7 @@ class Learner:
                     f"The loss cannot be differentiated: {error}. It must depend on "
                     "the model's parameters."
                 ) from error
+            self._check_gradients(value)
             changes = self._stepper.step_locally()
         finally:
             for parameter in parameters:
@@ -184,6 +191,16 @@ class Learner:
                 "learning rate, or scale the inputs."
             )
         return prediction, loss, value
+
+    def _check_gradients(self, loss: float) -> None:
+        gradients = [each.grad for each in self.arena.parameters]
+        if not all_finite([each for each in gradients if each is not None]):
+            raise NonFiniteError(
+                f"The gradient is not finite, although the loss is ({loss}): the loss "
+                "has no derivative there, as a square root has none at 0, or its "
+                "derivative overflows. Add a small number under the root, for example, "
+                "or scale the inputs."
+            )
 
     def _told(
         self,
@@ -288,11 +305,28 @@ class Learner:
             ],
         }
 
+    def is_finite(self) -> bool:
+        """Whether no trained parameter is NaN or infinite."""
+        with torch.no_grad():
+            return all_finite([*self.arena.buffers, *self.arena.tables])
+
     def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
-        """Take over a peer's parameters, buffers and optimizer state."""
+        """Take over a peer's parameters, buffers and optimizer state.
+
+        Raises
+        ------
+        OptimizerError
+            If the state is of an optimizer of another kind, which torch takes in
+            without a word. What is here is then half taken over.
+        Exception
+            Of torch, if something else does not fit; the same holds.
+        """
         self.model.load_state_dict(state)
-        for optimizer, its_state in zip(self.optimizers, optimizers, strict=True):
+        for optimizer, needed, its_state in zip(
+            self.optimizers, self._needed, optimizers, strict=True
+        ):
             optimizer.load_state_dict(dict(its_state))
+            _check_groups(optimizer, needed)
         self._stepper = Stepper(self.optimizers, self.arena)
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
@@ -411,6 +445,16 @@ def _build_optimizer(
     return optimizer
 
 
+def _check_groups(optimizer: torch.optim.Optimizer, needed: set[str]) -> None:
+    """See that a state that was taken over has all settings of the optimizer."""
+    for group in optimizer.param_groups:
+        if missing := sorted(needed - set(group)):
+            raise OptimizerError(
+                f"The state is not of {type(optimizer).__name__}, which needs "
+                f"{', '.join(missing)}; it holds {', '.join(sorted(group))}."
+            )
+
+
 def _on_device(metric: Any, device: torch.device) -> Any:
     return metric.to(device) if is_stateful(metric) else metric
 
@@ -470,6 +514,22 @@ def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     if isinstance(tree, (tuple, list)):
         return tuple(map_tensors(function, value) for value in tree)
     return tree
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no element of any tensor, dense or sparse, is NaN or infinite."""
+    values = [each._values() if each.is_sparse else each for each in tensors]
+    # A sum is finite unless an element is not, or it overflows: one pass, and a close
+    # look only where that raises suspicion. Within a step of the 85k MLP that takes
+    # 25 µs of 640, with 1.1M parameters 120 µs of 5,000 (all tensors cached: 16 and
+    # 65); isfinite on each, all cached, takes 190 and 2,100.
+    sums = [each.sum() for each in values]
+    if values and values[0].device.type != "cpu":
+        sums = [torch.stack(sums).sum()]  # one answer of the device, not one a tensor
+    total = sum(each.item() for each in sums)
+    return total - total == 0.0 or all(
+        bool(torch.isfinite(each).all()) for each in values
+    )
 
 
 def to_arrays(tree: Any) -> Any:

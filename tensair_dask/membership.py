@@ -193,6 +193,13 @@ class Membership:
                     continue
                 self._dispatcher.confirm(lane)
 
+    async def look(self) -> None:
+        """Ask all how they stand, and `complete` them."""
+        for handle, status in (await self._calls.ask_all("status")).items():
+            handle.lane.status = status
+            self._dispatcher.confirm(handle.lane)
+        await self.complete()
+
     async def complete(self) -> None:
         """Let replicas that have missed gradients take over a model that holds them.
 

@@ -216,9 +216,12 @@ class Replica:
                 self._load(values)
             except Exception as error:
                 before.restore()
+                model, optimizers = self.learner.model, self.learner.optimizers
+                kinds = ", ".join(type(each).__name__ for each in (model, *optimizers))
                 raise CheckpointError(
-                    f"The checkpoint does not fit: {error}. Restore it with the model "
-                    "and the optimizer that it was saved with."
+                    f"The checkpoint does not fit {kinds}: {type(error).__name__}: "
+                    f"{error} Restore it with the model and the optimizer that it was "
+                    "saved with."
                 ) from error
             self.exchange.adopted(Holding(values["clock"], values["taken"]))
 
@@ -272,6 +275,21 @@ class Replica:
             self._departure.check()
         return pack(await self._thread.call(self._copy))
 
+    async def checkpoint(self) -> Packed | None:
+        """Give a `snapshot` that is worth a file; None if it has missed gradients.
+
+        Raises
+        ------
+        CheckpointError
+            If its parameters are not finite.
+        ReplicaLeavingError
+            If it leaves.
+        """
+        if not self._departure.alone:
+            self._departure.check()
+        copied = await self._thread.call(self._copy_whole)
+        return None if copied is None else pack(copied)
+
     async def keep(self) -> None:
         """Keep a `snapshot` of now, for `kept`; training may then go on."""
         await self._departure.copying()
@@ -294,6 +312,19 @@ class Replica:
             "taken": holding.taken,
             "sealed": sorted(holding.sealed),
         }
+
+    def _copy_whole(self) -> dict[str, Any] | None:
+        # Its peers take for applied what it had to refuse.
+        if self.exchange.missed:
+            return None
+        # Buffers may hold what they like: a mask is made of infinities.
+        if not self.learner.is_finite():
+            raise CheckpointError(
+                "The parameters are not finite (NaN or infinite): training has "
+                "diverged. Nothing was written, and the checkpoints before are kept: "
+                "restore one of them, with a lower learning rate or scaled inputs."
+            )
+        return self._copy()
 
     async def seal(self, origins: Sequence[str]) -> Holding:
         """Apply nothing more of lost peers, and tell whose gradients are held."""

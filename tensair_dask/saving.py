@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from os import PathLike
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tensair_dask.adaptation import Modes
 from tensair_dask.calls import Calls
-from tensair_dask.checkpoints import Checkpoint, Checkpointer, Store
+from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.interventions import Interventions
@@ -26,6 +26,9 @@ Every = int | float | str | timedelta
 
 # The origin of what was learned before a restart, in the clocks of the replicas.
 BEFORE = "before"
+
+# How often a replica is asked for one checkpoint; in between all are made whole.
+ATTEMPTS = 3
 
 
 class Saving:
@@ -47,6 +50,8 @@ class Saving:
         How often; see `Checkpointer`.
     calls
         To the replicas.
+    complete
+        Lets replicas that have missed gradients take over a model that holds them.
     modes
         Whether the model learns, and why.
     ledger
@@ -64,6 +69,7 @@ class Saving:
         to: Path | None,
         every: Every | None,
         calls: Calls,
+        complete: Callable[[], Awaitable[None]],
         modes: Modes,
         ledger: Ledger,
         scores: Mapping[str, Any],
@@ -72,13 +78,14 @@ class Saving:
     ) -> None:
         self._store = None if to is None else Store(to)
         self._calls = calls
+        self._complete = complete
         self._modes = modes
         self._ledger = ledger
         self._scores = scores
         self._facts = facts
         self._failed = failed
-        # Entries of the ledger that the checkpoint holds which is being written.
-        self._held = 0
+        # Entries of the ledger that each checkpoint holds which is being written.
+        self._held: WeakKeyDictionary[Checkpoint, int] = WeakKeyDictionary()
         self._checkpointer = Checkpointer(
             self._store, every, self._take, self._written, self._note_failure
         )
@@ -89,27 +96,58 @@ class Saving:
         """The newest checkpoint of the folder that was written; empty if none was."""
         return self._checkpointer.last_path
 
-    async def check(self) -> None:
-        """See that the folder can be written to.
+    async def check(self, origin: Path | None) -> None:
+        """See that the folder can be written to, and is this trainer's.
+
+        Parameters
+        ----------
+        origin
+            Path of the checkpoint that it goes on from; None if it begins anew.
 
         Raises
         ------
         CheckpointError
-            If it cannot.
+            If it cannot, or holds checkpoints that this trainer does not go on from.
         """
-        if self._store is not None:
-            await asyncio.to_thread(self._store.check)
+        store = self._store
+        if store is None:
+            return
+        await FileCall("write", store.path, store.check).result()
+        if origin is not None and store.holds(Store(origin)):
+            return
+        there = await FileCall("read", store.path, store.paths).result()
+        if there:
+            raise CheckpointError(
+                f"{store.path} holds checkpoints of an earlier training, the newest "
+                f"{there[-1]}, and those of this one would replace them. Go on from "
+                f"them with Trainer.restore({store.path!r}, client, or_begin=True, "
+                "...), or give an empty folder."
+            )
 
     async def _take(self) -> Checkpoint:
+        for _ in range(ATTEMPTS):
+            checkpoint = await self._taken()
+            if checkpoint is not None:
+                return checkpoint
+            await self._complete()
+        raise CheckpointError(
+            "The replicas miss gradients of each other, again and again; see "
+            "trainer.events and the logs of the workers. Save again later."
+        )
+
+    async def _taken(self) -> Checkpoint | None:
+        """Take a checkpoint of one replica; None if it has missed gradients."""
         # In this order: what is in the ledger is in every model that is copied later.
         held = self._ledger.take()
         positions = self._ledger.positions()
         adaptation = self._modes.state_dict(self._facts()["index"])
         scores = {name: each.state_dict() for name, each in self._scores.items()}
         facts = self._facts()
-        snapshot = unpack(await self._calls.ask_any("snapshot"))
-        self._held = held
-        return Checkpoint(
+        packed = await self._calls.ask_any("checkpoint")
+        if packed is None:
+            return None
+        snapshot = unpack(packed)
+        checkpoint = Checkpoint(
             model=snapshot["model"],
             optimizers=snapshot["optimizers"],
             clock=snapshot["clock"],
@@ -118,14 +156,15 @@ class Saving:
             positions=positions,
             **facts,
         )
+        self._held[checkpoint] = held
+        return checkpoint
 
     def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
         logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
-        self._ledger.saved(self._held)
+        self._ledger.saved(self._held[checkpoint])
 
     def _note_failure(self, error: Exception) -> None:
-        if self._checkpointer.failures == 1:
-            self._failed(f"a checkpoint could not be written: {error}")
+        self._failed(f"a checkpoint could not be written: {error}")
 
     async def save(self, path: Path | None) -> str:
         """Write a checkpoint now; see `Trainer.save`."""
@@ -152,8 +191,9 @@ class Saving:
         or_begin
             Whether None is given where there is none.
         """
+        store = Store(path)
         try:
-            checkpoint, found = await asyncio.to_thread(Store(path).load)
+            checkpoint, found = await FileCall("read", store.path, store.load).result()
         except CheckpointMissingError:
             if or_begin:
                 return None

@@ -183,8 +183,9 @@ class Trainer:
         function ``(model, optimizers, drift)`` that changes the model in place.
     checkpoint_to
         Folder for checkpoints, on any file system that fsspec knows, the newest of
-        which are kept. Records are then let go of by their sources (a Kafka offset is
-        committed) when a checkpoint holds them, not when they are learned.
+        which are kept. If there are some already, it must go on from there; see
+        `Trainer.restore`. Records are then let go of by their sources (a Kafka offset
+        is committed) when a checkpoint holds them, not when they are learned.
     checkpoint_every
         How often: a whole number of mini-batches, or a time such as ``"10s"``. None:
         only when `save` is called, and at the end.
@@ -304,6 +305,7 @@ class Trainer:
             checkpoint_to,
             checkpoint_every,
             self._calls,
+            self._membership.look,
             modes,
             self._ledger,
             dict(scores or {}),
@@ -351,7 +353,6 @@ class Trainer:
                 await self._reporter.open()
             await self._membership.start()
             self._adapting.interventions.missing = self._starter.missing
-            await self._saving.check()
             await self._go_on()
             await self._adapting.start()
         except BaseException:
@@ -372,11 +373,12 @@ class Trainer:
             self._predicting.release()
 
     async def _go_on(self) -> None:
-        """Go on from a checkpoint, if there is one to go on from."""
+        """Go on from a checkpoint, if there is one; see that more can be written."""
         path, or_begin = self._restore
         checkpoint = None
         if path is not None:
             checkpoint = await self._saving.load(path, or_begin)
+        await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
             await self._saving.restore(checkpoint, self._adapting.interventions)
             self._index = checkpoint.index
@@ -968,8 +970,10 @@ class Trainer:
         """Make a trainer that goes on from a checkpoint.
 
         Give the model, loss and optimizer that it was saved with: a checkpoint holds
-        values only, and cannot run code. Give the sources `positions`, so that they
-        are read from where the model stands.
+        values only, and cannot run code. The settings of the optimizer (learning rate,
+        momentum) are those of the checkpoint, as torch has it, not those given; change
+        them with `apply`. Give the sources `positions`, so that they are read from
+        where the model stands.
 
         Parameters
         ----------
@@ -987,7 +991,15 @@ class Trainer:
         ------
         CheckpointError
             If there is none, if none is whole, or if it does not fit.
+        ConfigurationError
+            If ``path`` is None.
         """
+        if path is None:
+            raise ConfigurationError(
+                "path=None was given; the path of a checkpoint or of a folder is "
+                "allowed, for example Trainer.restore('checkpoints', client, ...). "
+                "Trainer(client, ...) begins anew."
+            )
         return cls(client, restore=path, or_begin=or_begin, **arguments)
 
     @property
@@ -1227,10 +1239,7 @@ class Trainer:
         await self._membership.recovered(seconds)
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
-        for handle, status in (await self._calls.ask_all("status")).items():
-            handle.lane.status = status
-            self._dispatcher.confirm(handle.lane)
-        await self._membership.complete()
+        await self._membership.look()
         for node in list(self.nodes):
             node.check()
 

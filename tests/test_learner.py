@@ -22,7 +22,7 @@ from tensair_dask.errors import (
     OptimizerError,
 )
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.learner import Learner, Recipe
+from tensair_dask.learner import Learner, Recipe, all_finite
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CPU = torch.device("cpu")
@@ -247,6 +247,31 @@ def test_a_step_that_cannot_be_taken_is_refused_and_changes_nothing(
         assert now.grad is None
 
 
+def rooted(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Finite at 0, where its derivative is not."""
+    return (prediction - prediction.detach()).square().sum().sqrt()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_whose_gradient_is_not_finite_is_refused_and_changes_nothing(sparse):
+    build = functools.partial(nn.EmbeddingBag, 20, 2, sparse=True) if sparse else mlp
+    ours = learner(build, loss=rooted)
+    x, y = (torch.zeros(8, 3, dtype=torch.int64), None) if sparse else data()
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(NonFiniteError, match=r"gradient is not finite.*loss is \(0\.0"):
+        ours.learn(x, y, 8)
+    for name, now in ours.state_dict().items():
+        assert torch.equal(before[name], now)
+    assert all(each.grad is None for each in ours.arena.parameters)
+
+
+def test_a_gradient_whose_sum_overflows_is_finite():
+    huge = torch.full((4,), 3e38)
+    assert all_finite([huge, huge])
+    assert not all_finite([huge, torch.tensor([float("-inf")])])
+    assert all_finite([])
+
+
 class Junk(nn.Module):
     """A model that returns the wrong thing."""
 
@@ -379,6 +404,41 @@ def test_the_state_of_both_optimizers_is_taken_over():
     first, second = one.model.parameters(), two.model.parameters()
     for mine, theirs in zip(first, second, strict=True):
         assert torch.allclose(mine, theirs)
+
+
+@pytest.mark.parametrize("other", ["Adam", "RMSprop", "AdamW", "Adagrad", "Adadelta"])
+def test_the_state_of_another_optimizer_is_refused(other):
+    one = learner()
+    ours = learner(optimizer=getattr(torch.optim, other))
+    with pytest.raises(OptimizerError, match=rf"not of {other}, which needs \w+.*lr"):
+        ours.load(**copy.deepcopy(taken(one)))
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Adafactor", "Adagrad", "NAdam"])
+def test_the_state_of_the_same_optimizer_is_taken_over_again_and_again(kind):
+    optimizer = getattr(torch.optim, kind)
+    one, two = (learner(optimizer=optimizer) for _ in range(2))
+    for _ in range(3):
+        one.learn(*data(), 8)
+        two.load(**copy.deepcopy(taken(one)))
+    one.learn(*data(), 8)
+    two.learn(*data(), 8)
+    for mine, theirs in zip(one.arena.buffers, two.arena.buffers, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_settings_of_the_optimizer_are_those_that_are_taken_over():
+    one = learner(optimizer=functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    two = learner()
+    two.load(**copy.deepcopy(taken(one)))
+    (group,) = two.optimizers[0].param_groups
+    assert (group["lr"], group["momentum"]) == (0.5, 0.9)
+
+
+def taken(one: Learner) -> dict[str, Any]:
+    """Arguments of `load`, from a snapshot."""
+    snapshot = one.snapshot()
+    return {"state": snapshot["model"], "optimizers": snapshot["optimizers"]}
 
 
 def test_an_optimizer_that_is_missing_is_told():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from typing import Any
 
+import dask
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
 from helpers import (
     Above,
+    Linear,
     class_data,
     classes,
     expected_weight,
@@ -28,7 +31,12 @@ import tensair_dask as ta
 import tensair_dask.sources  # from_batches
 import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
-from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ConfigurationError,
+)
+from tensair_dask.ledger import Entry
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
@@ -136,8 +144,84 @@ async def test_mode_detector_and_scores_are_in_it(c, s, a, b, tmp_path):
 async def test_a_checkpoint_of_another_model_is_refused(c, s, a, tmp_path):
     async with ta.Trainer(c, **linear()) as trainer:
         path = await trainer.save(tmp_path / "model.tensair")
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match=r"does not fit Sequential, SGD: Runtime"):
         await ta.Trainer.restore(path, c, **classes())
+
+
+@one()
+async def test_a_checkpoint_of_another_optimizer_is_refused(c, s, a, tmp_path):
+    async with ta.Trainer(c, **linear()) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    with pytest.raises(CheckpointError, match=r"Linear, Adam: OptimizerError: .*betas"):
+        await ta.Trainer.restore(path, c, **linear(optimizer=torch.optim.Adam))
+
+
+@one()
+async def test_no_path_to_restore_from_is_told(c, s, a):
+    with pytest.raises(ConfigurationError, match=r"path=None .* begins anew"):
+        ta.Trainer.restore(None, c, **linear())
+
+
+@two()
+async def test_a_checkpoint_holds_what_the_replica_asked_for_it_had_missed(
+    c, s, a, b, tmp_path
+):
+    data = linear_data(60)
+    with dask.config.set({"tensair.replicas.watch": "1h"}):  # nobody else repairs it
+        async with ta.Trainer(c, **linear()) as trainer:
+            await train_all(trainer, data[:20])
+            behind, other = trainer._handles
+            workers = {worker.address: worker for worker in (a, b)}
+            exchange = workers[behind.place.address].state.actors[behind.key].exchange
+            # So nothing more of the other one fits, and all of it is acknowledged.
+            clock = exchange.clock.snapshot()
+            exchange.clock.set_to({**clock, other.name: clock[other.name] - 1})
+            reports = feed(trainer, data[20:])
+            await until(lambda: len(reports) == 40 and exchange.missed)
+            await trainer._calls.ask_all("flush", 10)
+            trainer._calls.least_loaded = lambda: behind
+            path = await trainer.save(tmp_path / "model.tensair")
+            assert "missed gradients" in " ".join(trainer.events["text"])
+    weight = Store(path).load()[0].model["weight"].double()
+    assert torch.allclose(weight, expected_weight(data), atol=2e-4)
+
+
+@one()
+async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
+    c, s, a, tmp_path
+):
+    from test_ledger import Source
+
+    def ruin(model: Any, optimizers: Any) -> None:
+        with torch.no_grad():
+            model.weight[0, 0] = float("nan")
+
+    source = Source()
+    entry = source.entry(0)
+    trainer = await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
+    await train_all(trainer, linear_data(5))
+    good = await trainer.save()
+    trainer._ledger.settled(Entry(entry.metadata, entry.release))
+    await trainer.apply(ruin)
+    for path in (None, tmp_path / "elsewhere"):
+        with pytest.raises(CheckpointError, match=r"not finite.* diverged"):
+            await trainer.save(path)
+    assert Store(tmp_path / "folder").paths() == [good]
+    assert not (tmp_path / "elsewhere").exists()
+    assert not source.is_released
+    await trainer.close()
+
+
+@one()
+async def test_buffers_may_hold_infinities(c, s, a, tmp_path):
+    class Masked(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+
+    async with ta.Trainer(c, **linear(model=Masked)) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    assert Store(path).load()[0].model["mask"][1] == float("-inf")
 
 
 @one()
@@ -155,6 +239,67 @@ async def test_one_may_begin_where_there_is_none(c, s, a, tmp_path):
     async with trainer:
         await train_all(trainer, data)
     assert Store(tmp_path / "none").load()[0].index == 20
+
+
+@one()
+async def test_a_folder_with_checkpoints_is_for_who_goes_on_from_them(
+    c, s, a, tmp_path
+):
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        await train_all(trainer, linear_data(5))
+        older = await trainer.save()
+        other = await trainer.save(tmp_path / "other")
+        await train_all(trainer, linear_data(5))
+    there = Store(tmp_path / "folder").paths()
+    for origin in ({}, {"restore": other}, {"restore": "no", "or_begin": True}):
+        with pytest.raises(CheckpointError, match=r"earlier training.*restore\('/"):
+            await ta.Trainer(c, **arguments, **origin)
+    assert Store(tmp_path / "folder").paths() == there
+    restored = ta.Trainer.restore(older, c, **arguments)
+    async with restored as trainer:
+        await trainer.save()
+    assert len(Store(tmp_path / "folder").paths()) == 3
+
+
+@one()
+async def test_two_trainers_in_one_folder_remove_nothing_of_each_other(
+    c, s, a, tmp_path
+):
+    arguments = linear(checkpoint_to=tmp_path)
+    first = await ta.Trainer(c, **arguments)
+    second = await ta.Trainer(c, **arguments)
+    path = await first.save()
+    with pytest.raises(CheckpointError, match="Another trainer writes to"):
+        await second.save()
+    assert Store(tmp_path).paths() == [path]
+    await first.close()
+    await second.close()
+
+
+@one()
+async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
+    from test_ledger import Source
+
+    source = Source()
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        store = trainer._saving._checkpointer._store
+        add, gate = store.add, threading.Event()
+
+        def late(checkpoint: Any) -> str:
+            assert gate.wait(30)
+            return add(checkpoint)
+
+        store.add = late
+        trainer._ledger.settled(source.entry(0))
+        saving = asyncio.ensure_future(trainer.save())
+        await until(lambda: trainer._saving._checkpointer._adding is not None)
+        trainer._ledger.settled(source.entry(1))
+        await trainer.save(tmp_path / "elsewhere")
+        gate.set()
+        await saving
+        assert source.is_released == {0}
 
 
 @one()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tensair_dask.checkpoints.checkpoint import Checkpoint
 from tensair_dask.checkpoints.checkpointer import Checkpointer
+from tensair_dask.checkpoints.file_call import FileCall
 from tensair_dask.checkpoints.store import Store
 
-__all__ = ["Checkpoint", "Checkpointer", "Store"]
+__all__ = ["Checkpoint", "Checkpointer", "FileCall", "Store"]

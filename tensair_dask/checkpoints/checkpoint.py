@@ -23,7 +23,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-@dataclass
+@dataclass(eq=False)  # tensors cannot be compared in one word
 class Checkpoint:
     """All state of a training at one moment of its stream.
 

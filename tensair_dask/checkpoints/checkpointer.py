@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -16,6 +14,7 @@ from dask.utils import parse_timedelta
 
 from tensair_dask import config
 from tensair_dask.checkpoints.checkpoint import Checkpoint
+from tensair_dask.checkpoints.file_call import FileCall
 from tensair_dask.checkpoints.store import Store
 from tensair_dask.errors import (
     CheckpointError,
@@ -34,8 +33,8 @@ class Checkpointer:
     """Takes a checkpoint every so often, and writes it on a thread of its own.
 
     Belongs to an event loop, that of the client, which it never holds up. One
-    checkpoint is written at a time; if the next is due meanwhile, it follows when that
-    is done.
+    checkpoint is added to the store at a time; if the next is due meanwhile, it follows
+    when that is done.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ class Checkpointer:
         Called on the event loop with a checkpoint that was added to the store, the path
         of its file, and the seconds that it took in all.
     failed
-        Called on the event loop with the error if it was not.
+        Called on the event loop with the error of the first in a row that was not.
 
     Attributes
     ----------
@@ -65,7 +64,8 @@ class Checkpointer:
     Notes
     -----
     One that fails is tried again when the next is due: the stream goes on without it.
-    The first failure in a row is logged.
+    The first failure in a row is logged. Nothing is added while an earlier one is still
+    being written, which may hang: so there is never more than one that does.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class Checkpointer:
         self._again = False
         self._closed = False
         self._begun = 0.0  # set when the first mini-batch is noticed
+        # Adding to the store, in turns; and what was begun last.
         self._turn = asyncio.Lock()
+        self._adding: FileCall | None = None
         self.written = 0
         self.failures = 0
         self.last_path = ""
@@ -147,47 +149,50 @@ class Checkpointer:
             self._again = False
             start = time.perf_counter()
             try:
-                checkpoint, path = await self._write(self._store.add)
+                checkpoint, path = await self._add(self._store)
             except TrainerClosedError:
                 return
             except Exception as error:
                 self._note_failure(error)
                 continue
             self.written += 1
-            self.last_path = path
-            self.last_error = None
-            seconds = time.perf_counter() - start
-            _tell(self._done, checkpoint, path, seconds)
+            self._note_success(checkpoint, path, time.perf_counter() - start)
+
+    def _note_success(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
+        self.last_path = path
+        self.last_error = None
+        _tell(self._done, checkpoint, path, seconds)
 
     def _note_failure(self, error: Exception) -> None:
-        if self.last_error is None:
+        first = self.last_error is None
+        self.failures += 1
+        self.last_error = error
+        if first:
             logger.warning(
                 "A checkpoint could not be written; it is tried again when the next "
                 "is due. %s: %s",
                 type(error).__name__,
                 error,
             )
-        self.failures += 1
-        self.last_error = error
-        _tell(self._failed, error)
+            _tell(self._failed, error)
 
-    async def _write(
-        self, write: Callable[[Checkpoint], str]
-    ) -> tuple[Checkpoint, str]:
+    async def _add(self, store: Store) -> tuple[Checkpoint, str]:
         async with self._turn:
+            if self._adding is not None:
+                # Nobody waits for it any longer; its file may come yet.
+                await self._adding.ended()
             checkpoint = await self._take()
-            return checkpoint, await _on_a_thread(
-                functools.partial(write, checkpoint), "tensair-checkpoint"
-            )
+            self._adding = FileCall("write", store.path, store.add, checkpoint)
+            return checkpoint, await self._adding.result()
 
     async def write_now(self, to: Store | None = None) -> str:
-        """Take a checkpoint now and write it, after one that is being written.
+        """Take a checkpoint now and write it.
 
         Parameters
         ----------
         to
             Where it is saved as one file; None to add it to those that are written
-            every so often.
+            every so often, after one that is being added.
 
         Returns
         -------
@@ -197,23 +202,24 @@ class Checkpointer:
         Raises
         ------
         CheckpointError
-            If it cannot be written.
+            If it cannot be written, or is not in ``tensair.checkpoints.write``.
         TrainerClosedError
             If the checkpointer is closed.
         """
         if self._closed:
             raise TrainerClosedError("The trainer is closed; save before closing it.")
-        if to is None and self._store is None:
+        if to is not None:
+            checkpoint = await self._take()
+            path: str = await FileCall("write", to.path, to.save, checkpoint).result()
+            return path
+        if self._store is None:
             raise CheckpointError(
                 "No path was given, and the trainer has no folder for checkpoints; "
                 "give one, for example trainer.save('model.tensair')."
             )
-        write = to.save if to is not None else self._store.add  # type: ignore[union-attr]
         start = time.perf_counter()
-        checkpoint, path = await self._write(write)
-        if to is None:
-            self.last_path = path
-            _tell(self._done, checkpoint, path, time.perf_counter() - start)
+        checkpoint, path = await self._add(self._store)
+        self._note_success(checkpoint, path, time.perf_counter() - start)
         return path
 
     async def settled(self) -> None:
@@ -284,28 +290,3 @@ def _tell(function: Callable[..., Any] | None, *arguments: Any) -> None:
         function(*arguments)
     except Exception:
         logger.exception("What was to be told of a checkpoint failed")
-
-
-async def _on_a_thread(function: Callable[[], Any], name: str) -> Any:
-    """Run a function on a thread that ends with it.
-
-    A thread of a pool would be waited for when Python ends, for as long as a file
-    server that does not answer lets it wait.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def tell(method: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            method(value)
-
-    def run() -> None:
-        try:
-            method, value = future.set_result, function()
-        except BaseException as error:
-            method, value = future.set_exception, error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, method, value)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await future

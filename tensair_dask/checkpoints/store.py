@@ -34,7 +34,7 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.unfinished")
 # Seconds after which nobody is writing to it any more.
 _ABANDONED = 3600.0
 # Where a file that is put can be seen in part, and can be renamed at once.
-_SERVERS = {"sftp", "ssh", "hdfs", "smb"}
+_SERVERS = {"sftp", "ssh", "ftp", "hdfs", "smb"}
 # Where there are no folders to be made: fsspec would make a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 
@@ -43,8 +43,8 @@ class Store:
     """Writes and reads checkpoints at one path.
 
     A path is one file (`save`), or a folder of numbered checkpoints (`add`) of which
-    the newest are kept. A folder belongs to one trainer: two that wrote to the same
-    would remove each other's.
+    the newest are kept. A folder belongs to one trainer: of two that wrote to the same,
+    each would remove the other's, so the one that sees it refuses to.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ class Store:
     -----
     A checkpoint is there whole or not at all. On a local disk it is written beside,
     flushed to the disk and renamed; on an object store a put is atomic by itself; on a
-    file server (SFTP, HDFS, SMB) it is put beside and renamed. Whatever goes wrong all
-    the same is found by the checksum of the file when it is read.
+    file server (SFTP, FTP, HDFS, SMB) it is put beside and renamed. Whatever goes wrong
+    all the same is found by the checksum of the file when it is read.
 
     Files of a folder are numbered by the mini-batches that had been submitted, and
     always upwards: where a higher number is there already (somebody has gone back to an
@@ -104,6 +104,8 @@ class Store:
         self._renames = bool(names & _SERVERS)
         self._folders = not names & _BUCKETS
         self._path = self._path.rstrip("/") or self._path
+        # Highest number in the folder that is known, from `check` or the first `add`.
+        self._highest: int | None = None
 
     @property
     def path(self) -> str:
@@ -125,6 +127,11 @@ class Store:
             self._refuse_file()
             self._put(probe, [memoryview(b"probe")])
             self._fs.rm_file(probe)
+            self._highest = max(self._numbers(), default=-1)
+
+    def holds(self, other: Store) -> bool:
+        """Whether another path is that of this folder, or of a file in it."""
+        return other.path == self.path or other.path.startswith(f"{self.path}/")
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Write one file, in the place of one that is there.
@@ -161,12 +168,15 @@ class Store:
         Raises
         ------
         CheckpointError
-            If it cannot be written; nothing is then removed.
+            If it cannot be written, or another trainer writes there; nothing is then
+            removed.
         """
         with self._writing(self._path):
             self._refuse_file()
             there = self._numbers()
-            number = max([checkpoint.index, *(one + 1 for one in there)])
+            number = max(checkpoint.index, self._known(there) + 1)
+            # Before it is written: it may yet come when nobody waits for it any more.
+            self._highest = number
             path = self._numbered(number)
             self._write(path, encode(checkpoint))
         # It is written; what fails from here on is no failure of it.
@@ -175,7 +185,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(self._numbered(old))
             self._clean(self._path)
-        except OSError as error:
+        except Exception as error:  # object stores have exceptions of their own
             logger.warning(
                 "Older checkpoints in %s could not be removed: %s", self.path, error
             )
@@ -187,6 +197,18 @@ class Store:
                 f"{self.path} is a file; checkpoints that are written as training "
                 "goes on need a folder: give another path."
             )
+
+    def _known(self, there: Sequence[int]) -> int:
+        """Highest number of the folder, of which no higher one can be unknown."""
+        highest = max(there, default=-1)
+        known = highest if self._highest is None else self._highest
+        if highest > known:
+            raise CheckpointError(
+                f"Another trainer writes to {self.path}: "
+                f"{_base(self._numbered(highest))} is not of this one. Nothing was "
+                "written or removed. Give each trainer a folder of its own."
+            )
+        return known
 
     def _write(self, path: str, buffers: Sequence[memoryview]) -> None:
         if not (self._local or self._renames):

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import dask
 import fsspec
@@ -18,6 +19,7 @@ import torch
 from checkpoint_examples import example, same, small
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from tensair_dask.checkpoints import Checkpoint, Store
 from tensair_dask.checkpoints.file_format import encode
@@ -100,6 +102,37 @@ def test_numbers_go_up_also_where_training_went_back(place):
         store.add(small(index))
     assert names(place) == of(101, 102, 200)
     assert Store(place).load()[0].index == 200
+
+
+def test_where_another_writes_too_nothing_is_written_or_removed(place):
+    one, other = Store(place, keep=1), Store(place, keep=1)
+    one.check()
+    other.check()
+    one.add(small(10))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"Another .* checkpoint-0+10\.ten"):
+            other.add(small(20))
+    assert names(place) == of(10)
+    one.add(small(30))
+    assert names(place) == of(30)
+
+
+def test_one_that_goes_on_in_a_folder_has_it_for_itself(place):
+    Store(place).add(small(10))
+    store = Store(place, keep=2)
+    store.check()
+    store.add(small(5))
+    store.add(small(6))
+    assert names(place) == of(11, 12)
+
+
+def test_a_folder_holds_itself_and_its_files(place):
+    store = Store(place)
+    path = store.add(small(1))
+    assert store.holds(Store(place))
+    assert store.holds(Store(path))
+    assert not store.holds(Store(f"{place}2"))
+    assert not Store(path).holds(store)
 
 
 def test_only_its_own_files_are_removed(place):
@@ -301,6 +334,32 @@ class Server(LocalFileSystem):
             file.write(value[len(value) // 2 :])
 
 
+class Ftp(MemoryFileSystem):
+    """An FTP server, as far as names go."""
+
+    protocol = "ftp"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    put: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("ftp:/"))
+
+    def pipe_file(self, path, value, **options):
+        self.put.append(path)
+        super().pipe_file(path, value, **options)
+
+
+def test_on_an_ftp_server_it_is_put_beside_too(monkeypatch):
+    monkeypatch.setitem(_registry, "ftp", Ftp)
+    store = Store("ftp://server/run")
+    path = store.add(small(1))
+    assert [each.rpartition(".")[2] for each in Ftp.put] == ["unfinished"]
+    assert store.paths() == [path]
+    assert store.load()[0].index == 1
+
+
 def on_server(path: Path, **options) -> Store:
     store = Store(path, **options)
     store._fs = Server()
@@ -336,6 +395,21 @@ def test_a_put_that_fails_leaves_what_was_there(monkeypatch):
         with pytest.raises(CheckpointError, match="cannot be written: Access Denied"):
             store.add(small(2))
     assert names(place) == of(1)
+
+
+def test_older_ones_that_cannot_be_removed_are_no_failure(monkeypatch, caplog):
+    place = f"memory://{uuid.uuid4().hex}"
+    store = Store(place, keep=1)
+    store.add(small(1))
+
+    def refuse(self, path):
+        raise RuntimeError("the token has expired")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(MemoryFileSystem, "rm_file", refuse)
+        assert store.add(small(2)).endswith(of(2)[0])
+    assert "could not be removed: the token has expired" in caplog.text
+    assert names(place) == of(1, 2)
 
 
 def test_what_cannot_be_read_now_is_no_torn_checkpoint(monkeypatch):
