@@ -285,7 +285,7 @@ def _by_origin(weather: pd.DataFrame) -> dict[Any, tuple[np.ndarray, np.ndarray]
 
 # ------------------------------------------------------------------------- the topic
 
-# No flight is longer, in miles, or later, in minutes: what the model is given is bounded.
+# No flight is longer, in miles, or later, in minutes: inputs of the model are bounded.
 MOST = 100_000.0
 
 
