@@ -421,6 +421,7 @@ class Topic:
             positions=positions or run.continuation.positions,
             asynchronous=True,
         )
+        self.records.dead_letters.subscribe(run.tally.refuse)
 
     async def feed(self, source: Stream) -> None:
         """Emit the flights into a stream, to ``--limit`` or to Ctrl-C."""

@@ -235,6 +235,7 @@ class Run:
         if trainer.dashboard_link is not None:
             self.say(f"Watch it learn: {trainer.dashboard_link}")
         sink = reports.sink(self.tally.add)
+        unsubscribe = trainer.dead_letters.subscribe(self._count)
         self.tally.start()
         try:
             with (
@@ -246,6 +247,13 @@ class Run:
             self.tally.stop()
             self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
             sink.destroy()
+            unsubscribe()
+            if told := self.tally.told_refusals():
+                self.say(told)
+
+    def _count(self, letter: Any) -> None:
+        if letter.index < 0:  # of a record; mini-batches have reports
+            self.tally.refuse(letter)
 
     async def feed(
         self,

@@ -138,12 +138,16 @@ async def test_flights_go_on_behind_records_that_are_none(broker):
     assert producer.flush(10) == 0
     broker.write(name, map(written, NO_FLIGHTS))
     broker.write(name, [FLIGHT] * 53)
-    topic, batches = await read(run_over(broker, name, limit=63))
+    run = run_over(broker, name, limit=63)
+    topic, batches = await read(run)
     assert sum(len(y) for _, y in batches) == 63
     letters = topic.records.dead_letters
     assert [each.record.offset for each in letters] == [*range(11, 11 + letters.total)]
     assert letters.total == len(NO_FLIGHTS)
     assert broker.committed("flights", name) == [64 + letters.total]
+    told = run.tally.told_refusals()
+    assert told.startswith(f"Refused: {letters.total} records. The first: The record")
+    assert "at offset 11" in told
 
 
 def test_a_flight_that_did_not_arrive_is_no_mini_batch():
