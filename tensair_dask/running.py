@@ -199,11 +199,14 @@ class Run:
             If the folder cannot be used, or its checkpoint is of another run.
         """
         await self.continuation.open(name, **options)
-        if self.continuation.path:
-            self.say(
-                f"Going on from {self.continuation.path} after "
-                f"{self.continuation.begins:,} mini-batches"
+        going_on = self.continuation
+        if going_on.path:
+            told = (
+                f"Going on from {going_on.path} after {going_on.begins:,} mini-batches"
             )
+            if going_on.again:
+                told += f"; up to {going_on.again:,} of the next are learned twice"
+            self.say(told)
 
     @contextlib.asynccontextmanager
     async def training(self, trainer: Any) -> AsyncIterator[Any]:
@@ -305,6 +308,7 @@ class Run:
             "checkpoint": {
                 "from": continuation.path or None,
                 "mini_batches": continuation.begins,
+                "again": continuation.again,
                 "last": self.trainer.last_checkpoint or None,
             }
         }

@@ -35,7 +35,7 @@ class Saving:
     do not notice, and nothing waits. It holds the gradients of all mini-batches that
     were known, when it was begun, to be applied everywhere; its positions are those of
     just these. So what is read again from there is what the model has not learned, and
-    a little that it has.
+    a little that it has: what was under way. Its counter "again" bounds how much.
 
     Belongs to the client's event loop.
 
@@ -108,6 +108,8 @@ class Saving:
         scores = {name: each.state_dict() for name, each in self._scores.items()}
         facts = self._facts()
         snapshot = unpack(await self._calls.ask_any("snapshot"))
+        # What came meanwhile may be in this model as well.
+        facts["counters"]["again"] += self._facts()["index"] - facts["index"]
         self._held = held
         return Checkpoint(
             model=snapshot["model"],
