@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from tensair_dask.checkpoints.checkpointer import parse_every
@@ -465,8 +466,10 @@ def command(
 
     def decorate(main: Callable[[AnyRun], Awaitable[None]]) -> click.Command:
         def callback(**chosen: Any) -> None:
+            context = click.get_current_context()
+            _check_checkpoint(context, chosen)
             run = kind(records=records, **chosen)
-            run.command = click.get_current_context().command_path
+            run.command = context.command_path
             sys.exit(_execute(main, run))
 
         callback.__doc__ = main.__doc__
@@ -491,6 +494,17 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
             run.interrupts,
             debug=run.debug,
             interrupted=lambda: run.say("Interrupted."),
+        )
+
+
+def _check_checkpoint(context: click.Context, chosen: dict[str, Any]) -> None:
+    """Raise UsageError if it is said how often to save, and not where."""
+    source = context.get_parameter_source("checkpoint_every")
+    if source is ParameterSource.COMMANDLINE and chosen.get("checkpoint") is None:
+        raise click.UsageError(
+            f"--checkpoint-every {chosen['checkpoint_every']} was given without a "
+            "folder, so that nothing would be saved; add --checkpoint FOLDER, or leave "
+            "it out."
         )
 
 
