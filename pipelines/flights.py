@@ -409,6 +409,7 @@ class Topic:
     ) -> None:
         assert run.kafka is not None
         self._run = run
+        self._partitions = partitions
         self.inputs = Inputs(*surroundings())
         self.times = Moments(run.limit)
         self.records = Stream.from_kafka_records(
@@ -438,6 +439,11 @@ class Topic:
         await steps.__anext__()
         batches.connect(source)
         batches.sink(wait)
+        if self._partitions is None:
+            run.say(
+                f"Joining group {run.group}; if a member was killed, the broker first "
+                "waits for the end of its session, up to a minute"
+            )
         self.records.start()
         with run.interrupts.stopping(self.records.stop):
             await self.records.ended()
