@@ -757,7 +757,7 @@ def result(run: ImagesRun) -> dict[str, Any]:
             "baselines": run.stream.baselines(),
         },
         "loss": {"held_out": run.held_out["loss"]},
-        "refused": dict(tally.refused),
+        **tally.refusals(),
         "seconds": tally.seconds,
         "rate": tally.rate,
         "staleness": {"mean": tally.staleness_mean, "most": tally.staleness_most},

@@ -18,8 +18,11 @@ import contextlib
 import functools
 import importlib.util
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -282,6 +285,46 @@ def _by_origin(weather: pd.DataFrame) -> dict[Any, tuple[np.ndarray, np.ndarray]
 
 # ------------------------------------------------------------------------- the topic
 
+# No flight is longer, in miles, or later, in minutes: inputs of the model are bounded.
+MOST = 100_000.0
+
+
+def read_flight(value: bytes) -> tuple[Any, ...]:
+    """Read what a record of the topic tells of a flight, in the order of `TOLD`.
+
+    Raises for all that is no flight, whatever the reason, so that the source sets the
+    record aside: what is done with flights later can then rely on what they are.
+    """
+    told = json.loads(value)
+    if not isinstance(told, dict):
+        raise TypeError(f"{type(told).__name__} in place of a JSON object")
+    year, month, day, time = (told[name] for name in SCHEDULE)
+    for hour, minute in (divmod(time, 100), (told["hour"], 0)):
+        datetime(year, month, day, hour, minute)  # raises if there is no such moment
+    if not 1900 <= year < 2200:
+        raise ValueError(f"the year {year}")
+    return (
+        *map(int, (year, month, day, time)),  # JSON's true would pass for 1
+        *(_code(told.get(name)) for name in ("carrier", "tailnum", "origin", "dest")),
+        _number(told.get("distance")),
+        int(told["hour"]),
+        _number(told.get("arr_delay")),
+    )
+
+
+def _code(value: Any) -> str | None:
+    if value is not None and not str.isascii(value):
+        raise ValueError(f"the code {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    """Take a number; NaN, which is for what is missing, if there is none."""
+    number = math.nan if value is None else float(value)
+    if abs(number) > MOST:
+        raise ValueError(f"the number {number:g}")
+    return number
+
 
 class Moments:
     """When each flight was scheduled to depart, of a stream whose length is not known.
@@ -366,17 +409,20 @@ class Topic:
     ) -> None:
         assert run.kafka is not None
         self._run = run
+        self._partitions = partitions
         self.inputs = Inputs(*surroundings())
         self.times = Moments(run.limit)
         self.records = Stream.from_kafka_records(
             run.topic,
             {"bootstrap.servers": run.kafka, "group.id": run.group},
+            parse=read_flight,
             chunk=run.batch_size,
             partitions=partitions,
             name=run.topic,
             positions=positions or run.continuation.positions,
             asynchronous=True,
         )
+        self.records.dead_letters.subscribe(run.tally.refuse)
 
     async def feed(self, source: Stream) -> None:
         """Emit the flights into a stream, to ``--limit`` or to Ctrl-C."""
@@ -393,6 +439,11 @@ class Topic:
         await steps.__anext__()
         batches.connect(source)
         batches.sink(wait)
+        if self._partitions is None:
+            run.say(
+                f"Joining group {run.group}; if a member was killed, the broker first "
+                "waits for the end of its session, up to a minute"
+            )
         self.records.start()
         with run.interrupts.stopping(self.records.stop):
             await self.records.ended()
@@ -400,8 +451,9 @@ class Topic:
             run.say("Stopping; press Ctrl-C again to leave at once")
 
     def _batch(self, chunk: list[ta.sources.Record]) -> tuple[Any, np.ndarray]:
-        told = pd.DataFrame([each.value for each in chunk], columns=TOLD)
-        made = self.inputs.of(in_order(told))
+        # A record without a value says that a key was deleted: no flight, and no error.
+        told = [each.value for each in chunk if each.value is not None]
+        made = self.inputs.of(in_order(pd.DataFrame(told, columns=TOLD)))
         self.times.add(made.time)
         if self._run.limit is not None and self.times.come >= self._run.limit:
             # The records of a mini-batch are committed as one: it is not cut short.

@@ -817,7 +817,7 @@ def result(run: WordsRun) -> dict[str, Any]:
         "steps": tally.batches,
         "seconds": tally.seconds,
         "rate": tally.rate,
-        "refused": dict(tally.refused),
+        **tally.refusals(),
         "replicas": tally.replicas(),
         "looks": list(_plain(run.told)),
         "files": run.files,

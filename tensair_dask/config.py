@@ -9,6 +9,8 @@ import dask
 import yaml
 from dask.utils import parse_bytes, parse_timedelta
 
+from tensair_dask.errors import ConfigurationError
+
 __all__ = ["get", "get_bytes", "get_seconds", "load_defaults"]
 
 
@@ -24,8 +26,21 @@ def get(key: str, override: Any = None) -> Any:
 
 
 def get_seconds(key: str, override: Any = None) -> float:
-    """Like `get`, for a duration: ``"100ms"``, a number of seconds or a timedelta."""
-    return float(parse_timedelta(get(key, override), default="s"))
+    """Like `get`, for a duration: ``"100ms"``, a number of seconds or a timedelta.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of them.
+    """
+    value = get(key, override)
+    try:
+        return float(parse_timedelta(value, default="s"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{value!r} was given for tensair.{key}; allowed are a number of seconds "
+            "(0.5), a text with a unit ('500ms'), and a timedelta."
+        ) from error
 
 
 def get_bytes(key: str, override: Any = None) -> int:

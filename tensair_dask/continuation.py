@@ -44,6 +44,9 @@ class Continuation:
     ----------
     begins
         Mini-batches that the checkpoint holds.
+    again
+        Of those that come next, how many its model may hold as well, at most: they
+        were under way when it was taken, and are learned twice.
     path
         Of the checkpoint that the run goes on from; empty if it begins anew.
 
@@ -62,6 +65,7 @@ class Continuation:
         self._tracker = Tracker(SOURCE)
         self._next = 0
         self.begins = 0
+        self.again = 0
         self.path = ""
 
     async def open(self, name: str, **options: Any) -> None:
@@ -92,6 +96,7 @@ class Continuation:
         self._compare(checkpoint, name)
         self._checkpoint = checkpoint
         self._first = checkpoint.index
+        self.again = checkpoint.again
         # Not there, if the run was ended before its first mini-batch.
         reached = checkpoint.positions.get(SOURCE, {})
         self.begins = self._next = reached.get(PARTITION, 0)

@@ -225,6 +225,11 @@ class Page:
                 else []
             ),
             ("mini-batches refused", number(tally.refused.total())),
+            *(
+                [("records refused", number(tally.refused_records))]
+                if tally.refused_records
+                else []
+            ),
             *([("mini-batches dropped", number(dropped))] if dropped else []),
             ("seconds of streaming", number(tally.seconds)),
         ]

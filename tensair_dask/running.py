@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from tensair_dask.checkpoints.checkpointer import parse_every
@@ -204,11 +205,14 @@ class Run:
             If the folder cannot be used, or its checkpoint is of another run.
         """
         await self.continuation.open(name, **options)
-        if self.continuation.path:
-            self.say(
-                f"Going on from {self.continuation.path} after "
-                f"{self.continuation.begins:,} mini-batches"
+        going_on = self.continuation
+        if going_on.path:
+            told = (
+                f"Going on from {going_on.path} after {going_on.begins:,} mini-batches"
             )
+            if going_on.again:
+                told += f"; up to {going_on.again:,} of the next are learned twice"
+            self.say(told)
 
     @contextlib.asynccontextmanager
     async def training(self, trainer: Any) -> AsyncIterator[Any]:
@@ -240,6 +244,7 @@ class Run:
         if trainer.dashboard_link is not None:
             self.say(f"Watch it learn: {trainer.dashboard_link}")
         sink = reports.sink(self.tally.add)
+        unsubscribe = trainer.dead_letters.subscribe(self._count)
         self.tally.start()
         try:
             with (
@@ -251,6 +256,13 @@ class Run:
             self.tally.stop()
             self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
             sink.destroy()
+            unsubscribe()
+            if told := self.tally.told_refusals():
+                self.say(told)
+
+    def _count(self, letter: Any) -> None:
+        if letter.index < 0:  # of a record; mini-batches have reports
+            self.tally.refuse(letter)
 
     async def feed(
         self,
@@ -302,6 +314,7 @@ class Run:
             "checkpoint": {
                 "from": continuation.path or None,
                 "mini_batches": continuation.begins,
+                "again": continuation.again,
                 "last": self.trainer.last_checkpoint or None,
             }
         }
@@ -458,8 +471,10 @@ def command(
 
     def decorate(main: Callable[[AnyRun], Awaitable[None]]) -> click.Command:
         def callback(**chosen: Any) -> None:
+            context = click.get_current_context()
+            _check_checkpoint(context, chosen)
             run = kind(records=records, **chosen)
-            run.command = click.get_current_context().command_path
+            run.command = context.command_path
             sys.exit(_execute(main, run))
 
         callback.__doc__ = main.__doc__
@@ -484,6 +499,17 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
             run.interrupts,
             debug=run.debug,
             interrupted=lambda: run.say("Interrupted."),
+        )
+
+
+def _check_checkpoint(context: click.Context, chosen: dict[str, Any]) -> None:
+    """Raise UsageError if it is said how often to save, and not where."""
+    source = context.get_parameter_source("checkpoint_every")
+    if source is ParameterSource.COMMANDLINE and chosen.get("checkpoint") is None:
+        raise click.UsageError(
+            f"--checkpoint-every {chosen['checkpoint_every']} was given without a "
+            "folder, so that nothing would be saved; add --checkpoint FOLDER, or leave "
+            "it out."
         )
 
 

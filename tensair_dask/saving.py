@@ -38,7 +38,7 @@ class Saving:
     do not notice, and nothing waits. It holds the gradients of all mini-batches that
     were known, when it was begun, to be applied everywhere; its positions are those of
     just these. So what is read again from there is what the model has not learned, and
-    a little that it has.
+    a little that it has: what was under way. Its counter "again" bounds how much.
 
     Belongs to the client's event loop.
 
@@ -147,6 +147,8 @@ class Saving:
         if packed is None:
             return None
         snapshot = unpack(packed)
+        # What came meanwhile may be in this model as well.
+        facts["counters"]["again"] += self._facts()["index"] - facts["index"]
         checkpoint = Checkpoint(
             model=snapshot["model"],
             optimizers=snapshot["optimizers"],

@@ -152,7 +152,7 @@ class ScoredRun(Run):
                 name: _plain(each) for name, each in scores.baselines().items()
             },
             "batches": self.tally.batches,
-            "refused": dict(self.tally.refused),
+            **self.tally.refusals(),
             "seconds": self.tally.seconds,
             "rate": self.tally.rate,
             "staleness": {

@@ -32,6 +32,10 @@ class Tally:
         Those of them that were learned; the others were only predicted.
     refused
         Mini-batches that were refused, by the name of the error.
+    refused_records
+        Records that were refused before they were part of a mini-batch.
+    first_refusal
+        The error of the first that was refused; None if none was.
     staleness_most
         The largest staleness of any report.
     before
@@ -46,6 +50,8 @@ class Tally:
         self.batches = 0
         self.learned = 0
         self.refused: Counter[str] = Counter()
+        self.refused_records = 0
+        self.first_refusal: Exception | None = None
         self.staleness_most = 0
         self.lost: set[str] = set()
         self._staleness_sum = 0
@@ -63,6 +69,7 @@ class Tally:
         self.records += report.samples
         if report.error is not None:
             self.refused[type(report.error).__name__] += 1
+            self.first_refusal = self.first_refusal or report.error
             return
         self.batches += 1
         self.learned += report.learned
@@ -71,6 +78,37 @@ class Tally:
         self._staleness_sum += report.staleness
         self.staleness_most = max(self.staleness_most, report.staleness)
         self._newest.append(report)
+
+    def refuse(self, letter: Any) -> None:
+        """Count a record that a source has refused, or ``try_map``.
+
+        Give it to ``source.dead_letters.subscribe``.
+        """
+        self.refused_records += 1
+        self.first_refusal = self.first_refusal or letter.error
+
+    def refusals(self) -> dict[str, Any]:
+        """What a script wants to know of all that was refused, fit for JSON."""
+        first = self.first_refusal
+        return {
+            "refused": dict(self.refused),
+            "refused_records": self.refused_records,
+            "first_refusal": None if first is None else str(first),
+        }
+
+    def told_refusals(self) -> str:
+        """Say what was refused, and why the first was; nothing if nothing was."""
+        told = []
+        if self.refused:
+            names = ", ".join(f"{n:,} {name}" for name, n in self.refused.most_common())
+            told.append(
+                f"{_several(self.refused.total(), 'mini-batch', 'es')} ({names})"
+            )
+        if self.refused_records:
+            told.append(_several(self.refused_records, "record", "s"))
+        if not told:
+            return ""
+        return f"Refused: {' and '.join(told)}. The first: {self.first_refusal}"
 
     @property
     def reached(self) -> int:
@@ -133,3 +171,7 @@ class Tally:
             }
             for address in sorted(self._batches_of)
         ]
+
+
+def _several(number: int, name: str, ending: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else ending}"

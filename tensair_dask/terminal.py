@@ -195,18 +195,14 @@ def run_table(tally: Tally, records: str) -> RenderableType:
     for row in tally.replicas():
         name = row["replica"] + (" (lost)" if row["lost"] else "")
         table.add_row(name, f"{row['batches']:,}", f"{row['records']:,}")
-    lines: list[RenderableType] = [
+    return Group(
         table,
         Text(
             f"  {tally.records:,} {records} in {tally.seconds:.1f} s, "
             f"{tally.rate:,.0f} per second; staleness {tally.staleness_mean:.1f} "
             f"on average, {tally.staleness_most} at most\n"
         ),
-    ]
-    if tally.refused:
-        reasons = ", ".join(f"{n} {name}" for name, n in tally.refused.most_common())
-        lines.append(Text(f"  Refused mini-batches: {reasons}\n", style="red"))
-    return Group(*lines)
+    )
 
 
 def _cells(scores: Scores) -> list[str]:

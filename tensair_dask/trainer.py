@@ -8,6 +8,7 @@ import logging
 import math
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import (
     Awaitable,
     Callable,
@@ -318,6 +319,9 @@ class Trainer:
         self._most_predictions = 0
         self._predicting = asyncio.Semaphore(0)
         self._index = 0
+        # Mini-batches with a place in a source that are not learned everywhere, by
+        # index, in order; an ordered dict finds its first one at once.
+        self._under_way: OrderedDict[int, None] = OrderedDict()
         self._state = "new"
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
@@ -382,15 +386,18 @@ class Trainer:
         if checkpoint is not None:
             await self._saving.restore(checkpoint, self._adapting.interventions)
             self._index = checkpoint.index
+            self._note("note", f"going on from {checkpoint.describe()}")
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint is told besides the state of the model."""
+        oldest = next(iter(self._under_way), self._index)
         return {
             "name": self.name,
             "index": self._index,
             "counters": {
                 "emitted": self._index,
                 "dead_letters": self.dead_letters.total,
+                "again": self._index - oldest,
             },
         }
 
@@ -521,12 +528,15 @@ class Trainer:
             None if a replica had room at once, else an awaitable that ends when one
             has: awaiting it is the back-pressure.
         """
-        index = self._index
-        self._index += 1
         settled = None
         if settle is not None:
             self._ledger.emitted(metadata)
             settled = functools.partial(self._ledger.settled, Entry(metadata, settle))
+        index = self._index
+        self._index += 1
+        if settled is not None:
+            self._under_way[index] = None
+            settled = functools.partial(self._settle, index, settled)
         try:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
@@ -540,6 +550,10 @@ class Trainer:
         if self._state == "open" and self._dispatcher.offer(pending):
             return None
         return self._feed_when_ready(pending)
+
+    def _settle(self, index: int, settled: Callable[[], Any]) -> None:
+        del self._under_way[index]
+        settled()
 
     async def _feed_when_ready(self, pending: Pending) -> None:
         await self._ready()
@@ -973,7 +987,8 @@ class Trainer:
         values only, and cannot run code. The settings of the optimizer (learning rate,
         momentum) are those of the checkpoint, as torch has it, not those given; change
         them with `apply`. Give the sources `positions`, so that they are read from
-        where the model stands.
+        where the model stands; `events` tells how many mini-batches may be learned
+        twice.
 
         Parameters
         ----------

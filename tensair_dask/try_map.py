@@ -47,9 +47,8 @@ class try_map(Stream):
     which that would end. Use ``map`` where an error is a fault of the program.
 
     References of a refused record are released (not with ``"raise"``), so its source
-    does not read it again. ``flatten`` gives the references of a whole chunk to the
-    last record of it: put it behind, and map chunks, or a refused last record counts
-    as if its chunk were done with.
+    does not read it again. Behind ``flatten`` each record holds those of its whole
+    chunk: that is done with when all its records are learned or refused.
     """
 
     str_list = ("function",)

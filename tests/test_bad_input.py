@@ -301,6 +301,21 @@ def test_poison_records_go_to_the_dead_letters_and_the_stream_goes_on(node):
 
 
 @one()
+async def test_a_chunk_is_not_done_with_when_its_last_record_is_refused(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source, kept = Stream(asynchronous=True), counter()
+        records = source.flatten().try_map(parse, trainer)
+        reports = records.partition(2).train(trainer).sink_to_list()
+        await source.emit(["1", "poison"], metadata=[{"ref": kept, "mark": Mark(7)}])
+        await until(lambda: trainer.dead_letters.total == 1)
+        assert kept.count == 1  # the first one is not learned
+        await source.emit(["2"])
+        await until(lambda: reports)
+        await trainer.drain()
+        assert kept.count == 0
+
+
+@one()
 async def test_a_poison_record_is_done_with_unless_it_is_raised(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         source = Stream(asynchronous=True)

@@ -6,6 +6,7 @@ import dask
 import pytest
 
 from tensair_dask import config
+from tensair_dask.errors import ConfigurationError
 
 
 def test_every_default_can_be_read():
@@ -23,6 +24,12 @@ def test_dask_config_overrides_a_default_and_an_argument_overrides_both():
 @pytest.mark.parametrize("value", [1.5, "1500ms", timedelta(seconds=1.5)])
 def test_durations_have_three_forms(value):
     assert config.get_seconds("timeouts.drain", value) == 1.5
+
+
+@pytest.mark.parametrize("value", ["soon", "5 apples", [], {"a": 1}])
+def test_what_is_no_duration_is_refused(value):
+    with pytest.raises(ConfigurationError, match=r"was given for tensair.timeouts.dr"):
+        config.get_seconds("timeouts.drain", value)
 
 
 def test_what_a_user_has_set_stays_when_the_defaults_are_loaded():

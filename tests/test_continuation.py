@@ -14,6 +14,7 @@ import tensair_dask.streams  # noqa: F401  gives Stream its train method
 from tensair_dask import Trainer
 from tensair_dask.continuation import Continuation
 from tensair_dask.errors import CheckpointError
+from tensair_dask.running import Run
 
 ONE = {"client": True, "nthreads": [("127.0.0.1", 1)]}
 DATA = linear_data(20)
@@ -94,6 +95,24 @@ async def test_what_was_under_way_comes_again_and_counts_once(c, s, a):
     assert other.mark().start == 1
     # The trainer counts what comes again anew.
     assert other.number(3) == 1
+
+
+@gen_cluster(**ONE)
+async def test_a_run_says_how_many_mini_batches_are_learned_twice(c, s, a):
+    folder = f"memory://{id(s)}"
+    one = await opened(folder)
+    async with Trainer(c, **linear(), name="line", **one.arguments()) as trainer:
+        trainer._index = 9
+        trainer._under_way[4] = None
+    run = Run(checkpoint=folder)
+    lines: list[str] = []
+    run.say = lines.append
+    await run.go_on("line")
+    assert lines[0].endswith(
+        " after 0 mini-batches; up to 5 of the next are learned twice"
+    )
+    run.trainer = trainer
+    assert run.went_on()["checkpoint"]["again"] == 5
 
 
 @gen_cluster(**ONE)

@@ -4,12 +4,17 @@ import asyncio
 import logging
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
+from distributed.utils_test import gen_cluster
+from helpers import classes
+from streamz import Stream
 
-from tensair_dask import running
+import tensair_dask.streams  # noqa: F401  gives Stream its train method
+from tensair_dask import Trainer, running
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +83,25 @@ def test_files_are_told_in_one_column_whatever_their_names():
         "drift, html  b.html",
         "     report  c.html",
     ]
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_what_was_refused_is_told_at_the_end_although_nothing_was_learned(
+    c, s, a
+):
+    lines: list[str] = []
+    run = running.Run()
+    run.say = lines.append
+    async with Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        parsed = source.try_map(int, trainer)
+        reports = parsed.map(lambda number: (number, None)).train(trainer)
+        view = SimpleNamespace(drawing=str, plain=str)
+        with run.watch(trainer, reports, view):
+            for item in ("one", "2"):
+                await source.emit(item)
+            await trainer.drain()
+    assert run.tally.refused_records == 1
+    assert run.tally.refused.total() == 1
+    assert " and 1 record. The first: int raised ValueError on a record: " in lines[-1]
+    assert lines[-1].startswith("Refused: 1 mini-batch (1 ")

@@ -386,6 +386,71 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
             assert source.tracker.released() == {"items": 6}
 
 
+@two()
+async def test_how_many_mini_batches_are_learned_twice_is_told(c, s, a, b, tmp_path):
+    data = linear_data(24)
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        slow = trainer._handles[0].lane
+        learn, gate = slow.learn, asyncio.Event()
+
+        async def late(block: Any) -> Any:
+            await gate.wait()
+            return await learn(block)
+
+        slow.learn = late
+        source = Stream.from_batches(data, asynchronous=True)
+        source.train(trainer)
+        async with source:
+            await source.ended()
+            await until(lambda: len(trainer._history) == len(data) - len(sent(slow)))
+            first = min(pending.index for pending in sent(slow))
+            await trainer._calls.ask_all("flush", 10)
+            path = await trainer.save(tmp_path / "model")
+            gate.set()
+            await trainer.drain()
+        assert Store(await trainer.save()).load()[0].again == 0
+    saved = Store(path).load()[0]
+    assert saved.positions == {"batches": {"items": first}}
+    twice = sum(saved.clock.values()) - first
+    assert 0 < twice <= saved.again == len(data) - first
+    async with ta.Trainer.restore(path, c, **linear()) as trainer:
+        (told,) = trainer.events["text"][trainer.events["kind"] == "note"]
+        assert told.endswith(f"UTC; up to {saved.again} are learned twice")
+
+
+@one()
+async def test_what_comes_while_a_checkpoint_is_taken_counts_as_learned_twice(
+    c, s, a, tmp_path
+):
+    async with ta.Trainer(c, **linear()) as trainer:
+        items: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def given() -> Any:
+            while (item := await items.get()) is not None:
+                yield item
+
+        ask = trainer._calls.ask_any
+
+        async def late(name: str, *given: Any) -> Any:
+            for pair in linear_data(3):
+                items.put_nowait(pair)
+            await until(lambda: len(trainer._history) == 3)
+            return await ask(name, *given)
+
+        source = Stream.from_batches(given(), asynchronous=True)
+        source.train(trainer)
+        async with source:
+            trainer._calls.ask_any = late
+            path = await trainer.save(tmp_path / "model")
+            items.put_nowait(None)
+            await source.ended()
+            await trainer.drain()
+    saved = Store(path).load()[0]
+    assert saved.positions in ({}, {"batches": {"items": 0}})
+    assert sum(saved.clock.values()) == saved.again == 3
+
+
 def sent(lane: Any) -> list[Any]:
     """What a replica has not reported."""
     return [*lane.gathered, *(each for sent in lane.sent.values() for each in sent)]

@@ -39,7 +39,9 @@ class Checkpoint:
     clock
         Gradients that this model holds, by the replica that computed them.
     counters
-        Plain numbers: mini-batches emitted, samples, and the like.
+        Plain numbers: mini-batches emitted, dead letters, and ``again``: so many of
+        those that are read again from ``positions`` this model may hold, at most. That
+        takes records to be in one mini-batch each, and in order.
     adaptation
         Of mode, detector and policy.
     scores
@@ -71,7 +73,13 @@ class Checkpoint:
     def describe(self) -> str:
         """Say in one line what it is."""
         taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.time))
-        return f"{self.name or 'trainer'} after {self.index:,} mini-batches, {taken}"
+        told = f"{self.name or 'trainer'} after {self.index:,} mini-batches, {taken}"
+        return f"{told}; up to {self.again:,} are learned twice" if self.again else told
+
+    @property
+    def again(self) -> int:
+        """How many mini-batches are learned twice at most; 0 if that is not known."""
+        return int(self.counters.get("again", 0))
 
     def __repr__(self) -> str:
         # Without this, every tensor of the model.

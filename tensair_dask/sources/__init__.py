@@ -11,12 +11,14 @@ import tensair_dask.mended  # noqa: F401  flatten keeps references
 from tensair_dask.sources.files import from_csv_chunks, from_lines
 from tensair_dask.sources.iterables import from_batches
 from tensair_dask.sources.kafka import from_kafka_records
+from tensair_dask.sources.poison import PoisonLine, PoisonRecord
 from tensair_dask.sources.positions import Mark, Tracker
-from tensair_dask.sources.records import PoisonRecord, Record
+from tensair_dask.sources.records import Record
 from tensair_dask.sources.source import Reference, Source
 
 __all__ = [
     "Mark",
+    "PoisonLine",
     "PoisonRecord",
     "Record",
     "Reference",

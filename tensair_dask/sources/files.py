@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,15 +16,17 @@ from fsspec.core import OpenFile
 from streamz import Stream
 
 from tensair_dask import config
-from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.errors import ConfigurationError, RecordError, SourceError
+from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
 from tensair_dask.sources.positions import Positions
-from tensair_dask.sources.source import Source
 
 __all__ = ["from_csv_chunks", "from_lines"]
 
 
-class _Files(Source):
+class _Files(CarefulSource[PoisonLine]):
     """Emits groups of whole lines, each with its offsets; reads off the event loop."""
+
+    _advice = ""  # to be added to the error of a line
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class _Files(Source):
         poll: str | float | None,
         compression: str | None,
         storage_options: dict[str, Any] | None,
+        on_error: OnError,
         name: str | None,
         positions: Positions | None,
         start: bool,
@@ -47,7 +52,7 @@ class _Files(Source):
         self._follow = follow
         self._poll = config.get_seconds("sources.poll", poll)
         self._options = {"compression": compression, **(storage_options or {})}
-        super().__init__(name or str(path), positions, **kwargs)
+        super().__init__(name or str(path), positions, on_error, **kwargs)
         # Where each file goes on that was begun.
         self._offsets = dict(self._positions)
         for partition, offset in self._offsets.items():
@@ -84,11 +89,14 @@ class _Files(Source):
                 if self._stopping:
                     return
                 group = held[first : first + self._chunk]
-                item = self._item(group, path, start)
+                made = self._made(group, path, start)
                 stop = start + sum(map(len, group))
                 mark = self.tracker.emitted(path, start, stop)
                 self._offsets[path] = start = stop
-                await self._pass_on(item, [mark])
+                if made:
+                    await self._pass_on(made[0], [mark])
+                else:
+                    mark.released()  # done with: all were set aside
             held = held[ready:]
             if read:
                 continue
@@ -124,8 +132,38 @@ class _Files(Source):
     def _header(self, stream: Any) -> None:
         """Read what a file begins with, and what is no record."""
 
-    def _item(self, lines: list[bytes], path: str, start: int) -> Any:
-        """Make what is emitted of lines."""
+    def _made(self, lines: list[bytes], path: str, start: int) -> list[Any]:
+        """Make what is emitted of lines: one item, or none if all are set aside."""
+        try:
+            return [self._item(lines)]
+        except Exception:
+            sound = list(self._sound(lines, path, start))
+        try:
+            return [self._item(sound)] if sound else []
+        except Exception as error:
+            raise SourceError(
+                f"The {len(lines)} lines behind byte {start} of {path} cannot be read, "
+                f"although each alone can: {type(error).__name__}: {error}"
+            ) from error
+
+    def _sound(self, lines: list[bytes], path: str, start: int) -> Iterator[bytes]:
+        """Give the lines that can be read; set the others aside, each by itself."""
+        for line in lines:
+            try:
+                self._item([line])
+            except Exception as cause:
+                error = RecordError(
+                    f"The line at byte {start} of {path} cannot be read: "
+                    f"{type(cause).__name__}: {cause}{self._advice}"
+                )
+                error.__cause__ = cause
+                self._meet(PoisonLine(line, path, start, error))
+            else:
+                yield line
+            start += len(line)
+
+    def _item(self, lines: list[bytes]) -> Any:
+        """Make what is emitted of lines; raise if one of them cannot be read."""
         raise NotImplementedError
 
 
@@ -268,6 +306,10 @@ class from_lines(_Files):
         ``"gzip"``, ``"bz2"``, ...; "infer" goes by the name, None is none.
     storage_options
         Of the file system, as fsspec takes them.
+    on_error
+        What becomes of a line that is no text of this encoding: "dead-letter" keeps it
+        in `dead_letters`, "skip" only counts it, "raise" ends the source. In the first
+        two cases the others of its chunk are emitted, and it counts as done with them.
     name
         In checkpoints; by default the path.
     positions
@@ -279,18 +321,30 @@ class from_lines(_Files):
     **kwargs
         As of `Source`.
 
+    Attributes
+    ----------
+    dead_letters
+        The newest lines that could not be read, `PoisonLine`; its ``total`` counts all.
+        The bound is ``tensair.dead-letters``.
+    skipped
+        Lines that were left out with ``on_error="skip"``.
+
     Raises
     ------
     SourceError
         At `ended`: if a file cannot be read, is shorter than its position, has shrunk
         or vanished while it is followed, or has a line of more than
         ``tensair.sources.line`` bytes.
+    RecordError
+        At `ended`: a line could not be read, and ``on_error="raise"``.
 
     Notes
     -----
     Lines are emitted without their newline. Reads ``tensair.sources.block`` bytes at
     once, on a thread.
     """
+
+    _advice = ". Give encoding= if others are like it."
 
     def __init__(
         self,
@@ -301,11 +355,19 @@ class from_lines(_Files):
         encoding: str = "utf-8",
         compression: str | None = "infer",
         storage_options: dict[str, Any] | None = None,
+        on_error: OnError = "dead-letter",
         name: str | None = None,
         positions: Positions | None = None,
         start: bool = False,
         **kwargs: Any,
     ) -> None:
+        try:
+            codecs.lookup(encoding)
+        except (LookupError, TypeError) as error:
+            raise ConfigurationError(
+                f"encoding={encoding!r} was given; one that Python knows is needed, "
+                "such as 'utf-8' or 'latin-1'."
+            ) from error
         self._encoding = encoding
         self._single = chunk is None
         super().__init__(
@@ -315,20 +377,15 @@ class from_lines(_Files):
             poll=poll,
             compression=compression,
             storage_options=storage_options,
+            on_error=on_error,
             name=name,
             positions=positions,
             start=start,
             **kwargs,
         )
 
-    def _item(self, lines: list[bytes], path: str, start: int) -> Any:
-        try:
-            texts = [line.decode(self._encoding).rstrip("\r\n") for line in lines]
-        except UnicodeDecodeError as error:
-            raise SourceError(
-                f"{path} is not {self._encoding} behind byte {start}: {error}. Give "
-                "encoding=."
-            ) from error
+    def _item(self, lines: list[bytes]) -> Any:
+        texts = [line.decode(self._encoding).rstrip("\r\n") for line in lines]
         return texts[0] if self._single else texts
 
 
@@ -345,17 +402,33 @@ class from_csv_chunks(_Files):
     read
         Further arguments of `pandas.read_csv`, such as ``{"usecols": [...], "dtype":
         {...}}``. Name the dtypes: pandas guesses them for each data frame anew.
+    on_error
+        What becomes of a row that pandas cannot read, or that has more fields than
+        there are names; as of `from_lines`.
     follow, poll, compression, storage_options, name, positions, start, **kwargs
+        As of `from_lines`.
+
+    Attributes
+    ----------
+    dead_letters, skipped
         As of `from_lines`.
 
     Raises
     ------
     SourceError
-        As of `from_lines`; and if pandas cannot read the rows.
+        As of `from_lines`; and if pandas cannot read the column names.
+    RecordError
+        As of `from_lines`.
 
     Notes
     -----
     A row is a line: fields with a newline inside quotes are not read.
+
+    A row with a field too many would be read wrongly, without a word: pandas takes
+    the first column of a data frame that begins with one for its index, and drops
+    fields where ``usecols`` are given. So fields are counted here, and ``index_col`` is
+    False; unless ``read`` has an ``index_col``, ``comment`` or ``on_bad_lines``, or a
+    separator of more than one character: then pandas judges alone.
     """
 
     def __init__(
@@ -367,12 +440,14 @@ class from_csv_chunks(_Files):
         poll: str | float | None = None,
         compression: str | None = "infer",
         storage_options: dict[str, Any] | None = None,
+        on_error: OnError = "dead-letter",
         name: str | None = None,
         positions: Positions | None = None,
         start: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._read = read or {}
+        self._read = {"index_col": False, **(read or {})}
+        self._fields = _Fields.of(read or {})
         self._names = b""
         super().__init__(
             path,
@@ -381,6 +456,7 @@ class from_csv_chunks(_Files):
             poll=poll,
             compression=compression,
             storage_options=storage_options,
+            on_error=on_error,
             name=name,
             positions=positions,
             start=start,
@@ -389,12 +465,51 @@ class from_csv_chunks(_Files):
 
     def _header(self, stream: Any) -> None:
         self._names = stream.readline()
+        if self._names.strip():
+            self._item([])  # what raises for the names is no fault of a row
 
-    def _item(self, lines: list[bytes], path: str, start: int) -> pd.DataFrame:
-        try:
-            return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
-        except Exception as error:
-            raise SourceError(
-                f"The {len(lines)} rows behind byte {start} of {path} cannot be read: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    def _item(self, lines: list[bytes]) -> pd.DataFrame:
+        if self._fields is not None:
+            self._fields.check(self._names, lines)
+        return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
+
+
+class _Fields:
+    """Counts fields, so that none is dropped.
+
+    Parameters
+    ----------
+    separator
+        Of the fields.
+    encoding
+        Of the text.
+    dialect
+        Further arguments of `csv.reader`, which are those of pandas.
+    """
+
+    def __init__(self, separator: str, encoding: str, dialect: dict[str, Any]) -> None:
+        self._separator = separator.encode(encoding)
+        self._encoding = encoding
+        self._dialect = {"delimiter": separator, **dialect}
+
+    @classmethod
+    def of(cls, read: dict[str, Any]) -> _Fields | None:
+        """Make it of arguments of pandas; None where pandas is to judge alone."""
+        separator = read.get("sep", read.get("delimiter")) or ","
+        if len(separator) > 1 or read.keys() & {"index_col", "comment", "on_bad_lines"}:
+            return None
+        names = ("quotechar", "quoting", "escapechar", "doublequote")
+        dialect = {name: read[name] for name in names if name in read}
+        return cls(separator, read.get("encoding") or "utf-8", dialect)
+
+    def check(self, names: bytes, lines: list[bytes]) -> None:
+        """Raise ValueError if a line has more fields than there are names."""
+        most = self._count(names)
+        for line in lines:
+            # The quick way counts separators within quotes as well.
+            if line.count(self._separator) >= most and self._count(line) > most:
+                raise ValueError(f"{self._count(line)} fields, and {most} columns")
+
+    def _count(self, line: bytes) -> int:
+        read = csv.reader([line.decode(self._encoding)], **self._dialect)
+        return len(next(read, ()))

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from itertools import islice
 from typing import Any
 
@@ -29,7 +36,8 @@ class from_batches(Source):
     items
         A list, a `torch.utils.data.DataLoader`, an asynchronous iterable, ...: whatever
         begins with the first item each time it is iterated. Or a function
-        ``items(start)`` that returns an iterable which begins with item ``start``.
+        ``items(start)`` that returns an iterable which begins with item ``start``. An
+        iterator goes on where it is after `stop`, but not after `close`.
     name
         In checkpoints; keep it the same from run to run.
     positions
@@ -73,6 +81,9 @@ class from_batches(Source):
                 "function that returns one: from_batches(lambda start: data[start:])."
             )
         self._items = items
+        # Kept while the source is stopped: an iterator goes on where it is.
+        self._iterator: AsyncGenerator[Any, None] | None = None
+        self._opened_once = False
         super().__init__(name, positions, **kwargs)
         self.position = self._positions.get(ITEMS, 0)
         self.tracker.begin(ITEMS, self.position)
@@ -80,28 +91,45 @@ class from_batches(Source):
             self.start()
 
     async def _run(self) -> None:
-        iterator = _each(self._opened())
-        try:
-            while not self._stopping:
-                try:
-                    item = await iterator.__anext__()
-                except StopAsyncIteration:
-                    return
-                except SourceError:
+        if self._iterator is None:
+            self._iterator = _each(self._opened())
+        while not self._stopping:
+            try:
+                item = await self._iterator.__anext__()
+            except StopAsyncIteration:
+                self._ended()
+                return
+            except Exception as error:
+                self._iterator = None
+                if isinstance(error, SourceError):
                     raise
-                except Exception as error:
-                    raise SourceError(
-                        f"{self.name} could not make item {self.position}: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
-                mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
-                self.position += 1
-                await self._pass_on(item, [mark])
-        finally:
-            await iterator.aclose()
+                raise SourceError(
+                    f"{self.name} could not make item {self.position}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
+            self.position += 1
+            await self._pass_on(item, [mark])
+
+    def _ended(self) -> None:
+        # What is iterated anew may have become longer until the next start.
+        if not isinstance(self._items, (Iterator, AsyncIterator)):
+            self._iterator = None
+
+    async def _let_go(self, timeout: float) -> None:
+        if self._iterator is not None:
+            await self._iterator.aclose()
+            self._iterator = None
 
     def _opened(self) -> Items:
-        if not callable(self._items):
+        if isinstance(self._items, (Iterator, AsyncIterator)) and self._opened_once:
+            raise SourceError(
+                f"{self.name} cannot go on behind item {self.position}: it was given "
+                "an iterator, which does not begin anew after it has raised or the "
+                "source was closed. Give an iterable that does, or a function."
+            )
+        self._opened_once = True
+        if isinstance(self._items, (Iterable, AsyncIterable)):
             return self._skipped(self._items, self.position)
         items = self._items(self.position)
         if not isinstance(items, (Iterable, AsyncIterable)):
@@ -139,7 +167,7 @@ class from_batches(Source):
             )
 
 
-async def _each(items: Items) -> Any:
+async def _each(items: Items) -> AsyncGenerator[Any, None]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
 
 from streamz import Stream
 
 from tensair_dask import config
-from tensair_dask.dead_letters import Letters
-from tensair_dask.errors import ConfigurationError, RecordError, SourceError
+from tensair_dask.errors import (
+    ConfigurationError,
+    RecordError,
+    SourceError,
+    TensairError,
+)
 from tensair_dask.sources.handover import Handover
+from tensair_dask.sources.poison import CarefulSource, OnError, PoisonRecord
 from tensair_dask.sources.positions import Positions, Tracker
 from tensair_dask.sources.records import (
     Gathering,
     Parcel,
-    PoisonRecord,
     Record,
     partition_key,
 )
-from tensair_dask.sources.source import Source
 
 __all__ = ["from_kafka_records"]
 
 logger = logging.getLogger(__name__)
-
-OnError = Literal["raise", "skip", "dead-letter"]
-ON_ERROR = ("raise", "skip", "dead-letter")
 
 # What the source sets itself, and why nobody else may.
 OWN_SETTINGS = {
@@ -55,7 +54,7 @@ FETCH = 500
 
 
 @Stream.register_api(staticmethod)
-class from_kafka_records(Source):
+class from_kafka_records(CarefulSource[PoisonRecord]):
     """Emit the records of topics; commit those that were learned.
 
     Parameters
@@ -109,6 +108,8 @@ class from_kafka_records(Source):
 
     Raises
     ------
+    ConfigurationError
+        If an argument cannot be used. At `ended`: if librdkafka refuses a setting.
     SourceError
         At `ended`: no broker can be reached within ``tensair.sources.connect``; there
         is no such topic or partition; records were deleted before they were read; the
@@ -156,14 +157,20 @@ class from_kafka_records(Source):
         start: bool = False,
         **kwargs: Any,
     ) -> None:
-        names = [topics] if isinstance(topics, str) else list(topics)
-        _check(names, consumer, chunk, partitions, on_error)
-        super().__init__(name or ",".join(names), positions, **kwargs)
+        names = _names(topics)
+        buffer = config.get("sources.buffer", buffer)
+        _check_settings(consumer)
+        _check_partitions(partitions, names, consumer)
+        _check_number("chunk", chunk, "None for single records")
+        _check_number("buffer", buffer, "None for the default")
+        if parse is not None and not callable(parse):
+            raise ConfigurationError(
+                f"parse={parse!r} was given; a function of the bytes of a record is "
+                "needed, or None to leave them."
+            )
+        super().__init__(name or ",".join(names), positions, on_error, **kwargs)
         self._single = chunk is None
-        self.dead_letters: Letters[PoisonRecord] = Letters(config.get("dead-letters"))
-        self.skipped = 0
-        self._poisoned = False
-        self._hand = Handover(int(config.get("sources.buffer", buffer)))
+        self._hand = Handover(buffer)
         self._reader = _Reader(
             names,
             consumer,
@@ -175,7 +182,7 @@ class from_kafka_records(Source):
                 self.tracker, chunk or 1, config.get_seconds("sources.linger", linger)
             ),
             parse=parse,
-            poison=functools.partial(self._met_poison, on_error),
+            poison=self._meet,
             follow=follow,
             commit_every=config.get_seconds("sources.commit", commit_every),
         )
@@ -223,18 +230,6 @@ class from_kafka_records(Source):
     def _wake(self) -> None:
         super()._wake()
         self._hand.wake()
-
-    def _met_poison(self, on_error: OnError, record: PoisonRecord) -> None:
-        """Take a record that cannot be parsed, on the reader's thread."""
-        if on_error == "raise":
-            raise record.error
-        if not self._poisoned:
-            self._poisoned = True
-            logger.warning("%s; the stream goes on", record.error)
-        if on_error == "skip":
-            self.skipped += 1
-        else:
-            self.loop.add_callback(self.dead_letters.append, record)
 
     async def _let_go(self, timeout: float) -> None:
         self._reader.close()
@@ -324,7 +319,7 @@ class _Reader:
 
     def _work(self) -> None:
         try:
-            self._consumer = self._library.Consumer(self._settings)
+            self._consumer = self._made()
             try:
                 self._join()
                 self._read()
@@ -340,8 +335,18 @@ class _Reader:
             self._hand.finish()
             self.gone.set_result(None)
 
-    def _told(self, error: Exception) -> SourceError:
-        if isinstance(error, SourceError):
+    def _made(self) -> Any:
+        try:
+            return self._library.Consumer(self._settings)
+        except self._library.KafkaException as error:
+            raise ConfigurationError(
+                f"librdkafka refuses the settings of {self._tracker.name}: "
+                f"{error.args[0].str()}. Allowed are those of its CONFIGURATION.md; "
+                "correct consumer=."
+            ) from error
+
+    def _told(self, error: Exception) -> TensairError:
+        if isinstance(error, TensairError):
             return error
         told = SourceError(
             f"{self._tracker.name} cannot be read at {self._servers}: {error}"
@@ -676,16 +681,24 @@ def _record(message: Any, offset: int, value: Any) -> Record:
     )
 
 
-def _check(
-    topics: list[str],
-    settings: dict[str, Any],
-    chunk: int | None,
-    partitions: Any,
-    on_error: str,
-) -> None:
-    if not topics or not all(isinstance(each, str) and each for each in topics):
+def _names(topics: Any) -> list[str]:
+    names = [topics] if isinstance(topics, str) else topics
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(isinstance(each, str) and each for each in names)
+    ):
         raise ConfigurationError(
             f"topics={topics!r} was given; the name of a topic is needed, or a list."
+        )
+    return list(names)
+
+
+def _check_settings(settings: Any) -> None:
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(
+            f"consumer={settings!r} was given; a dict of settings is needed: "
+            "{'bootstrap.servers': '127.0.0.1:9092', 'group.id': 'mine'}."
         )
     if not settings.get("bootstrap.servers"):
         raise ConfigurationError(
@@ -698,26 +711,43 @@ def _check(
                 f"The setting {name!r} is the source's own: {OWN_SETTINGS[name]}. "
                 "Leave it out."
             )
-    if chunk is not None and chunk < 1:
-        raise ConfigurationError(
-            f"chunk={chunk} was given; a whole number from 1 on is needed, or None for "
-            "single records."
-        )
-    if on_error not in ON_ERROR:
-        raise ConfigurationError(
-            f"on_error={on_error!r} was given; one of {', '.join(ON_ERROR)} is needed."
-        )
+
+
+def _check_partitions(
+    partitions: Any, topics: list[str], settings: Mapping[str, Any]
+) -> None:
     if partitions is None:
         if "group.id" not in settings:
             raise ConfigurationError(
                 "The settings have no 'group.id', and partitions is None. Give the "
                 "group to join, or the partitions to read: partitions='all'."
             )
-    elif any(topic.startswith("^") for topic in topics):
+        return
+    listed = isinstance(partitions, (list, tuple, range)) and partitions
+    if partitions != "all" and not (
+        listed and all(_is_whole(each) and each >= 0 for each in partitions)
+    ):
+        raise ConfigurationError(
+            f"partitions={partitions!r} was given; a list of numbers from 0 on is "
+            "needed, such as [0, 1]; or 'all', or None to join the group."
+        )
+    if any(topic.startswith("^") for topic in topics):
         raise ConfigurationError(
             f"partitions={partitions!r} was given with a pattern of topics; give the "
             "names of the topics, or leave partitions out to join the group."
         )
+
+
+def _check_number(name: str, value: Any, otherwise: str) -> None:
+    if value is not None and not (_is_whole(value) and value >= 1):
+        raise ConfigurationError(
+            f"{name}={value!r} was given; a whole number from 1 on is needed, or "
+            f"{otherwise}."
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _library() -> Any:

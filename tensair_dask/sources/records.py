@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tensair_dask.errors import RecordError
 from tensair_dask.sources.positions import Mark, Tracker
 
-__all__ = ["Gathering", "Parcel", "PoisonRecord", "Record", "partition_key"]
+__all__ = ["Gathering", "Parcel", "Record", "partition_key"]
 
 
 class Record(NamedTuple):
@@ -36,25 +34,6 @@ class Record(NamedTuple):
     timestamp: float | None
     key: bytes | None
     value: Any
-
-
-@dataclass(slots=True)
-class PoisonRecord:
-    """A record that could not be parsed.
-
-    Attributes
-    ----------
-    record
-        With its bytes as value.
-    error
-        Why; its message says where the record is.
-    time
-        When it was met, in seconds since the epoch.
-    """
-
-    record: Record = field(repr=False)
-    error: RecordError
-    time: float = field(default_factory=time.time)
 
 
 class Parcel(NamedTuple):

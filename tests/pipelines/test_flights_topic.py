@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from distributed.utils_test import gen_test
@@ -87,6 +88,66 @@ async def test_what_is_no_flight_is_set_aside(broker):
     assert [len(y) for _, y in batches] == [64]
     assert [letter.record.offset for letter in topic.records.dead_letters] == [10]
     assert broker.committed("flights", name) == [65]
+
+
+FLIGHT = {
+    **{"year": 2013, "month": 1, "day": 1, "sched_dep_time": 515, "hour": 5},
+    **{"carrier": "UA", "tailnum": "N1", "origin": "EWR", "dest": "IAH"},
+    **{"distance": 1400, "arr_delay": 11.0},
+}
+NO_FLIGHTS = [
+    *[5, "hello", [1, 2], None, {"foo": 1}],
+    *[{"year": "abc"}, {"year": None}, {"year": 10**30}, {"year": 9999}],
+    *[{"month": 13}, {"hour": 24}, {"sched_dep_time": 1260}],
+    *[{"sched_dep_time": 515.5}, {"carrier": {}}, {"origin": 7}, {"dest": "\ud800"}],
+    *[{"distance": "far"}, {"distance": 1e999}, {"distance": 10**400}],
+    *[{"arr_delay": "late"}, {"arr_delay": []}],
+]
+
+
+def written(wrong):
+    """Bytes of a record that is wrong as a whole, or in one of its values."""
+    known = isinstance(wrong, dict) and wrong.keys() <= FLIGHT.keys()
+    return json.dumps(FLIGHT | wrong if known else wrong).encode()
+
+
+@pytest.mark.parametrize("wrong", NO_FLIGHTS)
+def test_a_record_that_is_no_flight_is_refused(wrong):
+    with pytest.raises((TypeError, ValueError, KeyError, OverflowError)):
+        flights.read_flight(written(wrong))
+
+
+def test_what_may_be_missing_of_a_flight_becomes_inputs_that_are_finite():
+    made = flights.Inputs(*flights.surroundings())
+    for missing in ("distance", "tailnum", "carrier", "origin", "dest"):
+        told = flights.read_flight(written({missing: None}))
+        frame = pd.DataFrame([told], columns=flights.TOLD)
+        inputs = made.of(flights.in_order(frame))
+        assert np.isfinite(inputs.numbers).all()
+        assert len(inputs) == 1
+
+
+@gen_test()
+async def test_flights_go_on_behind_records_that_are_none(broker):
+    from confluent_kafka import Producer
+
+    name = broker.topic()
+    broker.write(name, [FLIGHT] * 10)
+    producer = Producer(broker.settings())
+    producer.produce(name, None, key=b"deleted")  # a tombstone
+    assert producer.flush(10) == 0
+    broker.write(name, map(written, NO_FLIGHTS))
+    broker.write(name, [FLIGHT] * 53)
+    run = run_over(broker, name, limit=63)
+    topic, batches = await read(run)
+    assert sum(len(y) for _, y in batches) == 63
+    letters = topic.records.dead_letters
+    assert [each.record.offset for each in letters] == [*range(11, 11 + letters.total)]
+    assert letters.total == len(NO_FLIGHTS)
+    assert broker.committed("flights", name) == [64 + letters.total]
+    told = run.tally.told_refusals()
+    assert told.startswith(f"Refused: {letters.total} records. The first: The record")
+    assert "at offset 11" in told
 
 
 def test_a_flight_that_did_not_arrive_is_no_mini_batch():

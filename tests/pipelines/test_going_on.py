@@ -67,6 +67,8 @@ def test_flights_go_on_after_the_program_was_killed_and_each_counts_once(tmp_pat
         (["--checkpoint", __file__], 1, "is a file; .* need a folder"),
         (["--checkpoint-every", "never"], 2, "'never' is not allowed"),
         (["--checkpoint-every", "0"], 2, "'0' is not allowed"),
+        (["--checkpoint-every", "5"], 2, "5 was given without a folder"),
+        (["--checkpoint-every", "10s"], 2, "nothing .* saved; add --checkpoint FOLDER"),
     ],
 )
 def test_what_cannot_be_used_ends_with_one_line(name, options, code, told):

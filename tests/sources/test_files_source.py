@@ -10,7 +10,7 @@ from distributed.utils_test import gen_test
 from streamz import Stream
 
 import tensair_dask.sources  # noqa: F401  gives Stream its sources
-from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 
 LINES = [f"line {number} \u00fc" for number in range(1_000)]
 TEXT = "\n".join(LINES)
@@ -118,9 +118,8 @@ async def test_what_cannot_be_read_is_told(tmp_path):
     path.write_text("short")
     with pytest.raises(SourceError, match="from byte 500 on, but has only 5"):
         await read(str(path), name="a", positions={"a": {str(path): 500}})
-    path.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(SourceError, match="is not utf-8 behind byte 0"):
-        await read(str(path))
+    with pytest.raises(ConfigurationError, match="encoding='utf-88' was given"):
+        await read(str(path), encoding="utf-88")
     packed = tmp_path / "text.gz"
     packed.write_bytes(gzip.compress(TEXT.encode())[:-50])
     with pytest.raises(SourceError, match="EOFError"):
@@ -166,11 +165,98 @@ async def test_rows_of_csv_come_as_data_frames(tmp_path):
     pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True), table)
 
 
+HARMED = b"one\ntwo\n\xff bad\nfour\n\xfe"
+
+
+@pytest.mark.parametrize("chunk", [None, 2, 10])
 @gen_test()
-async def test_rows_that_pandas_cannot_read_are_told_with_their_place(tmp_path):
-    path = tmp_path / "table.csv"
-    path.write_text("a,b\n1,2\n1,2,3\n")
-    source = Stream.from_csv_chunks(str(path), asynchronous=True)
+async def test_a_line_that_cannot_be_read_is_set_aside_and_the_others_come(
+    tmp_path, chunk
+):
+    path = tmp_path / "text"
+    path.write_bytes(HARMED)
+    source = Stream.from_lines(str(path), chunk=chunk, asynchronous=True)
+    got = source.sink_to_list()
     async with source:
-        with pytest.raises(SourceError, match="The 2 rows behind byte 4 of"):
-            await source.ended()
+        await source.ended()
+    lines = got if chunk is None else [line for lines in got for line in lines]
+    assert lines == ["one", "two", "four"]
+    letters = source.dead_letters
+    assert letters.total == 2
+    assert [each.line for each in letters] == [b"\xff bad\n", b"\xfe"]
+    assert [(each.path, each.offset) for each in letters] == [
+        (str(path), 8),
+        (str(path), 19),
+    ]
+    assert f"The line at byte 8 of {path} cannot be read" in str(letters[0].error)
+    assert source.tracker.released() == {str(path): len(HARMED)}
+
+
+@gen_test()
+async def test_a_line_that_cannot_be_read_can_be_skipped_or_end_the_source(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(HARMED)
+    source = Stream.from_lines(str(path), on_error="skip", asynchronous=True)
+    async with source:
+        await source.ended()
+    assert (source.skipped, source.dead_letters.total) == (2, 0)
+    with pytest.raises(RecordError, match=r"at byte 8 of .* Give encoding="):
+        await read(str(path), on_error="raise")
+    with pytest.raises(ConfigurationError, match="on_error='cry' was given"):
+        await read(str(path), on_error="cry")
+
+
+async def rows(text, path, **kwargs):
+    """Rows that are read of a CSV file, and its source."""
+    path.write_text(text)
+    source = Stream.from_csv_chunks(str(path), asynchronous=True, **kwargs)
+    frames = source.sink_to_list()
+    async with source:
+        await source.ended()
+    return [row for frame in frames for row in frame.to_numpy().tolist()], source
+
+
+@pytest.mark.parametrize("first", ["", "1,2\n"])
+@pytest.mark.parametrize("read", [{}, {"usecols": ["a", "b"]}, {"engine": "python"}])
+@gen_test()
+async def test_a_row_with_a_field_too_many_is_set_aside(tmp_path, first, read):
+    text = f'a,b\n{first}5,6,7\n"8",9\n'
+    got, source = await rows(text, tmp_path / "table.csv", read=read)
+    assert got == ([[1, 2]] if first else []) + [[8, 9]]
+    (letter,) = source.dead_letters
+    assert (letter.line, letter.offset) == (b"5,6,7\n", 4 + len(first))
+    assert "ValueError: 3 fields, and 2 columns" in str(letter.error)
+    assert source.tracker.released() == {str(tmp_path / "table.csv"): len(text)}
+
+
+@gen_test()
+async def test_separators_within_quotes_are_no_fields(tmp_path):
+    text = '"a,a";b\n"1;2;3";4\n5;"6";7\n"8";9\n'
+    got, source = await rows(text, tmp_path / "t.csv", read={"sep": ";"})
+    assert got == [["1;2;3", 4], ["8", 9]]
+    assert [each.line for each in source.dead_letters] == [b'5;"6";7\n']
+
+
+@gen_test()
+async def test_an_index_that_the_user_names_may_stand_before_the_columns(tmp_path):
+    text = "a,b\nx,1,2\ny,3,4\n"
+    got, source = await rows(text, tmp_path / "t.csv", read={"index_col": 0})
+    assert got == [[1, 2], [3, 4]]
+    assert source.dead_letters.total == 0
+
+
+@gen_test()
+async def test_rows_that_pandas_cannot_read_are_set_aside(tmp_path):
+    text = "a,b\n1,2\nx,3\n4,5\n"
+    read = {"dtype": {"a": int}}
+    got, source = await rows(text, tmp_path / "t.csv", read=read, chunk=2)
+    assert got == [[1, 2], [4, 5]]
+    assert [each.line for each in source.dead_letters] == [b"x,3\n"]
+    with pytest.raises(RecordError, match="The line at byte 8 of"):
+        await rows(text, tmp_path / "t.csv", read=read, on_error="raise")
+
+
+@gen_test()
+async def test_column_names_that_are_not_there_end_the_source(tmp_path):
+    with pytest.raises(SourceError, match="Usecols do not match columns"):
+        await rows("a,b\n1,2\n", tmp_path / "t.csv", read={"usecols": ["c"]})

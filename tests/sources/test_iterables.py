@@ -137,6 +137,49 @@ async def test_a_source_that_was_stopped_goes_on_when_it_is_started_again():
     assert got == list(range(10))
 
 
+@pytest.mark.parametrize("make", [lambda: iter(range(100)), numbers])
+@gen_test()
+async def test_an_iterator_goes_on_where_it_is_when_it_is_started_again(make):
+    # It begins behind a position: what is left out is left out once.
+    source = Stream.from_batches(
+        make(),
+        name="mine",
+        positions={"mine": {"items": 10}},
+        asynchronous=True,
+    )
+    got = source.sink_to_list()
+    source.sink(lambda item: source.stop() if item in (20, 30) else None)
+    for _ in range(4):  # stopped twice; then to the end, where nothing more comes
+        source.start()
+        await source.ended()
+    assert got == list(range(10, 100))
+    await source.close()
+    source.start()
+    with pytest.raises(SourceError, match=r"go on behind item 100: .*iterator"):
+        await source.ended()
+
+
+@gen_test()
+async def test_a_list_that_has_become_longer_goes_on_behind_its_old_end():
+    items = [0, 1, 2]
+    source = Stream.from_batches(items, asynchronous=True)
+    got = source.sink_to_list()
+    for more in ([3], []):
+        source.start()
+        await source.ended()
+        items += more
+    assert got == [0, 1, 2, 3]
+
+
+@gen_test()
+async def test_an_iterator_that_has_raised_does_not_seem_to_be_at_its_end():
+    source = Stream.from_batches(broken(), name="b", asynchronous=True)
+    for message in ("could not make item 1", "cannot go on behind item 1"):
+        source.start()
+        with pytest.raises(SourceError, match=message):
+            await source.ended()
+
+
 def broken():
     yield 0
     raise OSError("the disk is gone")

@@ -435,7 +435,18 @@ async def test_what_is_not_there_is_told(broker):
         ({"consumer": {}}, "have no 'bootstrap.servers'"),
         ({"consumer": {"bootstrap.servers": "a:1"}}, "have no 'group.id'"),
         ({"chunk": 0}, "chunk=0 was given"),
-        ({"on_error": "cry"}, "one of raise, skip, dead-letter"),
+        ({"topics": None}, "topics=None was given"),
+        ({"topics": ["f", 5]}, "the name of a topic is needed"),
+        ({"consumer": "a:1"}, "a dict of settings is needed"),
+        ({"chunk": "64"}, "chunk='64' was given; a whole number from 1 on"),
+        ({"buffer": -1}, "buffer=-1 was given; a whole number from 1 on"),
+        ({"buffer": 0.5}, "buffer=0.5 was given"),
+        ({"partitions": 0}, r"partitions=0 was given; a list of numbers"),
+        ({"partitions": []}, r"partitions=\[\] was given; a list of numbers"),
+        ({"partitions": [-1]}, r"partitions=\[-1\] was given"),
+        ({"linger": "soon"}, r"'soon' was given for tensair.sources.linger"),
+        ({"parse": "json"}, "parse='json' was given; a function"),
+        ({"on_error": "cry"}, "allowed are 'dead-letter', 'skip', 'raise'"),
         ({"topics": "^f", "partitions": [1]}, "with a pattern of topics"),
         ({"positions": [1]}, "was given; {source name"),
         (
@@ -449,6 +460,16 @@ def test_what_is_not_allowed_is_told(wrong, message):
     pytest.importorskip("confluent_kafka")
     with pytest.raises(ConfigurationError, match=message):
         Stream.from_kafka_records(**{**given, **wrong}, asynchronous=False)
+
+
+@gen_test()
+async def test_a_setting_that_librdkafka_does_not_know_is_named():
+    pytest.importorskip("confluent_kafka")
+    settings = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "group.ib": "h"}
+    source = Stream.from_kafka_records("f", settings, asynchronous=True)
+    async with source:
+        with pytest.raises(ConfigurationError, match=r'refuses .*"group.ib".* correct'):
+            await source.ended()
 
 
 def test_a_missing_package_is_named(monkeypatch):
