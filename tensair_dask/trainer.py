@@ -1381,6 +1381,7 @@ def _limits(max_in_flight: int | None) -> Limits:
         batches=int(config.get("dispatch.max-in-flight", max_in_flight)),
         nbytes=config.get_bytes("dispatch.max-in-flight-bytes"),
         unconfirmed_nbytes=config.get_bytes("dispatch.max-unconfirmed-bytes"),
+        unconfirmed=int(config.get("dispatch.max-unconfirmed-records")),
         seconds=config.get_seconds("dispatch.max-in-flight-time"),
         message_seconds=config.get_seconds("dispatch.message-time"),
         message_nbytes=config.get_bytes("dispatch.message-bytes"),
