@@ -25,11 +25,12 @@ from tensair_dask.errors import (
     ConfigurationError,
     NonFiniteError,
 )
-from tensair_dask.mended import raise_upstream
+from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
+from tensair_dask.sources.positions import Tracker
 from tensair_dask.trainer import Trainer
 from tensair_dask.try_map import try_map
 
@@ -48,6 +49,9 @@ class _TrainerNode(Stream):
     they are one and the same, and nothing is handed over.
     """
 
+    # Whether checkpoints have to tell from where its sources are to be read again.
+    _learns = True
+
     def __init__(
         self,
         upstream: Stream,
@@ -60,6 +64,8 @@ class _TrainerNode(Stream):
         self._failure: Exception | None = None
         self._further = 0
         self._overload: Overload | None = None
+        if self._learns:
+            _note_sources(upstream, trainer)
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
             kwargs["loop"] = client.loop
@@ -250,6 +256,13 @@ class _TrainerNode(Stream):
             self._release_refs(held)
 
 
+def _note_sources(upstream: Stream, trainer: Trainer) -> None:
+    for node in nodes_before(upstream):
+        tracker = getattr(node, "tracker", None)
+        if isinstance(tracker, Tracker):
+            trainer.reads(tracker)
+
+
 class _OrderedNode(_TrainerNode):
     """A node that asks for many predictions at once and passes them on in order."""
 
@@ -409,6 +422,8 @@ class predict(_OrderedNode):
     that awaits each ``emit`` has one item under way: put ``partition`` before to
     predict many records at once.
     """
+
+    _learns = False
 
     def __init__(
         self,

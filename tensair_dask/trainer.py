@@ -519,12 +519,12 @@ class Trainer:
             None if a replica had room at once, else an awaitable that ends when one
             has: awaiting it is the back-pressure.
         """
-        index = self._index
-        self._index += 1
         settled = None
         if settle is not None:
             self._ledger.emitted(metadata)
             settled = functools.partial(self._ledger.settled, Entry(metadata, settle))
+        index = self._index
+        self._index += 1
         try:
             batch = MiniBatch.of(*collate(item))
         except Exception as error:
@@ -616,6 +616,21 @@ class Trainer:
         """
         self._ledger.emitted(metadata)
         self._ledger.settled(Entry(metadata, settle))
+
+    def reads(self, tracker: Any) -> None:
+        """Take note of a source that a stream is learned from; for stream nodes.
+
+        Parameters
+        ----------
+        tracker
+            Tells its positions.
+
+        Raises
+        ------
+        ConfigurationError
+            If another source of the same name is open.
+        """
+        self._look(functools.partial(self._ledger.reads, tracker))
 
     # ---- replicas -------------------------------------------------------------------
 
@@ -994,8 +1009,9 @@ class Trainer:
     def positions(self) -> dict[str, dict[str, int]]:
         """From where each source has to be read, by what the model has learned.
 
-        By the name of the source, then by partition, the next offset. Give it to the
-        sources of a restored trainer.
+        By the name of the source, then by partition, the next offset. Those of a
+        restored trainer are the checkpoint's until its sources are there: give it to
+        them. What a source has given counts when all replicas have applied it.
         """
         return self._look(self._ledger.positions)
 

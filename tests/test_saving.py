@@ -28,7 +28,11 @@ import tensair_dask as ta
 import tensair_dask.sources  # from_batches
 import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
-from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ConfigurationError,
+)
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
@@ -239,6 +243,62 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
             if saved:
                 await trainer.save()
             assert source.tracker.released() == {"items": 6}
+
+
+@one()
+async def test_a_second_open_source_of_one_name_is_refused(c, s, a, tmp_path):
+    data = linear_data(4)
+    async with ta.Trainer(c, **linear()) as trainer:
+        first = Stream.from_batches(data, asynchronous=True)
+        second = Stream.from_batches(data, asynchronous=True)
+        first.map(tuple).train(trainer)
+        with pytest.raises(ConfigurationError, match="Two sources named 'batches'"):
+            second.train(trainer)
+        with pytest.raises(ConfigurationError, match="Two sources named 'batches'"):
+            first.union(second).train(trainer)
+        second.predict(trainer, collate=lambda pair: pair[0])  # learns nothing
+        joined = Stream(asynchronous=True)
+        joined.train(trainer)
+        second.connect(joined)  # seen when it gives something
+        second.start()
+        with pytest.raises(ConfigurationError, match="close the first one"):
+            await second.ended()
+        await first.close()
+        third = Stream.from_batches(data, asynchronous=True)
+        third.train(trainer)
+        async with third:
+            await third.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 4}}
+
+
+@one()
+async def test_positions_tell_what_is_learned_also_between_checkpoints(
+    c, s, a, tmp_path
+):
+    data = linear_data(10)
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        source = Stream.from_batches(data[:6], asynchronous=True)
+        source.train(trainer)
+        assert trainer.positions == {"batches": {"items": 0}}
+        async with source:
+            await source.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 6}}
+        assert source.tracker.released() == {"items": 0}
+    restored = ta.Trainer.restore(tmp_path / "folder", c, **arguments)
+    async with restored as trainer:
+        assert trainer.positions == {"batches": {"items": 6}}
+        source = Stream.from_batches(
+            data, positions=trainer.positions, asynchronous=True
+        )
+        source.train(trainer)
+        assert trainer.positions == {"batches": {"items": 6}}
+        async with source:
+            await source.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 10}}
 
 
 def sent(lane: Any) -> list[Any]:
