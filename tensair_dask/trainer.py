@@ -27,7 +27,7 @@ from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, MiniBatch
+from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
@@ -40,7 +40,6 @@ from tensair_dask.errors import (
     ConfigurationError,
     RecordError,
     SchedulerLostError,
-    TensairError,
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
@@ -545,10 +544,7 @@ class Trainer:
 
     def _refuse(self, refused: Pending, error: Exception) -> Awaitable[None] | None:
         """Report an item that is no mini-batch, without asking a replica."""
-        if not isinstance(error, TensairError):
-            error = BatchError(
-                f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
-            )
+        error = as_refusal(error)
         report = Report.refused(refused.index, 0, error)
         report.time = time.time()
         self._observe(refused, report)
@@ -605,6 +601,25 @@ class Trainer:
         self._bury(letter, on_error)
         if not is_raised(error, on_error):
             self.pass_over(settle, metadata)
+
+    def refuse_question(
+        self,
+        item: Any,
+        error: BatchError | RecordError,
+        metadata: Sequence[Any],
+        on_error: str,
+    ) -> None:
+        """Take in what cannot be predicted, and was not to be learned; for nodes.
+
+        Parameters
+        ----------
+        item, error
+            What was refused, and why.
+        metadata, on_error
+            As in `feed`.
+        """
+        marks = tuple(marks_of(metadata))
+        self._bury(DeadLetter(-1, item, error, "", time.time(), marks), on_error)
 
     def pass_over(self, settle: Callable[[], Any], metadata: Sequence[Any]) -> None:
         """Be done with records that will not be learned; for stream nodes.
