@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
-from tensair_dask.errors import BatchError, DtypeError, ShapeError
+from tensair_dask.errors import BatchError, DtypeError, ShapeError, TensairError
 
 __all__ = [
     "Block",
     "MiniBatch",
     "Structure",
     "as_pair",
+    "as_refusal",
     "collate",
     "flatten",
     "rebuild",
@@ -367,6 +368,17 @@ def as_pair(item: Any) -> tuple[Any, Any]:
         + "; a mini-batch is a pair (x, y) of arrays, or a tuple of such records as "
         "Stream.partition(n) makes. Put .map(parse) before, or give collate=."
     )
+
+
+def as_refusal(error: Exception) -> TensairError:
+    """Make of what was raised for an item an error that says so, if it is not typed."""
+    if isinstance(error, TensairError):
+        return error
+    refusal = BatchError(
+        f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
+    )
+    refusal.__cause__ = error
+    return refusal
 
 
 def _is_pair(record: Any) -> bool:

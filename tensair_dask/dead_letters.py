@@ -25,7 +25,8 @@ class DeadLetter:
     ----------
     index
         Its number in order of submission, as in its report; -1 for a record that
-        `try_map` refused, before it was part of a mini-batch.
+        `try_map` refused, before it was part of a mini-batch, and for what was only to
+        be predicted.
     item
         What was given: ``(x, y)`` or the item of the stream.
     error

@@ -47,7 +47,10 @@ class Limits:
         two mini-batches are allowed, so that one is there when the other ends.
     unconfirmed_nbytes
         Bytes of mini-batches that were reported, and that not all replicas are known
-        to have applied. Beyond it the oldest ones are no longer held.
+        to have applied. Beyond it the oldest ones can no longer be learned again.
+    unconfirmed
+        Records of them, by what their sources gave with them, which is held all the
+        same. Beyond it nothing more is put at the replica.
     message_seconds, message_nbytes
         Work to gather in one message.
     messages
@@ -59,6 +62,7 @@ class Limits:
     batches: int
     nbytes: int
     unconfirmed_nbytes: int
+    unconfirmed: int
     seconds: float
     message_seconds: float
     message_nbytes: int
@@ -75,7 +79,8 @@ class Pending:
     index
         Number in order of submission.
     batch
-        What is to be learned; None only for what was refused before.
+        What is to be learned; None only for what was refused before, and for what is
+        reported and can no longer be learned again; see `forget`.
     item
         The same as it was given, for the dead letters.
     deliver
@@ -114,6 +119,16 @@ class Pending:
     passed: bool = False
     confirmed: bool = False
 
+    @property
+    def records(self) -> int:
+        """How many it was made of, by what their sources gave with them."""
+        return max(1, len(self.metadata))
+
+    def forget(self) -> None:
+        """Keep only what settles it; once it is reported nothing else is needed."""
+        nothing: Any = None
+        self.batch = self.item = self.deliver = nothing
+
 
 class Lane:
     """One replica as the dispatcher sees it.
@@ -135,6 +150,8 @@ class Lane:
         it has.
     unconfirmed
         Mini-batches that were reported, and that some peers may not have applied.
+    guarded
+        The newest of these: those that can be learned again.
     orphans
         Of a lost replica: what may have been lost with it, until `resolve`.
     judged
@@ -153,7 +170,9 @@ class Lane:
         self.messages = 0
         self.position = 0
         self.unconfirmed: deque[Pending] = deque()
-        self.unconfirmed_nbytes = 0
+        self.unconfirmed_records = 0
+        self.guarded: deque[Pending] = deque()
+        self.guarded_nbytes = 0
         self.orphans: list[Pending] = []
         self.seconds_per_batch = 0.0
         self.alive = True
@@ -181,6 +200,8 @@ class Lane:
 
     def has_room(self, limits: Limits) -> bool:
         """Whether one more mini-batch may be put here."""
+        if self.unconfirmed_records >= limits.unconfirmed:
+            return False
         if not self.batches:
             return True
         return self.batches < self._most(limits) and self.nbytes < limits.nbytes
@@ -278,8 +299,10 @@ class Dispatcher:
         self.lived_on = 0
         # Whether mini-batches wait for one that is to take over from the last replica.
         self.expecting = False
-        # Held no longer, since too many waited for a peer.
+        # Reported, and not to be learned again since too many waited for a peer; and
+        # those that were lost with their replica, and were not learned again.
         self.unguarded = 0
+        self.missing = 0
         self.closed = False
 
     def admit(self, lane: Lane) -> None:
@@ -420,12 +443,16 @@ class Dispatcher:
         self.busy += sum(learned)
         if learned:
             lane.measured(learned)
-        if outcome.status is not None and outcome.status.leaving:
-            self.dismiss(lane)
-        self._send(lane)
-        self._wake()
+        leaves = outcome.status is not None and outcome.status.leaving
+        if not leaves:
+            self._send(lane)
+            self._wake()
         self._report(lane, outcome, taken)
         self.confirm(lane)
+        self._unguard(lane)
+        if leaves:  # not before: a lane that has ended guards nothing more
+            self.dismiss(lane)
+            self._wake()
         self._notice_rest()
         self._notice_departure(lane)
 
@@ -483,21 +510,34 @@ class Dispatcher:
     def _guard(self, lane: Lane, pending: Pending) -> None:
         """Keep a mini-batch until all replicas have applied its gradient."""
         lane.unconfirmed.append(pending)
-        lane.unconfirmed_nbytes += pending.batch.nbytes
-        while lane.unconfirmed_nbytes > self._limits.unconfirmed_nbytes:
+        lane.unconfirmed_records += pending.records
+        lane.guarded.append(pending)
+        lane.guarded_nbytes += pending.batch.nbytes
+
+    def _unguard(self, lane: Lane) -> None:
+        """Keep no more bytes than may be; what is let go of is not settled by that."""
+        while lane.guarded_nbytes > self._limits.unconfirmed_nbytes:
+            pending = lane.guarded.popleft()
+            lane.guarded_nbytes -= pending.batch.nbytes
+            pending.forget()
             self.unguarded += 1
-            self._confirm_first(lane)
 
     def confirm(self, lane: Lane) -> None:
         """Let go of what all replicas have applied, by the lane's newest status."""
         if not lane.alive or lane.status is None:
             return
+        full = lane.unconfirmed_records >= self._limits.unconfirmed
         while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
             self._confirm_first(lane)
+        if full:
+            self._wake()
 
     def _confirm_first(self, lane: Lane) -> None:
         pending = lane.unconfirmed.popleft()
-        lane.unconfirmed_nbytes -= pending.batch.nbytes
+        lane.unconfirmed_records -= pending.records
+        if lane.guarded and lane.guarded[0] is pending:
+            lane.guarded.popleft()
+            lane.guarded_nbytes -= pending.batch.nbytes
         pending.confirmed = True
         self._settle(pending)
 
@@ -631,7 +671,9 @@ class Dispatcher:
         self._unreported += len(lane.unconfirmed)
         lane.sent.clear()
         lane.unconfirmed.clear()
-        lane.batches = lane.nbytes = lane.unconfirmed_nbytes = 0
+        lane.guarded.clear()
+        lane.batches = lane.nbytes = lane.guarded_nbytes = 0
+        lane.unconfirmed_records = 0
         self._notice_rest()
         if not self.closed:
             self._lost(lane)
@@ -639,8 +681,9 @@ class Dispatcher:
     def resolve(self, lane: Lane, taken: int | None) -> None:
         """Say what the others have of a replica that is lost, or has left.
 
-        What they do not have is learned by one of them. What they have, and was not
-        reported, is scored by one of them.
+        What they do not have is learned by one of them; what cannot be, since too many
+        waited, is never settled, so that its source gives it again after a restart.
+        What they have, and was not reported, is scored by one of them.
 
         Parameters
         ----------
@@ -654,12 +697,14 @@ class Dispatcher:
         self.expecting = False
         orphans, lane.orphans = lane.orphans, []
         again: list[Pending] = []
+        missing = 0
         for pending in orphans:
             lives = taken is not None and pending.position < taken
             if pending.reported and lives:
                 pending.confirmed = True
-            if pending.reported and (lives or taken is None):
-                # Where there are no others, nobody settles it: it was lost.
+            if pending.reported and (lives or taken is None or pending.batch is None):
+                # Where it was lost, nobody settles it.
+                missing += not lives
                 self._pass(pending)
                 continue
             if lives and pending.batch.learn:
@@ -668,6 +713,15 @@ class Dispatcher:
                 self.lived_on += 1
             self.relearned += pending.reported
             again.append(pending)
+        self.missing += missing
+        if missing and taken is not None:
+            logger.warning(
+                "%d mini-batches are lost with the replica on %s: a peer has not "
+                "applied them, and more than tensair.dispatch.max-unconfirmed-bytes "
+                "waited. Sources with positions give them again after a restart",
+                missing,
+                lane.address,
+            )
         self._rehouse_soon(again)
 
     def _rehouse_soon(self, pendings: list[Pending]) -> None:

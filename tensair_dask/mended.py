@@ -28,7 +28,7 @@ from tornado.gen import convert_yielded, is_coroutine_function
 
 from tensair_dask.errors import StreamError
 
-__all__ = ["mend", "raise_upstream"]
+__all__ = ["mend", "nodes_before", "raise_upstream"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,12 @@ def raise_upstream(node: Stream) -> None:
     StreamError
         With the error that ended it as its cause.
     """
-    for each in _upstream(node):
+    for each in nodes_before(node):
         _raise(each)
 
 
-def _upstream(node: Stream) -> Iterator[Stream]:
+def nodes_before(node: Stream) -> Iterator[Stream]:
+    """Give a node, and all from which it gets its items."""
     seen: set[Stream] = set()
     found = [node]
     while found:

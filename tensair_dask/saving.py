@@ -170,12 +170,16 @@ class Saving:
 
     async def save(self, path: Path | None) -> str:
         """Write a checkpoint now; see `Trainer.save`."""
-        return await self._checkpointer.write_now(None if path is None else Store(path))
+        to = None if path is None else Store(path)
+        written = await self._checkpointer.write_now(to)
+        await self._ledger.released()
+        return written
 
     async def finish(self) -> None:
         """Write the last one to the folder, if there is a folder."""
         if self._store is not None:
             await self._checkpointer.write_now()
+            await self._ledger.released()
 
     async def close(self) -> None:
         """Write nothing more."""

@@ -20,24 +20,29 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
-from tensair_dask.batches import MiniBatch, as_pair, stack
+from tensair_dask.batches import MiniBatch, as_pair, as_refusal, stack
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
     NonFiniteError,
+    RecordError,
 )
-from tensair_dask.mended import raise_upstream
+from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential import Prequential
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
+from tensair_dask.sources.positions import Tracker
 from tensair_dask.trainer import Trainer
 from tensair_dask.try_map import try_map
 
 __all__ = ["predict", "predict_then_train", "train", "try_map"]
 
 logger = logging.getLogger(__name__)
+
+# What an item itself is refused for.
+_REFUSALS = (BatchError, RecordError)
 
 
 class _TrainerNode(Stream):
@@ -46,6 +51,9 @@ class _TrainerNode(Stream):
     The trainer lives on its client's event loop, the stream on its own; most often
     they are one and the same, and nothing is handed over.
     """
+
+    # Whether checkpoints have to tell from where its sources are to be read again.
+    _learns = True
 
     def __init__(
         self,
@@ -59,6 +67,8 @@ class _TrainerNode(Stream):
         self._failure: Exception | None = None
         self._further = 0
         self._overload: Overload | None = None
+        if self._learns:
+            _note_sources(upstream, trainer)
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
             kwargs["loop"] = client.loop
@@ -249,6 +259,13 @@ class _TrainerNode(Stream):
             self._release_refs(held)
 
 
+def _note_sources(upstream: Stream, trainer: Trainer) -> None:
+    for node in nodes_before(upstream):
+        tracker = getattr(node, "tracker", None)
+        if isinstance(tracker, Tracker):
+            trainer.reads(tracker)
+
+
 class _OrderedNode(_TrainerNode):
     """A node that asks for many predictions at once and passes them on in order."""
 
@@ -395,12 +412,18 @@ class predict(_OrderedNode):
     details
         Whether to emit `Prediction` objects: besides the value, which version of the
         model it is from, how old that was, and which replica answered.
+    on_error
+        What is done with an item that the model cannot take. ``"raise"``: its typed
+        error is raised at the awaited ``emit``, which ends most sources.
+        ``"dead-letter"``: it is kept in ``trainer.dead_letters``. ``"skip"``: it is
+        only counted there.
 
     Notes
     -----
     Emits what ``trainer.predict`` returns, in the order of the items. An item that the
-    model cannot take raises its typed error at the awaited ``emit``; those before and
-    behind it are emitted in their order.
+    model cannot take is left out, whatever becomes of its error; those before and
+    behind it are emitted in their order. What the cluster cannot answer is raised in
+    any case.
 
     Back-pressure: the awaited ``emit`` returns when the prediction has passed through
     the stream. Items that are emitted side by side are predicted side by side:
@@ -409,15 +432,18 @@ class predict(_OrderedNode):
     predict many records at once.
     """
 
+    _learns = False
+
     def __init__(
         self,
         upstream: Stream,
         trainer: Trainer,
         collate: Callable[[Any], Any] | None = None,
         details: bool = False,
+        on_error: str = "raise",
         **kwargs: Any,
     ) -> None:
-        super().__init__(upstream, trainer, **kwargs)
+        super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._collate = collate or _as_inputs
         self._details = details
 
@@ -431,18 +457,30 @@ class predict(_OrderedNode):
             try:
                 if room is not None:
                     await asyncio.wait([room])
-                x = self._collate(item)
-                prediction = await self.trainer._predict(x, self._details)
+                prediction = await self._answer(item)
                 if before is not None:  # replicas answer in any order
                     await asyncio.wait([before])
-            except BaseException:
-                self._release_refs(metadata)
-                raise
+            except BaseException as error:
+                self._let_go(metadata)
+                if self._on_error == "raise" or not isinstance(error, _REFUSALS):
+                    raise
+                self.trainer.refuse_question(item, error, metadata, self._on_error)
+                return
             rest = self._pass_on(prediction, metadata)
             if rest is not None:
                 await rest
         finally:
             _resolve_after(before, passed)
+
+    async def _answer(self, item: Any) -> Any:
+        try:
+            x = self._collate(item)
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            refusal = as_refusal(error)
+            raise refusal from refusal.__cause__
+        return await self.trainer._predict(x, self._details)
 
 
 def _resolve_after(

@@ -28,7 +28,7 @@ from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, MiniBatch
+from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
@@ -41,7 +41,6 @@ from tensair_dask.errors import (
     ConfigurationError,
     RecordError,
     SchedulerLostError,
-    TensairError,
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
@@ -561,10 +560,7 @@ class Trainer:
 
     def _refuse(self, refused: Pending, error: Exception) -> Awaitable[None] | None:
         """Report an item that is no mini-batch, without asking a replica."""
-        if not isinstance(error, TensairError):
-            error = BatchError(
-                f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
-            )
+        error = as_refusal(error)
         report = Report.refused(refused.index, 0, error)
         report.time = time.time()
         self._observe(refused, report)
@@ -622,6 +618,25 @@ class Trainer:
         if not is_raised(error, on_error):
             self.pass_over(settle, metadata)
 
+    def refuse_question(
+        self,
+        item: Any,
+        error: BatchError | RecordError,
+        metadata: Sequence[Any],
+        on_error: str,
+    ) -> None:
+        """Take in what cannot be predicted, and was not to be learned; for nodes.
+
+        Parameters
+        ----------
+        item, error
+            What was refused, and why.
+        metadata, on_error
+            As in `feed`.
+        """
+        marks = tuple(marks_of(metadata))
+        self._bury(DeadLetter(-1, item, error, "", time.time(), marks), on_error)
+
     def pass_over(self, settle: Callable[[], Any], metadata: Sequence[Any]) -> None:
         """Be done with records that will not be learned; for stream nodes.
 
@@ -632,6 +647,21 @@ class Trainer:
         """
         self._ledger.emitted(metadata)
         self._ledger.settled(Entry(metadata, settle))
+
+    def reads(self, tracker: Any) -> None:
+        """Take note of a source that a stream is learned from; for stream nodes.
+
+        Parameters
+        ----------
+        tracker
+            Tells its positions.
+
+        Raises
+        ------
+        ConfigurationError
+            If another source of the same name is open.
+        """
+        self._look(functools.partial(self._ledger.reads, tracker))
 
     # ---- replicas -------------------------------------------------------------------
 
@@ -1021,8 +1051,9 @@ class Trainer:
     def positions(self) -> dict[str, dict[str, int]]:
         """From where each source has to be read, by what the model has learned.
 
-        By the name of the source, then by partition, the next offset. Give it to the
-        sources of a restored trainer.
+        By the name of the source, then by partition, the next offset. Those of a
+        restored trainer are the checkpoint's until its sources are there: give it to
+        them. What a source has given counts when all replicas have applied it.
         """
         return self._look(self._ledger.positions)
 
@@ -1405,6 +1436,7 @@ def _limits(max_in_flight: int | None) -> Limits:
         batches=int(config.get("dispatch.max-in-flight", max_in_flight)),
         nbytes=config.get_bytes("dispatch.max-in-flight-bytes"),
         unconfirmed_nbytes=config.get_bytes("dispatch.max-unconfirmed-bytes"),
+        unconfirmed=int(config.get("dispatch.max-unconfirmed-records")),
         seconds=config.get_seconds("dispatch.max-in-flight-time"),
         message_seconds=config.get_seconds("dispatch.message-time"),
         message_nbytes=config.get_bytes("dispatch.message-bytes"),

@@ -23,6 +23,7 @@ def limits(**overrides: Any) -> Limits:
         "batches": 8,
         "nbytes": 1 << 20,
         "unconfirmed_nbytes": 1 << 20,
+        "unconfirmed": 1000,
         "seconds": 1.0,
         "message_seconds": 0.01,
         "message_nbytes": 1 << 20,
@@ -33,13 +34,18 @@ def limits(**overrides: Any) -> Limits:
 
 
 class Peer:
-    """Learns a block when it is told to, at a given speed."""
+    """Learns a block when it is told to, at a given speed.
+
+    How much of that the others have applied is told by `confirmed`, if that is set.
+    """
 
     def __init__(self, seconds: float = 0.001, free: bool = True) -> None:
         self.seconds = seconds
         self.blocks: list[Block] = []
         self.gate = asyncio.Event()
         self.error: Exception | None = None
+        self.confirmed = 0
+        self.leaving = False
         if free:
             self.gate.set()
 
@@ -57,7 +63,13 @@ class Peer:
             [0] * count,
             [None] * count,
             {},
-            Status(count, count, 0.0, count),
+            self.status(),
+        )
+
+    def status(self) -> Status:
+        count = sum(map(len, self.blocks))
+        return Status(
+            count, count, 0.0, count, count, self.confirmed, leaving=self.leaving
         )
 
 
@@ -70,12 +82,16 @@ class Bench:
             Lane(f"peer-{number}", peer.learn) for number, peer in enumerate(peers)
         ]
         self.reports: list[Report] = []
+        self.settled: list[int] = []
         self.count = 0
 
     def pending(self) -> Pending:
         self.count += 1
         batch = MiniBatch.of(ROW, np.zeros(1))
-        return Pending(self.count - 1, batch, None, self.reports.append)
+        index = self.count - 1
+        return Pending(
+            index, batch, ROW, self.reports.append, lambda: self.settled.append(index)
+        )
 
     async def submit(self, count: int) -> None:
         for _ in range(count):
@@ -316,3 +332,81 @@ async def test_draining_waits_for_what_receives_the_reports():
         await bench.dispatcher.drained(0.01)
     gate.set()
     await bench.dispatcher.drained(5)
+
+
+# ---- what some peers may not have applied --------------------------------------------
+
+NBYTES = ROW.nbytes + 8
+
+
+@gen_test()
+async def test_what_is_not_applied_everywhere_is_not_settled_however_much_it_is():
+    peer = Peer()
+    bench = Bench(peer, unconfirmed_nbytes=4 * NBYTES)
+    lane = bench.dispatcher.lanes[0]
+    await bench.submit(20)
+    await bench.dispatcher.drained(5)
+    assert bench.settled == []
+    assert bench.dispatcher.unguarded == 16
+    assert lane.guarded_nbytes == 4 * NBYTES
+    light = list(lane.unconfirmed)[:16]
+    assert all(each.batch is each.item is each.deliver is None for each in light)
+    for peer.confirmed in (10, 18, 20):
+        lane.status = peer.status()
+        bench.dispatcher.confirm(lane)
+        assert bench.settled == list(range(peer.confirmed))
+    assert (lane.guarded_nbytes, lane.unconfirmed_records) == (0, 0)
+    assert not lane.guarded
+
+
+@gen_test()
+async def test_of_a_lost_replica_what_cannot_be_learned_again_is_never_settled(caplog):
+    hung, other = Peer(), Peer()
+    other.confirmed = 1000
+    bench = Bench(hung, unconfirmed_nbytes=4 * NBYTES)
+    await bench.submit(20)
+    await bench.dispatcher.drained(5)
+    (lane,) = bench.dispatcher.lanes
+    bench.dispatcher._lost = lambda lane: bench.dispatcher.resolve(lane, 10)
+    bench.dispatcher.admit(Lane("other", other.learn))
+    bench.dispatcher.lose(lane, OSError("killed"))
+    await bench.dispatcher.drained(5)
+    # The others have the first ten; of the rest the newest four can be learned again.
+    assert bench.settled == [*range(10), *range(16, 20)]
+    assert (bench.dispatcher.missing, bench.dispatcher.relearned) == (6, 4)
+    assert "6 mini-batches are lost" in caplog.text
+    assert len(bench.reports) == 20
+
+
+@gen_test()
+async def test_records_that_wait_for_a_peer_are_bounded_by_back_pressure():
+    peer = Peer()
+    bench = Bench(peer, unconfirmed=5)
+    lane = bench.dispatcher.lanes[0]
+    feeding = asyncio.ensure_future(bench.submit(20))
+    while not (lane.unconfirmed_records >= 5 and bench.dispatcher._waiting):
+        await asyncio.sleep(0)
+    while lane.batches:
+        await asyncio.sleep(0)
+    assert bench.count < 20
+    assert not lane.has_room(bench.dispatcher._limits)
+    peer.confirmed = 100
+    lane.status = peer.status()
+    bench.dispatcher.confirm(lane)
+    await feeding
+    await bench.dispatcher.drained(5)
+    assert bench.settled == list(range(20))
+
+
+@gen_test()
+async def test_the_last_message_of_a_replica_that_leaves_is_guarded_too():
+    leaving, other = Peer(), Peer()
+    leaving.leaving, other.confirmed = True, 1000
+    bench = Bench(leaving, other)
+    assert bench.dispatcher.offer(bench.pending())
+    await bench.dispatcher.drained(5)
+    await asyncio.gather(*bench.dispatcher._tasks)
+    await bench.dispatcher.drained(5)
+    assert not bench.dispatcher.lanes[0].alive
+    assert bench.settled == [0]
+    assert bench.dispatcher.relearned == 1

@@ -36,7 +36,6 @@ from tensair_dask.errors import (
     CheckpointMissingError,
     ConfigurationError,
 )
-from tensair_dask.ledger import Entry
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
@@ -201,7 +200,8 @@ async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
     trainer = await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
     await train_all(trainer, linear_data(5))
     good = await trainer.save()
-    trainer._ledger.settled(Entry(entry.metadata, entry.release))
+    trainer._ledger.emitted(entry.metadata)
+    trainer._ledger.settled(entry)
     await trainer.apply(ruin)
     for path in (None, tmp_path / "elsewhere"):
         with pytest.raises(CheckpointError, match=r"not finite.* diverged"):
@@ -449,6 +449,62 @@ async def test_what_comes_while_a_checkpoint_is_taken_counts_as_learned_twice(
     saved = Store(path).load()[0]
     assert saved.positions in ({}, {"batches": {"items": 0}})
     assert sum(saved.clock.values()) == saved.again == 3
+
+
+@one()
+async def test_a_second_open_source_of_one_name_is_refused(c, s, a, tmp_path):
+    data = linear_data(4)
+    async with ta.Trainer(c, **linear()) as trainer:
+        first = Stream.from_batches(data, asynchronous=True)
+        second = Stream.from_batches(data, asynchronous=True)
+        first.map(tuple).train(trainer)
+        with pytest.raises(ConfigurationError, match="Two sources named 'batches'"):
+            second.train(trainer)
+        with pytest.raises(ConfigurationError, match="Two sources named 'batches'"):
+            first.union(second).train(trainer)
+        second.predict(trainer, collate=lambda pair: pair[0])  # learns nothing
+        joined = Stream(asynchronous=True)
+        joined.train(trainer)
+        second.connect(joined)  # seen when it gives something
+        second.start()
+        with pytest.raises(ConfigurationError, match="close the first one"):
+            await second.ended()
+        await first.close()
+        third = Stream.from_batches(data, asynchronous=True)
+        third.train(trainer)
+        async with third:
+            await third.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 4}}
+
+
+@one()
+async def test_positions_tell_what_is_learned_also_between_checkpoints(
+    c, s, a, tmp_path
+):
+    data = linear_data(10)
+    arguments = linear(checkpoint_to=tmp_path / "folder")
+    async with ta.Trainer(c, **arguments) as trainer:
+        source = Stream.from_batches(data[:6], asynchronous=True)
+        source.train(trainer)
+        assert trainer.positions == {"batches": {"items": 0}}
+        async with source:
+            await source.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 6}}
+        assert source.tracker.released() == {"items": 0}
+    restored = ta.Trainer.restore(tmp_path / "folder", c, **arguments)
+    async with restored as trainer:
+        assert trainer.positions == {"batches": {"items": 6}}
+        source = Stream.from_batches(
+            data, positions=trainer.positions, asynchronous=True
+        )
+        source.train(trainer)
+        assert trainer.positions == {"batches": {"items": 6}}
+        async with source:
+            await source.ended()
+        await trainer.drain()
+        assert trainer.positions == {"batches": {"items": 10}}
 
 
 def sent(lane: Any) -> list[Any]:

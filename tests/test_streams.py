@@ -516,6 +516,46 @@ async def test_a_prediction_that_cannot_be_made_raises_at_emit(c, s, a, b):
         assert ref.count == 0
 
 
+@two()
+@pytest.mark.parametrize("on_error", ["dead-letter", "skip"])
+async def test_an_item_that_cannot_be_predicted_may_be_left_out(c, s, a, b, on_error):
+    def parse(item):
+        return np.full((1, FEATURES), float(item), "float32") if item != 2 else X[:, :1]
+
+    items = [0, "no number", 1, 2, 3]
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        passed = source.predict(trainer, parse, on_error=on_error).sink_to_list()
+        refs = [RefCounter(loop=IOLoop.current()) for _ in items]
+        for item, ref in zip(items, refs, strict=True):
+            await source.emit(item, metadata=[{"ref": ref, "mark": item}])
+        assert len(passed) == 3
+        assert [ref.count for ref in refs] == [0] * 5
+        letters = trainer.dead_letters
+        assert letters.total == 2
+        if on_error == "skip":
+            assert len(letters) == 0
+            return
+        assert [each.item for each in letters] == ["no number", 2]
+        assert [type(each.error) for each in letters] == [
+            errors.BatchError,
+            errors.ShapeError,
+        ]
+        assert "ValueError" in str(letters[0].error)
+        assert letters[0].positions == ("no number",)
+
+
+@two()
+async def test_what_the_cluster_cannot_answer_is_raised_in_any_case(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        source.predict(trainer, on_error="dead-letter").sink(lambda prediction: None)
+        await trainer.close()
+        with pytest.raises(errors.TrainerClosedError):
+            await source.emit(X)
+        assert trainer.dead_letters.total == 0
+
+
 @pytest.fixture
 def client():
     with (

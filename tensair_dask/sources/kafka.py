@@ -86,7 +86,8 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         `dead_letters`, "skip" only counts it, "raise" ends the source. In the first two
         cases it counts as done.
     name
-        In checkpoints; by default the topics.
+        In checkpoints; by default the topics. Give each a name of its own where one
+        trainer learns from several sources over the same topics.
     positions
         Where to continue: what a checkpoint keeps, ``{name: {"flights:0": 500}}``.
     commit_every

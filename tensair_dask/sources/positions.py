@@ -134,6 +134,11 @@ class Tracker:
     name
         Of the source, in checkpoints; keep it the same from run to run.
 
+    Attributes
+    ----------
+    closed
+        Whether another source may take the name.
+
     Notes
     -----
     Memory grows with the ranges that are not released, which back-pressure bounds, and
@@ -145,8 +150,10 @@ class Tracker:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.closed = False
         self._lock = threading.Lock()
         self._assignments: dict[str, _Assignment] = {}
+        self._begun: set[str] = set()
         self._listeners: list[Callable[[str, int], object]] = []
 
     def begin(self, partition: str, offset: int) -> None:
@@ -154,6 +161,7 @@ class Tracker:
         _check_offset(partition, offset)
         with self._lock:
             self._assignments[partition] = _Assignment(partition, offset)
+            self._begun.add(partition)
 
     def emitted(self, partition: str, start: int, stop: int) -> Mark:
         """Register that offsets ``[start, stop)`` leave the source.
@@ -171,6 +179,7 @@ class Tracker:
                 _check_offset(partition, start)
                 assignment = _Assignment(partition, start)
                 self._assignments[partition] = assignment
+                self._begun.add(partition)
             if not assignment.stop <= start < stop:
                 raise ConfigurationError(
                     f"{self.name} emits offsets [{start}, {stop}) of partition "
@@ -188,6 +197,11 @@ class Tracker:
         """Forget a partition, which somebody else reads now; its marks are void."""
         with self._lock:
             self._assignments.pop(partition, None)
+
+    def begun(self) -> set[str]:
+        """Tell which partitions there have ever been, also those that were dropped."""
+        with self._lock:
+            return set(self._begun)
 
     def learned(self) -> dict[str, int]:
         """Next offset to read again for each partition, for a checkpoint."""

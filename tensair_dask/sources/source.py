@@ -59,7 +59,8 @@ class Source(Stream):
     Parameters
     ----------
     name
-        In checkpoints; keep it the same from run to run.
+        In checkpoints; keep it the same from run to run. Of two that are open, and of
+        which one trainer learns, each needs a name of its own.
     positions
         Where to continue: what a checkpoint keeps, ``{name: {partition: offset}}``.
     start
@@ -138,6 +139,7 @@ class Source(Stream):
         if self._finished.done():
             self._finished = Future()
         self._started, self._stopping = True, False
+        self.tracker.closed = False
         self.loop.add_callback(self._launch)
 
     def stop(self) -> None:
@@ -301,7 +303,10 @@ class Source(Stream):
             if not self._task.done():
                 self._task.cancel()
                 await asyncio.wait({self._task})
-        await self._let_go(timeout)
+        try:
+            await self._let_go(timeout)
+        finally:
+            self.tracker.closed = True
 
     def _on_the_loop(self) -> bool:
         try:

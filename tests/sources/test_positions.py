@@ -75,6 +75,7 @@ def test_marks_of_a_dropped_partition_are_void():
     tracker.drop("0")
     assert old.dropped
     assert tracker.released() == {}
+    assert tracker.begun() == {"0"}
     tracker.begin("0", 5)
     new = tracker.emitted("0", 5, 6)
     old.released()
