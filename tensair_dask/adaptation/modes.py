@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import logging
 import math
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -335,7 +336,11 @@ class Modes:
         drift that comes at once would never be found.
         """
         assert self.detector is not None
-        for value in self._newest:
+        values = list(self._newest)
+        # In order, a loss that still falls at the end of training would be a change
+        # for the better, with which a detector forgets what was before.
+        random.Random(0).shuffle(values)
+        for value in values:
             with contextlib.suppress(DriftError):
                 self.detector.update(value)
 

@@ -82,10 +82,24 @@ def test_it_is_shown_the_newest_epoch_before_it_is_to_look():
     auto = modes()
     go_on(auto, [1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 0.99, 1.0, 1.01, 1.02])
     assert auto.phase == "predicting"
-    assert auto.detector.seen == [0.98, 0.99, 1.0, 1.01, 1.02]
+    assert sorted(auto.detector.seen) == [0.98, 0.99, 1.0, 1.01, 1.02]
 
 
-def test_a_drift_right_after_convergence_is_found():
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("highest", [0.0, 0.1, 0.5])
+def test_a_drift_right_after_convergence_is_found(seed, highest):
+    """Also where the loss has fallen all through the newest epoch."""
+    random = np.random.default_rng(seed)
+    convergence = Convergence(epoch=100, factor=1.0)
+    auto = modes(detector=OPTWIN(confidence=0.998), convergence=convergence)
+    levels = np.concatenate([np.full(100, 2.3), np.linspace(highest, 0.01, 100)])
+    losses = levels * random.gamma(4, 0.25, 200)
+    assert go_on(auto, losses)[-1].phase == "predicting"
+    drift, _ = go_on(auto, random.gamma(4, 0.25, 40), start=200)[:2]
+    assert drift.index < 230
+
+
+def test_a_drift_right_after_a_steady_epoch_is_found():
     auto = modes(detector=OPTWIN(), convergence=Convergence(epoch=40))
     losses = np.random.default_rng(0).normal(1.0, 0.1, 80)
     assert go_on(auto, losses)[-1].phase == "predicting"
