@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any
 
 from tensair_dask.adaptation import Modes
-from tensair_dask.calls import Calls
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 from tensair_dask.exchange.wire import pack, unpack
@@ -45,8 +44,8 @@ class Saving:
         The folder to which checkpoints are added; None for none.
     every
         How often; see `Checkpointer`.
-    calls
-        To the replicas.
+    interventions
+        Copy the model, and put one into all replicas.
     modes
         Whether the model learns, and why.
     ledger
@@ -63,7 +62,7 @@ class Saving:
         self,
         to: Path | None,
         every: Every | None,
-        calls: Calls,
+        interventions: Interventions,
         modes: Modes,
         ledger: Ledger,
         scores: Mapping[str, Any],
@@ -71,7 +70,7 @@ class Saving:
         failed: Callable[[str], Any],
     ) -> None:
         self._store = None if to is None else Store(to)
-        self._calls = calls
+        self._interventions = interventions
         self._modes = modes
         self._ledger = ledger
         self._scores = scores
@@ -101,13 +100,15 @@ class Saving:
             await asyncio.to_thread(self._store.check)
 
     async def _take(self) -> Checkpoint:
-        # In this order: what is in the ledger is in every model that is copied later.
-        held = self._ledger.take()
-        positions = self._ledger.positions()
-        adaptation = self._modes.state_dict(self._facts()["index"])
-        scores = {name: each.state_dict() for name, each in self._scores.items()}
-        facts = self._facts()
-        snapshot = unpack(await self._calls.ask_any("snapshot"))
+        # Alone: whether a policy has changed the model must be told of this model.
+        async with self._interventions.alone:
+            # What is in the ledger is in every model that is copied later.
+            held = self._ledger.take()
+            positions = self._ledger.positions()
+            adaptation = self._modes.state_dict(self._facts()["index"])
+            scores = {name: each.state_dict() for name, each in self._scores.items()}
+            facts = self._facts()
+            snapshot = unpack(await self._interventions.snapshot())
         self._held = held
         return Checkpoint(
             model=snapshot["model"],
@@ -161,9 +162,7 @@ class Saving:
         logger.info("Going on from %s: %s", found, checkpoint.describe())
         return checkpoint
 
-    async def restore(
-        self, checkpoint: Checkpoint, interventions: Interventions
-    ) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into all replicas, and into what adapts and scores.
 
         Raises
@@ -184,7 +183,7 @@ class Saving:
             "clock": {BEFORE: version},
             "taken": {},
         }
-        await interventions.go_on_from(pack(snapshot))
+        await self._interventions.go_on_from(pack(snapshot))
         self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
         for name, each in self._scores.items():
             each.load_state_dict(checkpoint.scores[name])
