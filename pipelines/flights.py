@@ -662,7 +662,7 @@ async def main(run: FlightsRun) -> None:
                 source=source,
                 mode=run.begins_in(mode),
                 detector=run.detector_in(mode),
-                on_drift=run.on_drift,
+                on_drift=run.on_drift_in(mode),
                 replicas=run.workers,
                 window=run.window,
                 name=NAME if len(run.modes) == 1 else f"{NAME}, {mode}",

@@ -6,7 +6,8 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask.adaptation.modes import (
@@ -16,6 +17,7 @@ from tensair_dask.adaptation.modes import (
     PolicyEnded,
     Settled,
     Switch,
+    Unwatched,
 )
 from tensair_dask.errors import TrainerClosedError
 from tensair_dask.interventions import Interventions
@@ -72,7 +74,7 @@ class Adapting:
 
     async def start(self) -> None:
         """See that the policy can be carried out; raise if it cannot."""
-        if self.modes.policy.acts and self.modes.watches:
+        if self.modes.policy.acts:  # the mode may be set to one that looks for drift
             await self.interventions.check(self.modes.policy.check)
 
     def observe(self, index: int, report: Report | None, submitted: int) -> None:
@@ -86,6 +88,8 @@ class Adapting:
                 self._acting.do(functools.partial(self._undo, each))
             elif isinstance(each, Settled) and self.modes.policy.every is not None:
                 self._acting.do(functools.partial(self._keep, each.index))
+            elif isinstance(each, Unwatched):
+                self.tell("note", each.describe(), each.index)
 
     def switched(self, switch: Switch) -> None:
         """Tell of a switch, which holds already."""
@@ -95,7 +99,8 @@ class Adapting:
     def _drifted(self, drift: Drift) -> None:
         self.drifts.append(drift)
         self.tell("drift", drift.describe(), drift.index)
-        self._acting.do(functools.partial(self._answer, drift))
+        if self.modes.answers:
+            self._acting.do(functools.partial(self._answer, drift))
 
     async def settled(self, timeout: float) -> None:
         """Wait until everything that was decided is done and told.
@@ -122,39 +127,64 @@ class Adapting:
 
     async def _answer(self, drift: Drift) -> None:
         policy = self.modes.policy
-        if not policy.acts:
-            self.tell("policy", policy.describe(drift), drift.index)
-            return
-        if policy.every is not None and not await self._restore(drift):
-            text = f"{policy.describe(drift)}: there is none from before the drift"
-            self.tell("policy", text, drift.index)
-            return
-        change = functools.partial(_change, policy, "on_drift", drift)
-        await self._intervene(change, drift, policy.describe(drift))
+        with self._telling_of(drift) as said:
+            said.append(policy.describe(drift))
+            if not policy.acts:
+                return
+            if policy.every is not None and not await self._restore(drift):
+                said.append(": there is none from before the drift")
+                return
+            said.append(await self._change("on_drift", drift))
+            self.modes.begin(drift)
 
     async def _undo(self, ended: PolicyEnded) -> None:
-        policy, drift = self.modes.policy, ended.drift
-        change = functools.partial(_change, policy, "undo", drift)
-        text = f"ended after {ended.index - drift.index:,} mini-batches"
-        await self._intervene(change, drift, f"{policy.describe(drift)}: {text}")
+        drift, begun = ended.drift, self.modes.begun
+        if begun is None or begun.drift != drift:  # it has failed
+            return
+        with self._telling_of(drift) as said:
+            said.append(self.modes.policy.describe(drift))
+            said.append(f": ended after {ended.index - drift.index:,} mini-batches")
+            said.append(await self._change("undo", drift))
+            self.modes.end()
 
-    async def _intervene(
-        self, change: Callable[[Any, Any], Any], drift: Drift, text: str
-    ) -> None:
+    async def _change(self, method: str, drift: Drift) -> str:
+        """Let the policy change all replicas; say how long it took."""
         start = time.perf_counter()
+        change = functools.partial(_change, self.modes.policy, method, drift)
+        await self.interventions.change(change, seed=drift.index)
+        return f" ({time.perf_counter() - start:.2f} s)"
+
+    @contextmanager
+    def _telling_of(self, drift: Drift) -> Iterator[list[str]]:
+        """Tell what has been said in the end, and what has failed, if anything has."""
+        said: list[str] = []
         try:
-            await self.interventions.change(change, seed=drift.index)
+            yield said
         except TrainerClosedError:
             raise
         except Exception as error:
-            text = f"{text}: FAILED, {type(error).__name__}: {error}"
-            logger.warning("The answer to drift failed: %s", text)
+            self._failed("".join(said) or self._name, error, drift.index)
         else:
-            text = f"{text} ({time.perf_counter() - start:.2f} s)"
-        self.tell("policy", text, drift.index)
+            self.tell("policy", "".join(said), drift.index)
 
     async def _keep(self, index: int) -> None:
-        self._snapshots.append((index, await self.interventions.snapshot()))
+        try:
+            snapshot = await self.interventions.snapshot()
+        except TrainerClosedError:
+            raise
+        except Exception as error:
+            self._failed(f"{self._name}: a snapshot", error, index)
+        else:
+            self._snapshots.append((index, snapshot))
+
+    @property
+    def _name(self) -> str:
+        return type(self.modes.policy).__name__
+
+    def _failed(self, text: str, error: Exception, index: int) -> None:
+        text = f"{text}: FAILED, {type(error).__name__}: {error}"
+        logger.warning("The answer to drift failed: %s", text)
+        self.tell("policy", text, index)
 
     async def _restore(self, drift: Drift) -> bool:
         """Go back to the newest snapshot that is old enough to be from before."""

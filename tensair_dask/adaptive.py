@@ -135,6 +135,10 @@ class AdaptiveRun(ScoredRun):
         """Tell the detector of a trainer; compared are modes, so only auto has one."""
         return None if self.compare and mode != "auto" else self.detector
 
+    def on_drift_in(self, mode: str) -> str:
+        """Tell what a trainer does on drift; nothing where it has no detector."""
+        return "train" if self.compare and mode != "auto" else self.on_drift
+
     def follow(self, mode: str, pipeline: Any, times: np.ndarray) -> None:
         """Record what becomes of a pipeline; call it for each, the first one first.
 

@@ -64,6 +64,10 @@ class Interventions:
         """Take the model and the optimizer state of one replica."""
         return await self._calls.ask_any("snapshot")
 
+    async def checkpoint(self) -> Any:
+        """Take the same for a file; None if that replica has missed gradients."""
+        return await self._calls.ask_any("checkpoint")
+
     async def check(self, function: Callable[[Any], Any]) -> None:
         """Call ``function(model)`` at one replica, to see whether it raises."""
         payload = dumps(function, self.missing, "The policy")

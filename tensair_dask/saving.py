@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tensair_dask.adaptation import Modes
-from tensair_dask.calls import Calls
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 from tensair_dask.exchange.wire import pack, unpack
@@ -48,8 +47,8 @@ class Saving:
         The folder to which checkpoints are added; None for none.
     every
         How often; see `Checkpointer`.
-    calls
-        To the replicas.
+    interventions
+        Copy the model, and put one into all replicas.
     complete
         Lets replicas that have missed gradients take over a model that holds them.
     modes
@@ -68,7 +67,7 @@ class Saving:
         self,
         to: Path | None,
         every: Every | None,
-        calls: Calls,
+        interventions: Interventions,
         complete: Callable[[], Awaitable[None]],
         modes: Modes,
         ledger: Ledger,
@@ -77,7 +76,7 @@ class Saving:
         failed: Callable[[str], Any],
     ) -> None:
         self._store = None if to is None else Store(to)
-        self._calls = calls
+        self._interventions = interventions
         self._complete = complete
         self._modes = modes
         self._ledger = ledger
@@ -126,7 +125,9 @@ class Saving:
 
     async def _take(self) -> Checkpoint:
         for _ in range(ATTEMPTS):
-            checkpoint = await self._taken()
+            # Alone: whether a policy has changed the model must be told of this model.
+            async with self._interventions.alone:
+                checkpoint = await self._taken()
             if checkpoint is not None:
                 return checkpoint
             await self._complete()
@@ -143,7 +144,7 @@ class Saving:
         adaptation = self._modes.state_dict(self._facts()["index"])
         scores = {name: each.state_dict() for name, each in self._scores.items()}
         facts = self._facts()
-        packed = await self._calls.ask_any("checkpoint")
+        packed = await self._interventions.checkpoint()
         if packed is None:
             return None
         snapshot = unpack(packed)
@@ -207,9 +208,7 @@ class Saving:
         logger.info("Going on from %s: %s", found, checkpoint.describe())
         return checkpoint
 
-    async def restore(
-        self, checkpoint: Checkpoint, interventions: Interventions
-    ) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into all replicas, and into what adapts and scores.
 
         Raises
@@ -230,7 +229,7 @@ class Saving:
             "clock": {BEFORE: version},
             "taken": {},
         }
-        await interventions.go_on_from(pack(snapshot))
+        await self._interventions.go_on_from(pack(snapshot))
         self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
         for name, each in self._scores.items():
             each.load_state_dict(checkpoint.scores[name])

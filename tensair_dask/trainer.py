@@ -8,6 +8,7 @@ import logging
 import math
 import time
 import uuid
+import weakref
 from collections import OrderedDict
 from collections.abc import (
     Awaitable,
@@ -25,7 +26,7 @@ from distributed import Client
 
 from tensair_dask import config
 from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
-from tensair_dask.adaptation.modes import as_detector, as_watch
+from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal
@@ -164,23 +165,27 @@ class Trainer:
         builds the model.
     mode
         When to train. ``"always"``: on everything. ``"never"``: only predict and
-        score. ``"auto"``: train until the loss has converged, then only predict and
+        score; the model is not changed, whatever ``on_drift`` is, and drifts are told
+        only. ``"auto"``: train until the loss has converged, then only predict and
         score, and train again when the stream has drifted. All replicas switch at the
         same mini-batch, and each switch is one of the `events`.
     detector
         What finds drift, one of `tensair_dask.drift`, or its name. None is OPTWIN in
         mode auto, and no detection in the others. By name or by default OPTWIN has
         confidence 0.998: a false alarm costs a training. In mode auto it looks while
-        the model only predicts, in the others all the time.
+        the model only predicts, in the others all the time. An object is used itself,
+        by one open trainer.
     watch
         What the detector is given: ``"loss"``, the name of a metric, or a function of
-        a `Report`. Larger must be worse.
+        a `Report`. Larger must be worse. DDM takes errors only, not losses.
     convergence
-        When the loss has converged; None for ``Convergence()``.
+        When the loss has converged; None for ``Convergence()``. Each trainer takes a
+        copy that has seen nothing.
     on_drift
-        What is done beside training: ``"train"`` (nothing), ``"raise-learning-rate"``,
-        ``"restore"``, a policy of `tensair_dask.adaptation` with its arguments, or a
-        function ``(model, optimizers, drift)`` that changes the model in place.
+        What is done beside training on drift, which only a detector finds:
+        ``"train"`` (nothing), ``"raise-learning-rate"``, ``"restore"``, a policy of
+        `tensair_dask.adaptation` with its arguments, or a function
+        ``(model, optimizers, drift)`` that changes the model in place.
     checkpoint_to
         Folder for checkpoints, on any file system that fsspec knows, the newest of
         which are kept. If there are some already, it must go on from there; see
@@ -251,12 +256,13 @@ class Trainer:
         )
         wish = Wish.of(replicas)
         settings = Settings.configured(share, compression, staleness)
+        watching = as_detector(detector, mode)
         modes = Modes(
             mode,
-            as_detector(detector, mode),
-            convergence or Convergence(),
+            watching,
+            as_convergence(convergence),
             as_policy(on_drift),
-            as_watch(watch, metrics or {}),
+            as_watch(watch, metrics or {}, watching),
             int(config.get("drift.reorder")),
         )
         self._history = History(int(config.get("history")))
@@ -304,7 +310,7 @@ class Trainer:
         self._saving = Saving(
             checkpoint_to,
             checkpoint_every,
-            self._calls,
+            interventions,
             self._membership.look,
             modes,
             self._ledger,
@@ -322,6 +328,8 @@ class Trainer:
         # index, in order; an ordered dict finds its first one at once.
         self._under_way: OrderedDict[int, None] = OrderedDict()
         self._state = "new"
+        _claim(watching, self)
+        _warn_of_no_detector(modes, watch)
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -383,7 +391,7 @@ class Trainer:
             checkpoint = await self._saving.load(path, or_begin)
         await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
-            await self._saving.restore(checkpoint, self._adapting.interventions)
+            await self._saving.restore(checkpoint)
             self._index = checkpoint.index
             self._note("note", f"going on from {checkpoint.describe()}")
 
@@ -1429,6 +1437,40 @@ def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
         return finish(rest)
     settle()
     return None
+
+
+# Whose a detector is: it would mix the streams of two.
+_watchers: weakref.WeakKeyDictionary[Detector, weakref.ref[Trainer]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _claim(detector: Detector | None, trainer: Trainer) -> None:
+    """Let a detector be a trainer's, until this is closed."""
+    if detector is None:
+        return
+    owner = _watchers.get(detector)
+    other = None if owner is None else owner()
+    if other is not None and other._state != "closed":
+        kind = type(detector).__name__
+        raise ConfigurationError(
+            f"detector is {kind}, which watches the trainer {other.name!r} already, "
+            "that is not closed; it would mix their streams. Give each trainer one of "
+            f"its own, such as tensair_dask.drift.{kind}(), or close the other."
+        )
+    _watchers[detector] = weakref.ref(trainer)
+
+
+def _warn_of_no_detector(modes: Modes, watch: Any) -> None:
+    """Say what will have no effect: in mode auto it would, so it is no error."""
+    ignored = ["on_drift="] * modes.policy.acts + ["watch="] * (watch != "loss")
+    if ignored and not modes.watches:
+        logger.warning(
+            "%s given, but without a detector nothing looks for drift in mode %r, "
+            "until set_mode('auto'). Give one, for example detector='optwin'.",
+            " and ".join(ignored) + (" is" if len(ignored) == 1 else " are"),
+            modes.mode,
+        )
 
 
 def _limits(max_in_flight: int | None) -> Limits:

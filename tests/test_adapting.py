@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
+import logging
 
 import numpy as np
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
-from helpers import FEATURES, Above, class_data, classes, linear, linear_data, spread
+from helpers import (
+    FEATURES,
+    Above,
+    class_data,
+    classes,
+    linear,
+    linear_data,
+    spread,
+    until,
+)
 
 import tensair_dask as ta
 from tensair_dask.adaptation import Convergence, RaiseLearningRate, Reinitialise
 from tensair_dask.adaptation.policies import RestoreLastGood
+from tensair_dask.checkpoints import Store
+from tensair_dask.drift import ADWIN
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.telemetry.events import TOPIC
 
@@ -38,6 +51,36 @@ def auto(**overrides):
 def spikes():
     """What sees a loss that no steady stream has."""
     return Above(2.0, rest=200)
+
+
+class Point(enum.Enum):
+    """Where a policy fails."""
+
+    DESCRIBE = "describe"
+    ON_DRIFT = "on_drift"
+    UNDO = "undo"
+
+
+class Failing(RaiseLearningRate):
+    """Raises the rate for 20 mini-batches, but for one point."""
+
+    def __init__(self, point: Point) -> None:
+        super().__init__(5, batches=20)
+        self.point = point.value
+
+    def __getattribute__(self, name):
+        if name == super().__getattribute__("__dict__").get("point"):
+            raise ZeroDivisionError(f"injected into {name}")
+        return super().__getattribute__(name)
+
+
+def rate_at(worker) -> float:
+    (replica,) = worker.state.actors.values()
+    return replica.learner.optimizers[0].param_groups[0]["lr"]
+
+
+def answers_of(trainer) -> list[str]:
+    return trainer.events.query("kind == 'policy'").text.tolist()
 
 
 def steady(count: int = 4000):
@@ -297,6 +340,155 @@ async def test_a_policy_that_fails_is_told_and_the_stream_goes_on(c, s, a):
         assert trainer.history["learned"].all()
 
 
+@pytest.mark.parametrize("point", Point)
+@one()
+async def test_wherever_a_policy_fails_the_rate_is_that_which_is_told(c, s, a, point):
+    data = class_data(50)
+    arguments = auto(mode="always", detector=spikes(), on_drift=Failing(point))
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 4)
+        await stream(trainer, swapped(data))
+        await trainer.drain()
+        *before, failed = answers_of(trainer)
+        assert failed.endswith(
+            f"FAILED, ZeroDivisionError: injected into {point.value}"
+        )
+        assert failed.startswith("Failing" if point is Point.DESCRIBE else "learning")
+        assert len(before) == (point is Point.UNDO)
+        assert rate_at(a) == pytest.approx(1.0 if point is Point.UNDO else 0.2)
+        state = trainer._adapting.modes.state_dict(0)
+        assert (state["lasting"] is not None) == (point is Point.UNDO)
+
+
+@pytest.mark.parametrize("method", ["snapshot", "restore"])
+@one()
+async def test_a_snapshot_that_fails_is_told(c, s, a, method, monkeypatch):
+    async def fail(*args):
+        raise TimeoutError("injected")
+
+    data = class_data(50)
+    arguments = auto(mode="always", detector=spikes(), on_drift=RestoreLastGood(50))
+    async with ta.Trainer(c, **arguments) as trainer:
+        interventions = trainer._adapting.interventions
+        monkeypatch.setattr(interventions, method, fail)
+        await stream(trainer, data * 4)
+        await stream(trainer, swapped(data))
+        await trainer.drain()
+        told = answers_of(trainer)
+    what = "RestoreLastGood: a snapshot" if method == "snapshot" else "restore the last"
+    assert told[0].startswith(what)
+    assert "FAILED, TimeoutError: injected" in told[0]
+
+
+@two()
+async def test_in_never_a_drift_is_told_and_nothing_is_changed(c, s, a, b):
+    data = class_data(50)
+    for policy in (Reinitialise("2"), RaiseLearningRate(5, batches=20)):
+        arguments = auto(mode="always", detector=Above(2.0), on_drift=policy)
+        async with ta.Trainer(c, **arguments) as trainer:
+            await stream(trainer, data * 4)
+            await trainer.set_mode("never")
+            await trainer.drain()
+            before = await trainer.state_dicts()
+            await stream(trainer, [(5 * x, y) for x, y in swapped(data)])
+            await trainer.drain()
+            after = await trainer.state_dicts()
+            assert not trainer.drifts.empty
+            assert answers_of(trainer) == []
+            assert rate_at(a) == pytest.approx(0.2)
+        for name, state in before.items():
+            assert all(torch.equal(state[key], after[name][key]) for key in state)
+
+
+@one()
+async def test_what_cannot_be_watched_is_told_once(c, s, a):
+    def typo(report):
+        return report.metrics["acc"]
+
+    arguments = classes(mode="always", detector="optwin", watch=typo)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, class_data(10))
+        (text,) = trainer.events.query("kind == 'note'").text
+    assert text == "Mini-batch 0 cannot be watched for drift: KeyError: 'acc'"
+
+
+@one()
+async def test_a_checkpoint_says_whether_its_model_has_been_changed(c, s, a, tmp_path):
+    data = class_data(50)
+    policy = RaiseLearningRate(5, batches=1000)
+    arguments = auto(mode="always", detector=spikes(), on_drift=policy)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 4)
+        alone = trainer._adapting.interventions.alone
+        async with alone:  # as when a policy is just being carried out
+            await stream(trainer, swapped(data)[:20])
+            assert len(trainer.drifts) == 1
+            saving = asyncio.ensure_future(trainer.save(tmp_path / "model"))
+            await until(lambda: len(alone._waiters or ()) == 2)
+        path = await saving
+        await trainer.drain()
+    checkpoint, _ = Store(path).load()
+    assert checkpoint.adaptation["lasting"]["drift"]["magnitude"] > 0
+    (optimizer,) = checkpoint.optimizers
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(1.0)
+
+
+@one()
+async def test_a_convergence_given_to_two_trainers_is_each_ones_own(c, s, a):
+    async with (
+        ta.Trainer(c, **auto()) as first,
+        ta.Trainer(c, **auto()) as second,
+    ):
+        await stream(first, class_data(70))
+        seen = first._adapting.modes.convergence
+        assert seen.level == seen.level
+        assert second._adapting.modes.convergence.level != seen.level
+        assert CONVERGENCE.level != CONVERGENCE.level
+
+
+@one()
+async def test_a_detector_watches_one_open_trainer(c, s, a):
+    detector = ADWIN()
+    async with ta.Trainer(c, **linear(detector=detector, name="first")):
+        with pytest.raises(ConfigurationError, match=r"trainer 'first' already.*ADWIN"):
+            ta.Trainer(c, **linear(detector=detector))
+    async with ta.Trainer(c, **linear(detector=detector)) as trainer:
+        assert trainer._adapting.modes.detector is detector
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"on_drift": "restore"}, "on_drift= is given, but without a detector"),
+        ({"watch": len, "on_drift": "restore"}, "on_drift= and watch= are given"),
+        ({"watch": len, "mode": "auto"}, ""),
+        ({"watch": len, "detector": "adwin"}, ""),
+        ({}, ""),
+    ],
+)
+@one()
+async def test_what_has_no_effect_without_a_detector_is_warned_of(
+    c, s, a, arguments, words, caplog
+):
+    with caplog.at_level(logging.WARNING, "tensair_dask"):
+        ta.Trainer(c, **linear(**arguments))
+    said = [
+        each.getMessage()
+        for each in caplog.records
+        if each.name == "tensair_dask.trainer"
+    ]
+    assert len(said) == bool(words)
+    assert words in "".join(said)
+
+
+@one()
+async def test_a_policy_is_checked_for_a_mode_that_is_set_later(c, s, a):
+    with pytest.raises(ConfigurationError, match="no such layer"):
+        await ta.Trainer(c, **classes(on_drift=Reinitialise("head")))
+    while a.state.actors:
+        await asyncio.sleep(0.01)
+
+
 @one()
 async def test_a_policy_that_the_model_does_not_allow_is_refused_at_the_start(c, s, a):
     arguments = auto(on_drift=Reinitialise("head"))
@@ -314,6 +506,8 @@ async def test_a_policy_that_the_model_does_not_allow_is_refused_at_the_start(c,
         ({"detector": 3}, "detector is a int"),
         ({"watch": "precision"}, "watch='precision'"),
         ({"on_drift": "panic"}, "on_drift='panic'"),
+        ({"convergence": "x"}, "convergence='x'"),
+        ({"detector": "ddm"}, "takes errors or error rates"),
     ],
 )
 @one()

@@ -103,11 +103,16 @@ def test_a_single_mode_is_run_with_its_detector():
     run = AdaptiveRun(mode="always", detector="adwin")
     assert run.modes == ["always"]
     assert run.detector_in("always") == "adwin"
-    compared = AdaptiveRun(compare=True, detector="adwin")
+    compared = AdaptiveRun(compare=True, detector="adwin", on_drift="restore")
     assert [compared.detector_in(mode) for mode in compared.modes] == [
         None,
         "adwin",
         None,
+    ]
+    assert [compared.on_drift_in(mode) for mode in compared.modes] == [
+        "train",
+        "restore",
+        "train",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -77,14 +78,19 @@ class Convergence:
     ) -> None:
         _check_count("epoch", epoch, 1)
         _check_count("epochs", epochs, 2)
-        if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
+        if not (_is(factor, numbers.Real) and 0 <= factor < math.inf):
             raise ConfigurationError(
                 f"factor={factor!r} was given; a number from 0 is allowed, for example "
                 "0.02 for two per cent."
             )
-        self.epoch = epoch
-        self.epochs = epochs
-        self.factor = factor
+        if not isinstance(relative, bool):
+            raise ConfigurationError(
+                f"relative={relative!r} was given; True is allowed, for a share of the "
+                "loss with which training began, or False, for units of the loss."
+            )
+        self.epoch = int(epoch)
+        self.epochs = int(epochs)
+        self.factor = float(factor)
         self.relative = relative
         self._highest = 0.0  # of the first epochs of all trainings
         self.reset()
@@ -96,6 +102,14 @@ class Convergence:
         self._mean = self._squares = 0.0  # of the one under way (Welford)
         self._count = 0
         self.began = self.level = math.nan
+        self._began_error = 0.0  # squared, as in `_means`
+
+    def fresh(self) -> Convergence:
+        """Make another of the same parameters, which has seen nothing."""
+        new = copy.deepcopy(self)
+        new._highest = 0.0
+        new.reset()
+        return new
 
     def update(self, loss: float) -> bool:
         """Take in the loss of the next mini-batch; whether the loss has converged."""
@@ -109,6 +123,7 @@ class Convergence:
         if math.isnan(self.began):
             self.began = self.level
             self._highest = max(self._highest, abs(self.level))
+            self._began_error = self._squares / self._count**2
         self._means.append((self._mean, self._squares / self._count**2))
         self._mean = self._squares = 0.0
         self._count = 0
@@ -117,7 +132,10 @@ class Convergence:
     @property
     def rose(self) -> bool:
         """Whether the loss is clearly higher than where the training began."""
-        return self.level - self.began > self._progress
+        if not self._means:
+            return False
+        level, error = self._means[-1]
+        return self._rises(self.began, self._began_error, level, error)
 
     @property
     def _progress(self) -> float:
@@ -125,15 +143,16 @@ class Convergence:
         return self.factor * (self._highest if self.relative else 1.0)
 
     def _moves(self) -> bool:
-        much = self._progress
         *earlier, (newest, its_error) = self._means
-        for mean, error in earlier:
-            chance = math.sqrt(error + its_error)
-            if mean - newest > max(much, chance) or newest - mean > max(
-                much, 3 * chance
-            ):
-                return True
-        return False
+        return any(
+            mean - newest > max(self._progress, math.sqrt(error + its_error))
+            or self._rises(mean, error, newest, its_error)
+            for mean, error in earlier
+        )
+
+    def _rises(self, mean: float, error: float, newer: float, its: float) -> bool:
+        """Whether a mean is clearly higher than another, by their squared errors."""
+        return newer - mean > max(self._progress, 3 * math.sqrt(error + its))
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the state as plain values."""
@@ -160,8 +179,13 @@ class Convergence:
         )
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+def _is(value: object, kind: type) -> bool:
+    """Whether it is such a number, be it NumPy's; a truth value is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not _is(value, numbers.Integral) or value < least:
         raise ConfigurationError(
             f"{name}={value!r} was given; a whole number from {least} is allowed."
         )

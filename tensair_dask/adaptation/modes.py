@@ -7,8 +7,9 @@ import copy
 import dataclasses
 import logging
 import math
+import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,13 @@ from tensair_dask.adaptation.convergence import Convergence
 from tensair_dask.adaptation.order import InOrder
 from tensair_dask.adaptation.policies import Policy
 from tensair_dask.drift import OPTWIN, Detector, make
-from tensair_dask.errors import CheckpointError, ConfigurationError, DriftError
+from tensair_dask.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DriftError,
+    TensairError,
+)
+from tensair_dask.metrics import accuracy, binary_accuracy
 from tensair_dask.reports import Report
 
 __all__ = [
@@ -28,6 +35,8 @@ __all__ = [
     "PolicyEnded",
     "Settled",
     "Switch",
+    "Unwatched",
+    "as_convergence",
     "as_detector",
     "as_watch",
     "check_mode",
@@ -100,6 +109,18 @@ class Settled:
     index: int
 
 
+@dataclass(frozen=True)
+class Unwatched:
+    """The detector cannot be given its value of this mini-batch, nor of its like."""
+
+    index: int
+    why: str
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        return f"Mini-batch {self.index:,} cannot be watched for drift: {self.why}"
+
+
 class Modes:
     """The state of a trainer's mode: which phase it is in, and why it leaves it.
 
@@ -124,6 +145,12 @@ class Modes:
         What the detector is given of each report; larger must be worse.
     reorder
         Reports that may wait for an earlier one; see `InOrder`.
+
+    Attributes
+    ----------
+    begun
+        What a policy has really begun on the model, and has not undone; None for
+        nothing. See `begin`.
     """
 
     def __init__(
@@ -152,7 +179,9 @@ class Modes:
         self._since = self._first = 0
         # What the detector would have been given of the newest epoch of training.
         self._newest: deque[float] = deque(maxlen=convergence.epoch)
+        # What is to be undone, and when, if it is begun at all.
         self._lasting: PolicyEnded | None = None
+        self.begun: PolicyEnded | None = None
         self._snapshot = policy.every or math.inf
         self._complained = False
 
@@ -165,6 +194,20 @@ class Modes:
     def watches(self) -> bool:
         """Whether reports are of any interest."""
         return self.detector is not None or self.mode == "auto"
+
+    @property
+    def answers(self) -> bool:
+        """Whether the policy is carried out: what never learns is never changed."""
+        return self.mode != "never"
+
+    def begin(self, drift: Drift) -> None:
+        """Take in that the policy has really changed the model."""
+        if self.policy.lasts is not None:
+            self.begun = PolicyEnded(drift.index + self.policy.lasts, drift)
+
+    def end(self) -> None:
+        """Take in that this has been undone."""
+        self.begun = None
 
     def set_mode(self, mode: str, index: int) -> list[Switch]:
         """Change the mode; ``index`` is that of the next mini-batch."""
@@ -199,7 +242,7 @@ class Modes:
         Yields
         ------
         happening
-            `Drift`, `Switch`, `PolicyEnded` or `Settled`.
+            `Drift`, `Switch`, `PolicyEnded`, `Settled` or `Unwatched`.
         """
         for each in self._order.put(index, report):
             if each.index >= self._first:
@@ -217,7 +260,7 @@ class Modes:
             That of the next mini-batch. Places of the stream are told from there, as
             another trainer may count anew.
         """
-        lasting = self._lasting and _moved(self._lasting, -index)
+        lasting = self.begun and _moved(self.begun, -index)
         return {
             "mode": self.mode,
             "phase": self.phase,
@@ -275,7 +318,7 @@ class Modes:
         )
         self.mode, self.phase, self._since = mode, phase, since
         self._newest = deque(newest, maxlen=self.convergence.epoch)
-        self._lasting = lasting
+        self._lasting = self.begun = lasting
         self._first = index
         self._order = InOrder(self._reorder, start=index)
         # Snapshots are no part of a checkpoint: the first is due at once.
@@ -335,44 +378,53 @@ class Modes:
         drift that comes at once would never be found.
         """
         assert self.detector is not None
-        for value in self._newest:
+        values = list(self._newest)
+        # In order, a loss that still falls at the end of training would be a change
+        # for the better, with which a detector forgets what was before.
+        random.Random(0).shuffle(values)
+        for value in values:
             with contextlib.suppress(DriftError):
                 self.detector.update(value)
 
     def _look(self, report: Report, submitted: int) -> Iterator[Any]:
         """Give the detector its value, and answer a drift."""
-        if self._detects(report):
+        if (yield from self._detects(report)):
             drift = self._drift(report)
             yield drift
-            if self._lasting is not None:  # before it is begun again
-                yield self._ended(report.index)
-            if self.policy.lasts is not None:
-                self._lasting = PolicyEnded(report.index + self.policy.lasts, drift)
+            if self.answers:
+                yield from self._plan_end(drift)
             if self.mode == "auto":
                 yield self._switch(TRAINING, submitted, "the stream has drifted")
         elif report.index >= self._snapshot:
             self._snapshot = report.index + (self.policy.every or math.inf)
             yield Settled(report.index)
 
+    def _plan_end(self, drift: Drift) -> Iterator[PolicyEnded]:
+        """See that what a policy begins now is undone, once."""
+        if self._lasting is not None:  # before it is begun again
+            yield self._ended(drift.index)
+        if self.policy.lasts is not None:
+            self._lasting = PolicyEnded(drift.index + self.policy.lasts, drift)
+
     def _ended(self, index: int) -> PolicyEnded:
         assert self._lasting is not None
         drift, self._lasting = self._lasting.drift, None
         return PolicyEnded(index, drift)
 
-    def _detects(self, report: Report) -> bool:
+    def _detects(self, report: Report) -> Generator[Any, None, bool]:
         assert self.detector is not None
         try:
             return self.detector.update(self._watch(report))
         except Exception as error:
             if not self._complained:  # once: every mini-batch would say the same
                 self._complained = True
+                why = f"{type(error).__name__}: {error}"
+                unwatched = Unwatched(report.index, why)
                 logger.warning(
-                    "Mini-batch %d cannot be watched for drift (%s: %s); others like "
-                    "it are skipped without a word",
-                    report.index,
-                    type(error).__name__,
-                    error,
+                    "%s; others like it are skipped without a word",
+                    unwatched.describe(),
                 )
+                yield unwatched
             return False
 
     def _drift(self, report: Report) -> Drift:
@@ -432,10 +484,26 @@ def as_detector(given: Any, mode: str) -> Detector | None:
         return default_detector() if isinstance(made, OPTWIN) else made
     if isinstance(given, Detector):
         return given
+    kind = given if isinstance(given, type) else type(given)
+    ours = _own(kind.__name__)
+    said = "class" if kind is given else _full_name(kind)
     raise ConfigurationError(
-        f"detector is a {type(given).__name__}; give a name such as 'optwin', or a "
-        "detector such as tensair_dask.drift.OPTWIN()."
+        f"detector is a {said}; give a name such as {ours.lower()!r}, or a detector "
+        f"such as tensair_dask.drift.{ours}()."
     )
+
+
+def _own(name: str) -> str:
+    """Find the detector of ours that has this name, or the one to begin with."""
+    try:
+        return type(make(name)).__name__
+    except TensairError:
+        return OPTWIN.__name__
+
+
+def _full_name(kind: type) -> str:
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return module + kind.__qualname__
 
 
 def default_detector() -> Detector:
@@ -448,11 +516,32 @@ def default_detector() -> Detector:
     return OPTWIN(confidence=0.998)
 
 
-def as_watch(given: Any, metrics: Any) -> Callable[[Report], float]:
+def as_convergence(given: Any) -> Convergence:
+    """Make of what a user may give a rule that has seen nothing: each trainer's own."""
+    if given is None:
+        return Convergence()
+    if isinstance(given, Convergence):
+        return given.fresh()
+    raise ConfigurationError(
+        f"convergence={given!r} was given; give for example "
+        "tensair_dask.adaptation.Convergence(epoch=100, epochs=2, factor=0.02)."
+    )
+
+
+def as_watch(
+    given: Any, metrics: Any, detector: Detector | None = None
+) -> Callable[[Report], float]:
     """Make of what a user may give a function of a report, of which more is worse."""
-    if given == "loss":
+    if isinstance(given, str) and given == "loss":
+        if detector is not None and detector.errors_only:
+            raise _losses_error(detector, metrics)
         return _loss
     if isinstance(given, str) and given in metrics:
+        if _is_better(metrics[given]):
+            raise ConfigurationError(
+                f"watch={given!r} was given, of which larger is better, and what is "
+                f"watched must be worse where it is larger. Give {_one_minus(given)}."
+            )
         return lambda report: report.metrics[given]
     if callable(given):
         return given
@@ -462,6 +551,27 @@ def as_watch(given: Any, metrics: Any) -> Callable[[Report], float]:
         "which larger values are worse, for example "
         "lambda report: 1 - report.metrics['accuracy']."
     )
+
+
+def _losses_error(detector: Detector, metrics: Any) -> ConfigurationError:
+    kind = type(detector).__name__
+    name = next((name for name in metrics if _is_better(metrics[name])), "accuracy")
+    added = "" if name in metrics else " and metrics={'accuracy': ta.metrics.accuracy}"
+    return ConfigurationError(
+        f"detector is {kind}, which takes errors or error rates in [0, 1] only, and "
+        f"watch='loss' was given. Give {_one_minus(name)}{added}, or take another for "
+        "losses, such as detector='optwin'."
+    )
+
+
+def _is_better(metric: Any) -> bool:
+    """Whether more of a metric is known to be better; torchmetrics say it."""
+    known = metric is accuracy or metric is binary_accuracy
+    return known or getattr(metric, "higher_is_better", None) is True
+
+
+def _one_minus(name: str) -> str:
+    return f"watch=lambda report: 1 - report.metrics[{name!r}]"
 
 
 def _loss(report: Report) -> float:

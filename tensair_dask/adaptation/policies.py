@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask.errors import ConfigurationError
@@ -113,9 +114,16 @@ class RaiseLearningRate(Policy):
         self.lasts = batches
 
     def _factor(self, drift: Drift) -> float:
-        return _check_factor(
-            self.factor(drift) if callable(self.factor) else self.factor
-        )
+        if not callable(self.factor):
+            return _check_factor(self.factor)
+        factor = self.factor(drift)
+        if factor != factor and math.isnan(drift.magnitude):
+            raise ConfigurationError(
+                "The factor of the learning rate is nan, since the magnitude of this "
+                f"drift is: {drift.detector} did not tell it. Let the function return "
+                "a number above 0 also where math.isnan(drift.magnitude)."
+            )
+        return _check_factor(factor)
 
     def on_drift(self, model: Any, optimizers: Sequence[Any], drift: Drift) -> None:
         """Multiply the learning rates."""
@@ -142,10 +150,13 @@ class Reinitialise(Policy):
 
     Notes
     -----
-    Calls ``reset_parameters()`` of these modules, and clears what the optimizer keeps
-    of their parameters. For drifts that leave the features useful and make the
-    decision wrong, as swapped labels do. Where little has changed it forgets what was
-    still right: `RaiseLearningRate` is milder.
+    Calls ``reset_parameters()`` of these modules, or ``_reset_parameters()`` as some of
+    torch's call it, and clears what the optimizer keeps of their parameters. A module
+    with parameters that none of these resets is refused at the start.
+
+    For drifts that leave the features useful and make the decision wrong, as swapped
+    labels do. Where little has changed it forgets what was still right:
+    `RaiseLearningRate` is milder.
     """
 
     def __init__(self, *layers: str) -> None:
@@ -157,7 +168,7 @@ class Reinitialise(Policy):
         self.layers = layers
 
     def check(self, model: Any) -> None:
-        """See that every name is that of a layer that can be reset."""
+        """See that every name is that of a layer that can be reset, as a whole."""
         names = [name for name, _ in model.named_modules() if name]
         for pattern in self.layers:
             found = fnmatch.filter(names, pattern)
@@ -165,6 +176,18 @@ class Reinitialise(Policy):
                 raise ConfigurationError(
                     f"Reinitialise({pattern!r}): the model has no such layer with "
                     f"reset_parameters(). Its modules are {', '.join(names[:20])}."
+                )
+            left = [
+                f"{name}.{each}"
+                for name in found
+                for each in _left(model.get_submodule(name))
+            ]
+            if left:
+                raise ConfigurationError(
+                    f"Reinitialise({pattern!r}) would leave {', '.join(left[:20])} as "
+                    "they are: their modules have no reset_parameters(). Write one for "
+                    "them, or give a function instead: on_drift=lambda model, "
+                    "optimizers, drift: ..."
                 )
 
     def on_drift(self, model: Any, optimizers: Sequence[Any], drift: Drift) -> None:
@@ -176,8 +199,10 @@ class Reinitialise(Policy):
             for name in fnmatch.filter(names, pattern)
             for module in _resettable(model.get_submodule(name))
         }
-        for module in modules.values():
-            module.reset_parameters()
+        # As when they are built: the outer ones have the last word.
+        for module in reversed(modules.values()):
+            if reset := _reset(module):
+                reset()
             for parameter in module.parameters():
                 for optimizer in optimizers:
                     optimizer.state.pop(parameter, None)
@@ -203,7 +228,9 @@ class RestoreLastGood(Policy):
     hour: what was learned from it is thrown away. In ``mode="auto"`` nothing is
     learned between convergence and drift, so there is little to go back from.
 
-    Snapshots lie in the memory of the client, two at a time.
+    There is nothing to restore before mini-batch ``2 * every``, about: the first
+    snapshot is taken at ``every`` (in mode auto also when training ends), and must be
+    that old. Snapshots lie in the memory of the client, two at a time.
     """
 
     def __init__(self, every: int = 1000) -> None:
@@ -269,7 +296,8 @@ def as_policy(given: Any) -> Policy:
 
 
 def _check_factor(factor: Any) -> float:
-    if not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+    number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+    if not number or not 0 < factor < math.inf:
         raise ConfigurationError(
             f"The factor of the learning rate is {factor!r}; a number above 0 is "
             "allowed, for example 5."
@@ -283,5 +311,20 @@ def _scale(optimizers: Sequence[Any], factor: float) -> None:
             group["lr"] = group["lr"] * factor
 
 
+def _reset(module: Any) -> Callable[[], Any] | None:
+    """Find what sets the parameters of a module as at the start, if it has that."""
+    own = getattr(module, "reset_parameters", None)
+    return own or getattr(module, "_reset_parameters", None)
+
+
 def _resettable(module: Any) -> list[Any]:
-    return [each for each in module.modules() if hasattr(each, "reset_parameters")]
+    return [each for each in module.modules() if _reset(each)]
+
+
+def _left(module: Any) -> Iterator[str]:
+    """Names of the parameters that no module with a reset holds."""
+    if _reset(module):
+        return
+    yield from (name for name, _ in module.named_parameters(recurse=False))
+    for name, child in module.named_children():
+        yield from (f"{name}.{each}" for each in _left(child))

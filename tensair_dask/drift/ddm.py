@@ -44,6 +44,7 @@ class DDM(Detector):
 
     name = "ddm"
     directions = ("up",)
+    errors_only = True
 
     def __init__(
         self, minimum: int = 30, warning: float = 2.0, threshold: float = 3.0

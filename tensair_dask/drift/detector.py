@@ -90,6 +90,8 @@ class Detector(ABC):
 
     name: str
     directions: tuple[str, ...] = ("up", "both")
+    # Whether it takes errors and error rates only, in [0, 1].
+    errors_only = False
     # Attributes that are no state: what detectors share, what is computed again.
     _shared: tuple[str, ...] = ()
 

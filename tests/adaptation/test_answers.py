@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -67,6 +70,21 @@ def test_a_factor_must_be_a_number_above_0(factor):
         RaiseLearningRate(lambda drift: factor).describe(DRIFT)
 
 
+def test_a_factor_may_be_a_number_of_numpy():
+    said = "learning rate times 3 for 500 mini-batches"
+    assert RaiseLearningRate(np.float32(3)).describe(DRIFT) == said
+    assert RaiseLearningRate(lambda drift: np.int64(3)).describe(DRIFT) == said
+    with pytest.raises(ConfigurationError, match="is True; a number above 0"):
+        RaiseLearningRate(True)
+
+
+def test_a_factor_of_an_unknown_magnitude_is_explained():
+    unknown = dataclasses.replace(DRIFT, magnitude=math.nan)
+    policy = RaiseLearningRate(lambda drift: 1 + drift.magnitude)
+    with pytest.raises(ConfigurationError, match="OPTWIN did not tell it"):
+        policy.describe(unknown)
+
+
 @pytest.mark.parametrize("name", ["head", "he*", "head*"])
 def test_chosen_layers_are_reinitialised_and_the_others_are_not(name):
     model = network()
@@ -99,6 +117,35 @@ def test_a_layer_that_cannot_be_reset_is_found_out_beforehand(name):
     Reinitialise("head", "body.0").check(network())
     with pytest.raises(ConfigurationError, match=r"modules are body, body.0"):
         Reinitialise("head", name).check(network())
+
+
+def test_what_torch_resets_by_another_name_is_reinitialised():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    policy = Reinitialise("0")
+    policy.check(model)
+    policy.on_drift(model, [], DRIFT)
+    assert not [name for name, each in model.named_parameters() if (each == 7.0).any()]
+    assert not model[0].self_attn.out_proj.bias.any()  # the outer module's last word
+
+
+def test_parameters_that_nothing_resets_are_told_beforehand():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+            self.layer = nn.Linear(2, 2)
+
+    model = network()
+    model.tail = nn.Sequential(Scaled())
+    with pytest.raises(
+        ConfigurationError, match=r"leave tail\.0\.scale as .* give a function instead"
+    ):
+        Reinitialise("tail").check(model)
+    Scaled.reset_parameters = lambda self: None
+    Reinitialise("tail").check(model)
 
 
 def test_layers_must_be_named():

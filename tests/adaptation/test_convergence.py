@@ -100,6 +100,19 @@ def test_a_rise_by_chance_does_not_hold_it_up():
         assert settled_at(Convergence(epoch=50), noise.reshape(-1)) == 100
 
 
+def test_it_has_risen_only_where_it_is_more_than_chance():
+    generator = np.random.default_rng(5)
+    for _ in range(100):
+        convergence = Convergence()
+        settled_at(convergence, generator.gamma(4, 0.125, 2000))
+        assert not convergence.rose
+    convergence = Convergence(epoch=50)
+    assert not convergence.rose
+    low, high = generator.gamma(4, 0.125, 50), generator.gamma(4, 0.25, 5000)
+    settled_at(convergence, [*low, *high])
+    assert convergence.rose
+
+
 def test_it_tells_the_level():
     convergence = Convergence(epoch=4)
     assert math.isnan(convergence.level)
@@ -130,11 +143,20 @@ def test_a_pickled_one_goes_on_where_it_was():
         ({"factor": -1}, "factor=-1 was given; a number from 0"),
         ({"factor": float("nan")}, "factor=nan"),
         ({"factor": "much"}, "factor='much'"),
+        ({"factor": True}, "factor=True"),
+        ({"epoch": True}, "epoch=True"),
+        ({"relative": "absolute"}, "relative='absolute' was given; True is allowed"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         Convergence(**arguments)
+
+
+def test_numbers_may_be_those_of_numpy():
+    convergence = Convergence(np.int64(10), np.int32(3), np.float32(0.5))
+    same = Convergence(10, 3, 0.5)
+    assert repr(convergence.state_dict()) == repr(same.state_dict())
 
 
 @pytest.mark.parametrize("place", [0, 5, 10, 37, 60])

@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 from helpers import Above
 
+import tensair_dask as ta
 from tensair_dask.adaptation import Convergence, Drift, Modes, RaiseLearningRate
 from tensair_dask.adaptation.modes import (
     PolicyEnded,
     Settled,
     Switch,
+    Unwatched,
+    as_convergence,
     as_detector,
     as_watch,
 )
 from tensair_dask.adaptation.policies import KeepTraining, RestoreLastGood
 from tensair_dask.checkpoints import Checkpoint
 from tensair_dask.checkpoints.file_format import decode, encode
-from tensair_dask.drift import ADWIN, OPTWIN
+from tensair_dask.drift import ADWIN, DDM, OPTWIN
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.reports import Report
 
@@ -38,12 +41,19 @@ def modes(mode: str = "auto", policy=None, **overrides) -> Modes:
 
 
 def go_on(modes: Modes, losses, start: int = 0, ahead: int = 1) -> list:
-    """Report one mini-batch after the other; ``ahead`` are submitted already."""
-    return [
-        each
-        for index, loss in enumerate(losses, start)
-        for each in modes.observe(index, Report(index, loss, {}, 8), index + ahead)
-    ]
+    """Report one mini-batch after the other; ``ahead`` are submitted already.
+
+    What follows from drift is done at once.
+    """
+    happened = []
+    for index, loss in enumerate(losses, start):
+        for each in modes.observe(index, Report(index, loss, {}, 8), index + ahead):
+            happened.append(each)
+            if isinstance(each, Drift) and modes.answers:
+                modes.begin(each)
+            elif isinstance(each, PolicyEnded) and each.drift == modes.begun.drift:
+                modes.end()
+    return happened
 
 
 def test_auto_trains_until_the_loss_has_converged_and_then_predicts():
@@ -82,10 +92,24 @@ def test_it_is_shown_the_newest_epoch_before_it_is_to_look():
     auto = modes()
     go_on(auto, [1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 0.99, 1.0, 1.01, 1.02])
     assert auto.phase == "predicting"
-    assert auto.detector.seen == [0.98, 0.99, 1.0, 1.01, 1.02]
+    assert sorted(auto.detector.seen) == [0.98, 0.99, 1.0, 1.01, 1.02]
 
 
-def test_a_drift_right_after_convergence_is_found():
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("highest", [0.0, 0.1, 0.5])
+def test_a_drift_right_after_convergence_is_found(seed, highest):
+    """Also where the loss has fallen all through the newest epoch."""
+    random = np.random.default_rng(seed)
+    convergence = Convergence(epoch=100, factor=1.0)
+    auto = modes(detector=OPTWIN(confidence=0.998), convergence=convergence)
+    levels = np.concatenate([np.full(100, 2.3), np.linspace(highest, 0.01, 100)])
+    losses = levels * random.gamma(4, 0.25, 200)
+    assert go_on(auto, losses)[-1].phase == "predicting"
+    drift, _ = go_on(auto, random.gamma(4, 0.25, 40), start=200)[:2]
+    assert drift.index < 230
+
+
+def test_a_drift_right_after_a_steady_epoch_is_found():
     auto = modes(detector=OPTWIN(), convergence=Convergence(epoch=40))
     losses = np.random.default_rng(0).normal(1.0, 0.1, 80)
     assert go_on(auto, losses)[-1].phase == "predicting"
@@ -149,6 +173,12 @@ def test_never_detects_and_never_trains():
     assert not never.learns
 
 
+def test_in_never_no_policy_is_to_be_carried_out_or_ended():
+    never = modes("never", RaiseLearningRate(batches=5))
+    assert not never.answers
+    assert len(go_on(never, [12.0] + [1.0] * 20)) == 1
+
+
 @pytest.mark.parametrize("mode", ["always", "never"])
 def test_without_a_detector_there_is_nothing_to_watch(mode):
     assert not modes(mode, detector=None).watches
@@ -180,6 +210,21 @@ def test_it_is_ended_before_it_is_begun_again():
     assert second.index == 1
 
 
+def test_only_what_was_begun_is_kept_in_a_checkpoint():
+    always = modes("always", RaiseLearningRate(batches=5))
+    (drift,) = always.observe(0, Report(0, 12.0, {}, 8), 1)
+    assert always.state_dict(1)["lasting"] is None
+    always.begin(drift)
+    assert always.state_dict(1)["lasting"]["index"] == 4
+    ended = go_on(always, [1.0] * 4, 1) + list(
+        always.observe(5, Report(5, 1.0, {}, 8), 6)
+    )
+    assert ended == [PolicyEnded(5, drift)]  # decided, and not done yet
+    assert always.state_dict(6)["lasting"]["index"] == -1
+    always.end()
+    assert always.state_dict(6)["lasting"] is None
+
+
 def test_moments_for_snapshots_come_while_all_is_well():
     always = modes("always", RestoreLastGood(every=10))
     assert go_on(always, [1.0] * 25) == [Settled(10), Settled(20)]
@@ -209,7 +254,9 @@ def test_a_mode_that_begins_to_watch_begins_where_the_stream_is():
 def test_a_value_that_the_detector_refuses_is_skipped_and_said_once(caplog):
     always = modes("always")
     with caplog.at_level(logging.WARNING):
-        assert go_on(always, [-1.0, -2.0, 1.0]) == []
+        (unwatched,) = go_on(always, [-1.0, -2.0, 1.0])
+    assert isinstance(unwatched, Unwatched)
+    assert "DriftError: -1.0 is below 0" in unwatched.describe()
     assert always.detector.seen == [1.0]
     (record,) = caplog.records
     assert "Mini-batch 0 cannot be watched for drift" in record.getMessage()
@@ -232,12 +279,68 @@ def test_what_is_watched_may_be_a_metric_or_a_function():
         as_watch("precision", metrics)
 
 
+class Recall:
+    """As torchmetrics say it."""
+
+    higher_is_better = True
+
+    def __eq__(self, other):
+        return Recall()
+
+    __hash__ = None
+
+
+def test_a_metric_of_which_more_is_better_is_not_watched():
+    for name, metric in (
+        ("accuracy", ta.metrics.accuracy),
+        ("right", ta.metrics.binary_accuracy),
+        ("recall", Recall()),
+    ):
+        said = rf"Give watch=lambda report: 1 - report.metrics\['{name}'\]"
+        with pytest.raises(ConfigurationError, match=said):
+            as_watch(name, {name: metric})
+    lower = Recall()
+    lower.higher_is_better = False
+    assert as_watch("wrong", {"wrong": lower})(Report(0, 0.5, {"wrong": 2}, 8)) == 2
+
+
+def test_losses_are_no_errors_for_a_detector_of_errors():
+    said = r"DDM, which takes errors .* Give watch=lambda report: 1 - report.metrics"
+    with pytest.raises(ConfigurationError, match=rf"{said}\['accuracy'\] and metrics="):
+        as_watch("loss", {}, DDM())
+    metrics = {"right": ta.metrics.accuracy}
+    with pytest.raises(ConfigurationError, match=rf"{said}\['right'\], or take"):
+        as_watch("loss", metrics, DDM())
+    assert as_watch("loss", {}, ADWIN())(Report(0, 0.5, {}, 8)) == 0.5
+    assert as_watch(lambda report: report.loss, {}, DDM())
+
+
+def test_each_trainer_has_a_convergence_of_its_own():
+    given = Convergence(epoch=5, epochs=2)
+    own = as_convergence(given)
+    go_on(modes(convergence=own), [50.0] * 7)
+    assert given.state_dict() != own.state_dict()
+    assert repr(as_convergence(own).state_dict()) == repr(given.state_dict())
+    assert isinstance(as_convergence(None), Convergence)
+    with pytest.raises(ConfigurationError, match=r"convergence='x' .*epoch=100"):
+        as_convergence("x")
+
+
 def test_detectors_may_be_named():
     assert isinstance(as_detector("optwin", "always"), OPTWIN)
     assert isinstance(as_detector(None, "auto"), OPTWIN)
     assert as_detector(None, "always") is None
     with pytest.raises(ConfigurationError, match="detector is a float"):
         as_detector(0.5, "always")
+    with pytest.raises(ConfigurationError, match=r"class; give .*drift.ADWIN\(\)"):
+        as_detector(ADWIN, "always")
+
+
+def test_a_detector_of_rivers_is_told_from_ours():
+    drift = pytest.importorskip("river.drift")
+    said = r"a river\.drift\.\w+\.ADWIN; .*'adwin', .* tensair_dask.drift.ADWIN\(\)"
+    with pytest.raises(ConfigurationError, match=said):
+        as_detector(drift.ADWIN(), "always")
 
 
 def test_unknown_modes_are_refused():
