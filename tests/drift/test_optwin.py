@@ -31,7 +31,8 @@ class Naive:
         old, new = np.array(self.values[:cut]), np.array(self.values[cut:])
         verdict = (self.published if self.reference else self.welch)(old, new, size)
         if verdict in ("worse", "better"):
-            self.values = []
+            goes_on = verdict == "better" and not self.reference
+            self.values = new.tolist() if goes_on else []
         return verdict
 
     def welch(self, old, new, size):
@@ -44,7 +45,8 @@ class Naive:
             return "nothing"  # at any degrees of freedom
         test = stats.ttest_ind(new, old, equal_var=False)
         assert t == pytest.approx(test.statistic, rel=1e-6)
-        if abs(t) > stats.t.ppf(self.p, test.df):
+        p = self.p if t > 0 else 1 - (1 - self.p) / 10
+        if abs(t) > stats.t.ppf(p, test.df):
             return "worse" if t > 0 else "better"
         return "warning" if t > stats.t.ppf(self.p_warning, test.df) else "nothing"
 
@@ -64,7 +66,7 @@ class Naive:
 def said(detector, value):
     if detector.update(value):
         return "worse"
-    if detector.size == 0:
+    if detector.observed == 0:
         return "better"
     return "warning" if detector.warning_detected else "nothing"
 
