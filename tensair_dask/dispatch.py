@@ -123,8 +123,8 @@ class Lane:
     address
         Of its worker.
     learn
-        Sends a block and returns the replica's `Outcome`; raises `OSError` if the
-        replica is lost.
+        Sends a block and returns the replica's `Outcome`; raises if the replica is
+        lost.
 
     Attributes
     ----------
@@ -408,7 +408,7 @@ class Dispatcher:
             self._return(lane, number)
             return
         except Exception as error:
-            # Not only OSError: whatever the reason, this replica gives no reports.
+            # Whatever the reason, this replica gives no reports.
             self.lose(lane, error)
             return
         if lane.sent.pop(number, None) is None:  # lost meanwhile, sent to another

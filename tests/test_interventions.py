@@ -139,6 +139,17 @@ async def test_a_function_that_fails_changes_nothing_and_the_stream_goes_on(c, s
             assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
 
 
+@two()
+async def test_a_function_that_finds_no_file_costs_no_replica(c, s, a, b):
+    def read(model, optimizers):
+        open("/no/such/file")
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(FileNotFoundError):
+            await trainer.apply(read)
+        assert len(trainer._calls.alive()) == 2
+
+
 @one()
 async def test_parameters_must_stay_the_same_objects(c, s, a):
     def replace(model, optimizers):
