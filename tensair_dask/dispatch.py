@@ -735,7 +735,8 @@ class Dispatcher:
         self.closed = True
         for lane in self.lanes:
             lane.give_up()
-        for waiter in (*self._waiting, *self._idle):
+        held = [] if self._held is None else [self._held]
+        for waiter in (*self._waiting, *self._idle, *held):
             if not waiter.done():
                 waiter.set_exception(
                     TrainerClosedError("The trainer was closed meanwhile.")

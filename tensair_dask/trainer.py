@@ -1264,6 +1264,7 @@ class Trainer:
             alive = []
         await self._dispatcher.close()
         await self._adapting.close()
+        await self._adapting.interventions.close()
         for report in self._awaited:
             if not report.done():
                 report.set_exception(closed_error())

@@ -815,7 +815,9 @@ def test_closing_answers_all_who_wait_and_is_bounded(slow):
         ]
         await until(slow.entered.is_set)
         waiting.append(asyncio.ensure_future(trainer.state_dict()))
+        waiting.append(asyncio.ensure_future(trainer.apply(lambda *of: None)))
         await until(lambda: trainer._dispatcher._waiting)
+        await until(lambda: trainer._dispatcher._held)
         await trainer.close()
         for each in waiting:
             with pytest.raises(errors.TrainerClosedError):
