@@ -124,7 +124,7 @@ class Calls:
             What the method raises.
         """
         lane = handle.lane
-        seconds = timeout or config.get_seconds("timeouts.request")
+        seconds = config.get_seconds("timeouts.request", timeout)
         call = asyncio.ensure_future(handle.call(function, *args))
         self.under_way[handle.key] += 1
         try:

@@ -239,6 +239,11 @@ class Membership:
         if self._recovering is None or self._recovering.done():
             self._recovering = asyncio.ensure_future(self._recover())
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known of all that was lost what lives on."""
+        return self._recovering is None or self._recovering.done()
+
     async def recovered(self, timeout: float) -> None:
         """Wait until what was lost is known.
 

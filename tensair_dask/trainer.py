@@ -1218,21 +1218,37 @@ class Trainer:
     async def _drain(self, timeout: float | str | None = None) -> None:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
+        end = time.monotonic() + seconds
+
+        def left() -> float:
+            return max(0.0, round(end - time.monotonic(), 2))
+
         for node in list(self.nodes):
-            await node.emptied(seconds)
-        await self._dispatcher.drained(seconds)
+            await node.emptied(left())
+        settled = False
+        while not settled:
+            # What a replica had that is lost meanwhile is learned again.
+            sent_again = self._dispatcher.redispatched
+            await self._apply_everywhere(left)
+            settled = self._membership.settled
+            settled &= self._dispatcher.redispatched == sent_again
+        for node in list(self.nodes):
+            node.check()
+
+    async def _apply_everywhere(self, left: Callable[[], float]) -> None:
+        """Wait until all is reported, and what was learned is in all models."""
+        await self._dispatcher.drained(left())
         for node in list(self.nodes):
             node.rested()
-        await self._adapting.settled(seconds)
-        await self._membership.recovered(seconds)
+        await self._adapting.settled(left())
+        await self._membership.recovered(left())
+        seconds = left()
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
             self._dispatcher.confirm(handle.lane)
         await self._membership.complete()
-        for node in list(self.nodes):
-            node.check()
 
     async def _finish(self) -> None:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""

@@ -105,6 +105,28 @@ async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b)
         await assert_learned_once(trainer, data)
 
 
+@cluster(2, config={**SILENT, "tensair.replicas.watch": "1h"})
+async def test_a_drain_waits_for_what_is_learned_again_since_it_began(c, s, a, b):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        exchange_of(trainer, a).publish = lambda: None
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) == len(data))
+        ask_all = trainer._calls.ask_all
+
+        async def lose_one_first(function: str, *args: Any, **options: Any) -> Any:
+            if function == "flush":
+                trainer._calls.ask_all = ask_all
+                cut_off(trainer, a)
+            return await ask_all(function, *args, **options)
+
+        trainer._calls.ask_all = lose_one_first
+        await trainer.drain()
+        assert not trainer.backlog
+        assert trainer._dispatcher.relearned > 0
+        await assert_learned_once(trainer, data)
+
+
 @cluster(3)
 @pytest.mark.parametrize("seed", range(4))
 async def test_every_mini_batch_is_learned_once_whenever_a_replica_is_lost(
