@@ -320,6 +320,7 @@ class Trainer:
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._reporter = Reporter(
             client,
             (DASHBOARD, TrainingDashboard()),
@@ -333,7 +334,13 @@ class Trainer:
             self._told,
         )
         if not client.asynchronous:
-            client.sync(self._start)
+            try:
+                client.sync(self._start)
+            except BaseException:
+                # Ctrl-C, say: nobody gets this trainer, so nobody would close it.
+                if not self._client_is_closed:
+                    client.loop.add_callback(self._close)
+                raise
 
     # ---- the start ------------------------------------------------------------------
 
@@ -418,7 +425,14 @@ class Trainer:
         return told
 
     def __await__(self) -> Generator[Any, None, Trainer]:
-        return self._start().__await__()
+        return self._open().__await__()
+
+    async def _open(self) -> Trainer:
+        try:
+            return await self._start()
+        except asyncio.CancelledError:
+            await self._close()  # nobody gets it, so nobody would
+            raise
 
     async def _ready(self) -> None:
         if self._state == "new":
@@ -1264,14 +1278,21 @@ class Trainer:
         return self._sync(self._close)
 
     async def _close(self) -> None:
-        if self._state == "closed":
-            return
-        for node in list(self.nodes):
-            node.closed()
-        self._curves.end()
-        self._state = "closed"
+        if self._closing is None:
+            if self._state == "closed":  # it could not start
+                return
+            for node in list(self.nodes):
+                node.closed()
+            self._curves.end()
+            self._state = "closed"
+            self._closing = asyncio.ensure_future(self._end())
+        # To the end, also if who waits for it is interrupted.
+        await asyncio.shield(self._closing)
+
+    async def _end(self) -> None:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
+            await asyncio.wait([self._starting])
         await self._stop_adapting()
         await self._membership.close()
         await self._saving.close()
@@ -1325,7 +1346,7 @@ class Trainer:
             self.close()
 
     async def __aenter__(self) -> Trainer:
-        return await self._start()
+        return await self._open()
 
     async def __aexit__(self, kind: Any, *rest: Any) -> None:
         try:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 
@@ -157,6 +158,30 @@ def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
         assert not feeding.is_alive()
         trainer.drain()
         assert trainer.history.shape[0] == 105
+
+
+def test_ctrl_c_while_it_starts_leaves_no_replica_behind(client):
+    tasks = client.cluster.scheduler.tasks
+
+    def slowly():
+        time.sleep(1)
+        return classes()["model"]()
+
+    def interrupt():
+        wait_until(lambda: any(key.startswith("tensair-") for key in list(tasks)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        ta.Trainer(client, **classes(model=slowly))
+    thread.join()
+    wait_until(lambda: not any(client.run(actors).values()))
+    wait_until(lambda: not any(key.startswith("tensair-") for key in list(tasks)))
+
+
+def actors(dask_worker) -> list[str]:
+    return list(dask_worker.state.actors)
 
 
 def test_a_killed_client_leaves_no_replica_behind(client):

@@ -828,6 +828,41 @@ def test_closing_answers_all_who_wait_and_is_bounded(slow):
 
 
 @two()
+async def test_closing_goes_to_its_end_though_it_is_interrupted(c, s, a, b):
+    trainer = await ta.Trainer(c, **linear())
+    await train_all(trainer, linear_data(20))
+    closing = asyncio.ensure_future(trainer.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await trainer.close()
+    await until(lambda: not (a.state.actors or b.state.actors))
+    await until(no_replica_thread)
+
+
+def test_a_start_that_is_interrupted_leaves_nothing_behind(slow):
+    def hesitant() -> nn.Module:
+        slow.entered.set()
+        slow.gate.wait()
+        return slow()
+
+    @one()
+    async def run(c, s, a):
+        starting = asyncio.ensure_future(
+            ta.Trainer(c, **classes(model=hesitant)).__aenter__()
+        )
+        await until(slow.entered.is_set)
+        starting.cancel()
+        slow.gate.set()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+        await until(lambda: not a.state.actors)
+        await until(no_replica_thread)
+
+    run()
+
+
+@two()
 async def test_a_block_of_another_run_is_refused(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         (pair,) = linear_data(1)
