@@ -101,7 +101,7 @@ async def test_a_block_that_overtook_a_refused_one_is_refused_with_it(c, s, a):
         Block.join(fleet.run_id, [MiniBatch.of(*pair[0])], number) for number in (0, 1)
     )
     overtaking = asyncio.create_task(fleet.call(0, "learn", first))
-    await until(lambda: replica(a)._departure._answering)
+    await until(lambda: replica(a)._thread._early)
     leaving = asyncio.create_task(fleet.call(0, "leave", 5.0))
     await until(lambda: replica(a)._departure.begun)
     with pytest.raises(ReplicaLeavingError):
