@@ -1423,6 +1423,7 @@ def _limits(max_in_flight: int | None) -> Limits:
         message_seconds=config.get_seconds("dispatch.message-time"),
         message_nbytes=config.get_bytes("dispatch.message-bytes"),
         messages=int(config.get("dispatch.messages-in-flight")),
+        losses=int(config.get("dispatch.allowed-losses")),
         room=config.get_seconds("timeouts.room"),
     )
 
