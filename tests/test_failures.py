@@ -160,6 +160,38 @@ def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
         assert trainer.history.shape[0] == 105
 
 
+def deadly():
+    """A classifier whose process ends on inputs of 666."""
+    model = classes()["model"]()
+
+    def end_on(module, inputs):
+        if (inputs[0] == 666).any():
+            os._exit(9)
+
+    model.register_forward_pre_hook(end_on)
+    return model
+
+
+def test_a_mini_batch_that_kills_its_worker_is_refused_before_all_are_killed(client):
+    client.cluster.scale(3)
+    client.wait_for_workers(3)
+    data = class_data(100)
+    data[50][0][0, 0] = 666
+    with ta.Trainer(client, **classes(model=deadly)) as trainer:
+        source = Stream()
+        reports = source.train(trainer).sink_to_list()
+        for item in data:
+            source.emit(item)
+        trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(100))
+        (refused,) = (report for report in reports if report.error is not None)
+        (letter,) = trainer.dead_letters
+        assert refused.index == letter.index == 50
+        assert type(letter.error) is errors.KilledReplicasError
+        assert trainer.train(*data[0]).error is None
+        assert trainer.events["kind"].tolist().count("lost") <= 3
+
+
 def test_ctrl_c_while_it_starts_leaves_no_replica_behind(client):
     tasks = client.cluster.scheduler.tasks
 
