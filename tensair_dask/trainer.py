@@ -49,6 +49,7 @@ from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
 from tensair_dask.live_view import Monitor
 from tensair_dask.membership import Membership
+from tensair_dask.one_by_one import OneByOne
 from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.placement import Wish
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
@@ -319,6 +320,7 @@ class Trainer:
         self._state = "new"
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
+        self._forgetting = OneByOne("Forgetting an evaluation that was broken off")
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._reporter = Reporter(
@@ -901,17 +903,25 @@ class Trainer:
         await self._ready()
         session = uuid.uuid4().hex
         handle = self._calls.least_loaded()
-        for pair in batches:
-            try:
-                x, y = pair
-            except (TypeError, ValueError) as error:
-                raise BatchError(
-                    f"evaluate was given a {type(pair).__name__} where a mini-batch "
-                    "should be: give pairs (x, y), for example evaluate([(x, y)])."
-                ) from error
-            block = Block.join(self.run_id, [MiniBatch.of(x, y)])
-            await self._calls.ask(handle, "evaluate", block, session)
-        scores = await self._calls.ask(handle, "evaluate", None, session)
+        try:
+            for pair in batches:
+                try:
+                    x, y = pair
+                except (TypeError, ValueError) as error:
+                    raise BatchError(
+                        f"evaluate was given a {type(pair).__name__} where a "
+                        "mini-batch should be: give pairs (x, y), for example "
+                        "evaluate([(x, y)])."
+                    ) from error
+                block = Block.join(self.run_id, [MiniBatch.of(x, y)])
+                await self._calls.ask(handle, "evaluate", block, session)
+            scores = await self._calls.ask(handle, "evaluate", None, session)
+        except BaseException:
+            if handle.lane.alive:
+                self._forgetting.do(
+                    functools.partial(self._calls.ask, handle, "forget", session)
+                )
+            raise
         scores["samples"] = int(scores["samples"])
         return scores
 
@@ -1302,6 +1312,7 @@ class Trainer:
         await self._dispatcher.close()
         await self._adapting.close()
         await self._adapting.interventions.close()
+        await self._forgetting.close()
         for report in self._awaited:
             if not report.done():
                 report.set_exception(closed_error())
