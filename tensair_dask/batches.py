@@ -181,7 +181,8 @@ def _to_frames(block: Block) -> tuple[dict[str, Any], list[memoryview]]:
         for group in block.groups
         for leaf in group.leaves
     ]
-    return {"run_id": block.run_id, "groups": groups}, frames
+    header = {"run_id": block.run_id, "groups": groups, "number": block.number}
+    return header, frames
 
 
 @dask_deserialize.register(Block)
@@ -194,7 +195,7 @@ def _from_frames(header: dict[str, Any], frames: Sequence[Any]) -> Block:
             for shape, (dtype, _) in zip(shapes, kind[3], strict=True)
         ]
         groups.append(Group(kind, list(lengths), leaves, learn))
-    return Block(header["run_id"], groups)
+    return Block(header["run_id"], groups, header["number"])
 
 
 def _alike(one: MiniBatch, other: MiniBatch) -> bool:

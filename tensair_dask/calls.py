@@ -124,7 +124,7 @@ class Calls:
             What the method raises.
         """
         lane = handle.lane
-        seconds = timeout or config.get_seconds("timeouts.request")
+        seconds = config.get_seconds("timeouts.request", timeout)
         call = asyncio.ensure_future(handle.call(function, *args))
         self.under_way[handle.key] += 1
         try:
@@ -140,12 +140,10 @@ class Calls:
                 setting = "request" if timeout is None else "drain"
                 what = f"{function} on {handle.place.address}"
                 raise late_error(what, seconds, setting)
-        except TensairTimeoutError:
-            raise
         except ReplicaLeavingError:
             self._dispatcher.dismiss(lane)
             raise
-        except (OSError, ReplicaLostError, TrainerClosedError) as error:
+        except (ReplicaLostError, TrainerClosedError) as error:
             # The last one: its worker is closing, and has closed what publishes.
             self._dispatcher.lose(lane, error)
         finally:

@@ -98,8 +98,10 @@ class ReplicaHandle:
 
         Raises
         ------
-        OSError
-            If the worker cannot be reached.
+        ReplicaLostError
+            If it does not answer: its worker cannot be reached, or has dropped it.
+        Exception
+            What the method raises, an OSError of the user's code, too.
         """
         # An actor proxy would do the same, with a future and a thread hop more.
         address = self.place.address
@@ -115,6 +117,10 @@ class ReplicaHandle:
             raise ReplicaLostError(
                 f"Worker {address} holds no replica {self.key} any more. Start a new "
                 "trainer."
+            ) from error
+        except OSError as error:
+            raise ReplicaLostError(
+                f"Worker {address} cannot be reached: {type(error).__name__}: {error}."
             ) from error
         if answer["status"] != "OK":
             raise answer["exception"]

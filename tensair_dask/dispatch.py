@@ -18,8 +18,10 @@ from typing import Any
 
 from tensair_dask.batches import Block, MiniBatch
 from tensair_dask.errors import (
+    KilledReplicasError,
     NoReplicasError,
     ReplicaLeavingError,
+    TensairError,
     TensairTimeoutError,
     TrainerClosedError,
 )
@@ -55,6 +57,8 @@ class Limits:
         Work to gather in one message.
     messages
         Messages on their way or being learned.
+    losses
+        Replicas that may be lost with one mini-batch, before it is refused.
     room
         Seconds that a mini-batch waits for a replica with room.
     """
@@ -67,6 +71,7 @@ class Limits:
     message_seconds: float
     message_nbytes: int
     messages: int
+    losses: int
     room: float
 
 
@@ -97,6 +102,9 @@ class Pending:
         When it was given, on the monotonic clock.
     position
         Place among all that was sent to its replica, from 0.
+    losses
+        Replicas that were lost while it was there, and that had not learned it as far
+        as is known. If there are any, it is at a replica alone.
     lives_on
         Whether its own replica was lost, and its gradient was not: it is only scored,
         for a report.
@@ -114,6 +122,7 @@ class Pending:
     on_error: str = "dead-letter"
     taken: float = field(default_factory=time.monotonic)
     position: int = -1
+    losses: int = 0
     lives_on: bool = False
     reported: bool = False
     passed: bool = False
@@ -138,8 +147,8 @@ class Lane:
     address
         Of its worker.
     learn
-        Sends a block and returns the replica's `Outcome`; raises `OSError` if the
-        replica is lost.
+        Sends a block and returns the replica's `Outcome`; raises if the replica is
+        lost.
 
     Attributes
     ----------
@@ -231,7 +240,12 @@ class Lane:
         if self.seconds_per_batch:
             most = math.ceil(limits.message_seconds / self.seconds_per_batch)
         while self.gathered and (
-            not taken or (len(taken) < most and nbytes < limits.message_nbytes)
+            not taken
+            or (
+                len(taken) < most
+                and nbytes < limits.message_nbytes
+                and not (taken[0].losses or self.gathered[0].losses)
+            )
         ):
             pending = self.gathered.popleft()
             nbytes += pending.batch.nbytes
@@ -239,6 +253,18 @@ class Lane:
             self.position += 1
             taken.append(pending)
         return taken
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether what was sent, and what comes next, must not be here together.
+
+        Of a mini-batch that was at a replica when that was lost it shall be known
+        whether it was the reason.
+        """
+        if not self.sent:
+            return False
+        suspect = any(taken[0].losses for taken in self.sent.values())
+        return suspect or bool(self.gathered[0].losses)
 
     def measured(self, seconds: Sequence[float]) -> None:
         """Record how long the mini-batches of a message took."""
@@ -408,6 +434,7 @@ class Dispatcher:
             self._held is not None
             or not lane.gathered
             or len(lane.sent) >= self._limits.messages
+            or lane.is_apart
         ):
             return False
         return not lane.sent or lane.message_is_full(self._limits)
@@ -431,7 +458,7 @@ class Dispatcher:
             self._return(lane, number)
             return
         except Exception as error:
-            # Not only OSError: whatever the reason, this replica gives no reports.
+            # Whatever the reason, this replica gives no reports.
             self.lose(lane, error)
             return
         if lane.sent.pop(number, None) is None:  # lost meanwhile, sent to another
@@ -460,6 +487,7 @@ class Dispatcher:
         now = time.time()
         names = outcome.metric_names
         for position, pending in enumerate(taken):
+            pending.losses = 0
             error = outcome.errors.get(position)
             if pending.batch.learn and error is None:
                 self._guard(lane, pending)
@@ -653,6 +681,9 @@ class Dispatcher:
         waiting = list(lane.gathered)
         lane.gathered.clear()
         doubtful = sum(len(sent) for sent in lane.sent.values())
+        if not lane.leaving:  # else its worker may have been ended
+            for pending in (each for sent in lane.sent.values() for each in sent):
+                pending.losses += 1
         if not self.closed:
             logger.warning(
                 "Replica on %s is lost (%s: %s); %d mini-batches go to others",
@@ -700,6 +731,8 @@ class Dispatcher:
         missing = 0
         for pending in orphans:
             lives = taken is not None and pending.position < taken
+            if lives:
+                pending.losses = 0  # it was learned
             if pending.reported and lives:
                 pending.confirmed = True
             if pending.reported and (lives or taken is None or pending.batch is None):
@@ -736,23 +769,46 @@ class Dispatcher:
         open_lanes = [lane for lane in self.lanes if lane.open]
         if not open_lanes and self.expecting:
             return
+        # The last one is not risked for what others were lost with.
+        allowed = self._limits.losses
+        if len(open_lanes) == 1:
+            allowed = min(allowed, 1)
         while self._homeless:
             pending = self._homeless.popleft()
-            if open_lanes:
+            if pending.losses > allowed:
+                self._convict(pending)
+            elif open_lanes:
                 self._put(min(open_lanes, key=lambda lane: lane.load), pending)
-            elif pending.reported:
-                self._pass(pending)
             else:
-                pending.reported = True
                 error = nobody_alive(len(self.lanes), "the mini-batch was not learned")
-                report = Report.refused(pending.index, pending.batch.samples, error)
-                self._deliver(pending, report)
+                self._refuse(pending, error)
         if open_lanes:
             self._wake()
         else:
             for waiter in self._waiting:
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def _convict(self, pending: Pending) -> None:
+        """Refuse a mini-batch that seems to end whoever learns it."""
+        error = KilledReplicasError(
+            f"{pending.losses} replicas were lost one after the other while they had "
+            f"mini-batch {pending.index} ({pending.batch.samples} samples), in the end "
+            "nothing else: it is not given to another. See the logs of their workers "
+            "(out of memory, or a crash in an operation?). If they were ended for "
+            "other reasons, raise tensair.dispatch.allowed-losses."
+        )
+        logger.error("%s", error)
+        pending.confirmed = True  # there is no gradient that could be lost
+        self._refuse(pending, error)
+
+    def _refuse(self, pending: Pending, error: TensairError) -> None:
+        if pending.reported:
+            self._pass(pending)
+            return
+        pending.reported = True
+        report = Report.refused(pending.index, pending.batch.samples, error)
+        self._deliver(pending, report)
 
     def _check_alive(self) -> None:
         if not self.expecting and not any(lane.open for lane in self.lanes):
@@ -789,7 +845,8 @@ class Dispatcher:
         self.closed = True
         for lane in self.lanes:
             lane.give_up()
-        for waiter in (*self._waiting, *self._idle):
+        held = [] if self._held is None else [self._held]
+        for waiter in (*self._waiting, *self._idle, *held):
             if not waiter.done():
                 waiter.set_exception(
                     TrainerClosedError("The trainer was closed meanwhile.")

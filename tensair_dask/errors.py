@@ -15,6 +15,7 @@ __all__ = [
     "DriftError",
     "DtypeError",
     "ForwardError",
+    "KilledReplicasError",
     "LossError",
     "MetricError",
     "ModelError",
@@ -134,6 +135,10 @@ class NonFiniteError(BatchError):
 
 class ForwardError(BatchError):
     """The model raised on the mini-batch, or returned what the loss cannot take."""
+
+
+class KilledReplicasError(BatchError):
+    """Replicas were lost, one after the other, while they learned the mini-batch."""
 
 
 class LossError(BatchError):

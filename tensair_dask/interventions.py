@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tensair_dask import config
 from tensair_dask.calls import Calls
 from tensair_dask.cluster import ReplicaHandle
 from tensair_dask.dispatch import Dispatcher
-from tensair_dask.errors import ClusterError, ReplicaLostError
+from tensair_dask.errors import (
+    ClusterError,
+    ReplicaLostError,
+    TensairTimeoutError,
+)
 from tensair_dask.transfer import dumps
 
 __all__ = ["Interventions"]
@@ -20,7 +24,8 @@ __all__ = ["Interventions"]
 class Interventions:
     """Holds the stream, lets all gradients arrive, changes one replica, copies it.
 
-    So all replicas hold the same parameters afterwards, whatever the change does.
+    So all replicas hold the same parameters afterwards, whatever the change does, and
+    whether or not somebody waits for it.
 
     Belongs to the client's event loop.
 
@@ -39,6 +44,13 @@ class Interventions:
         self.alone = asyncio.Lock()
         # Modules of the user's that the workers lack; known when they have started.
         self.missing: list[str] = []
+        self._doing: set[asyncio.Future[None]] = set()
+
+    async def close(self) -> None:
+        """Wait for the end of what is being done: the dispatcher is closed."""
+        if self._doing:
+            limit = config.get_seconds("timeouts.close")
+            await asyncio.wait(self._doing, timeout=limit)
 
     async def change(self, function: Callable[[Any, Any], Any], seed: int) -> None:
         """Let ``function(model, optimizers)`` change all replicas in the same way.
@@ -73,8 +85,28 @@ class Interventions:
         payload = dumps(function, self.missing, "The policy")
         await self._calls.ask_any("check", payload)
 
+    async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do this while nothing is learned, to its end once it has begun.
+
+        Who waits for it may be cancelled, by Ctrl-C say: a change that is broken off
+        would leave replicas that differ for ever.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.alone)
+            await stack.enter_async_context(self.rest())
+            held = stack.pop_all()
+
+        async def do() -> None:
+            async with held:
+                await work()
+
+        doing = asyncio.ensure_future(do())
+        self._doing.add(doing)
+        doing.add_done_callback(self._doing.discard)
+        await asyncio.shield(doing)
+
     async def _everywhere(self, method: str, *args: Any) -> None:
-        async with self.alone, self.rest():
+        async def change() -> None:
             changed: set[ReplicaHandle] = set()
             while True:
                 alive = self._calls.alive()
@@ -87,14 +119,25 @@ class Interventions:
                     return
                 changed.update(await self.copy(source, others))
 
+        await self.undisturbed(change)
+
     async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
         while True:
             handle = self._calls.least_loaded()
             try:
-                await self._calls.ask(handle, method, *args)
+                await self._ask(handle, method, *args)
             except ReplicaLostError:
                 continue
             return handle
+
+    async def _ask(self, handle: ReplicaHandle, method: str, *args: Any) -> None:
+        """Ask for a change; give up a replica that may make it at any later moment."""
+        try:
+            await self._calls.ask(handle, method, *args)
+        except TensairTimeoutError as error:
+            if any(each is not handle for each in self._calls.alive()):
+                self._dispatcher.lose(handle.lane, error)
+            raise
 
     async def copy(
         self, source: ReplicaHandle, others: list[ReplicaHandle]
@@ -104,14 +147,14 @@ class Interventions:
         The rest were lost, or the source was: `_calls` knows in the next round.
         """
         answers = await asyncio.gather(
-            *(self._calls.ask(each, "adopt", source.peer) for each in others),
+            *(self._ask(each, "adopt", source.peer) for each in others),
             return_exceptions=True,
         )
         copied = []
         for handle, answer in zip(others, answers, strict=True):
             if answer is None:
                 copied.append(handle)
-            elif not isinstance(answer, ClusterError):
+            elif not isinstance(answer, (ClusterError, TensairTimeoutError)):
                 raise answer
         if not copied:
             # One of both ends is lost, and perhaps not noticed yet: ask the source.

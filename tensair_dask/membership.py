@@ -209,17 +209,15 @@ class Membership:
         statuses = [each.lane.status for each in self._calls.alive()]
         if not any(status is not None and status.missed for status in statuses):
             return
-        async with self._interventions.alone, self._interventions.rest():
-            answers = await self._calls.ask_all("status")
-            behind = [each for each, status in answers.items() if status.missed]
-            if behind:
-                await self._catch_up(behind, answers)
+        await self._interventions.undisturbed(self._catch_up)
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
 
-    async def _catch_up(
-        self, behind: list[ReplicaHandle], answers: dict[ReplicaHandle, Any]
-    ) -> None:
+    async def _catch_up(self) -> None:
+        answers = await self._calls.ask_all("status")
+        behind = [each for each, status in answers.items() if status.missed]
+        if not behind:
+            return
         source = max(
             answers, key=lambda each: (each not in behind, answers[each].version)
         )
@@ -247,6 +245,11 @@ class Membership:
         self._note(kind, f"the replica on {lane.address}", name)
         if self._recovering is None or self._recovering.done():
             self._recovering = asyncio.ensure_future(self._recover())
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known of all that was lost what lives on."""
+        return self._recovering is None or self._recovering.done()
 
     async def recovered(self, timeout: float) -> None:
         """Wait until what was lost is known.

@@ -422,6 +422,10 @@ class Replica:
         with self._departure.answering():
             return await self._thread.call(run)
 
+    async def forget(self, session: str) -> None:
+        """Forget an evaluation that was broken off, after what it was given."""
+        await self._thread.call(lambda: self._evaluations.pop(session, None))
+
     async def state_dict(self) -> Packed:
         """Give the packed state_dict, after applying what has arrived."""
         return await self._thread.call(lambda: pack(self.learner.state_dict()))

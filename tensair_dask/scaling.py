@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from distributed import Client
 
 from tensair_dask import config
 from tensair_dask.dispatch import Dispatcher
-from tensair_dask.errors import ConfigurationError, TensairError, TrainerClosedError
+from tensair_dask.errors import ConfigurationError, TrainerClosedError
 from tensair_dask.membership import Membership
 from tensair_dask.placement import Wish
 
@@ -147,6 +147,8 @@ class LagScaling:
         self._dispatcher = dispatcher
         self._note = note
         self._closed = False
+        # Whether the newest attempt failed: a row of failures is noted once.
+        self._failing = False
         membership.wish = Wish(demand.least, demand.most)
         self._task = asyncio.ensure_future(self._run())
 
@@ -158,7 +160,7 @@ class LagScaling:
 
     async def _run(self) -> None:
         interval = config.get_seconds("replicas.adapt")
-        self._cluster.scale(max(self._demand.least, await self._workers()))
+        await self._attempt(self._begin())
         busy, then = self._dispatcher.busy, time.monotonic()
         while not self._closed:
             await asyncio.sleep(interval)
@@ -168,13 +170,26 @@ class LagScaling:
                 self._dispatcher.busy,
                 now,
             )
-            try:
-                await self._look(learned, now)
-            except TrainerClosedError:
+            await self._attempt(self._look(learned, now))
+
+    async def _attempt(self, work: Awaitable[None]) -> None:
+        """Await it; what it raises, the lag of the user say, is told, and no end."""
+        try:
+            await work
+        except TrainerClosedError:
+            self._closed = True
+        except Exception as error:
+            if self._closed:
                 return
-            except (TensairError, OSError) as error:
-                if not self._closed:
-                    logger.warning("The cluster could not be scaled: %s", error)
+            logger.warning("The cluster could not be scaled: %s", error, exc_info=error)
+            if not self._failing:
+                self._note(f"not scaled, {type(error).__name__}: {error}")
+            self._failing = True
+        else:
+            self._failing = False
+
+    async def _begin(self) -> None:
+        self._cluster.scale(max(self._demand.least, await self._workers()))
 
     async def _workers(self) -> int:
         identity = await self._client.scheduler.identity(n_workers=-1)

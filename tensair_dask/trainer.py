@@ -50,6 +50,7 @@ from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
 from tensair_dask.live_view import Monitor
 from tensair_dask.membership import Membership
+from tensair_dask.one_by_one import OneByOne
 from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.placement import Wish
 from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
@@ -332,7 +333,9 @@ class Trainer:
         _warn_of_no_detector(modes, watch)
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
+        self._forgetting = OneByOne("Forgetting an evaluation that was broken off")
         self._starting: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._reporter = Reporter(
             client,
             (DASHBOARD, TrainingDashboard()),
@@ -346,7 +349,13 @@ class Trainer:
             self._told,
         )
         if not client.asynchronous:
-            client.sync(self._start)
+            try:
+                client.sync(self._start)
+            except BaseException:
+                # Ctrl-C, say: nobody gets this trainer, so nobody would close it.
+                if not self._client_is_closed:
+                    client.loop.add_callback(self._close)
+                raise
 
     # ---- the start ------------------------------------------------------------------
 
@@ -434,7 +443,14 @@ class Trainer:
         return told
 
     def __await__(self) -> Generator[Any, None, Trainer]:
-        return self._start().__await__()
+        return self._open().__await__()
+
+    async def _open(self) -> Trainer:
+        try:
+            return await self._start()
+        except asyncio.CancelledError:
+            await self._close()  # nobody gets it, so nobody would
+            raise
 
     async def _ready(self) -> None:
         if self._state == "new":
@@ -941,17 +957,25 @@ class Trainer:
         await self._ready()
         session = uuid.uuid4().hex
         handle = self._calls.least_loaded()
-        for pair in batches:
-            try:
-                x, y = pair
-            except (TypeError, ValueError) as error:
-                raise BatchError(
-                    f"evaluate was given a {type(pair).__name__} where a mini-batch "
-                    "should be: give pairs (x, y), for example evaluate([(x, y)])."
-                ) from error
-            block = Block.join(self.run_id, [MiniBatch.of(x, y)])
-            await self._calls.ask(handle, "evaluate", block, session)
-        scores = await self._calls.ask(handle, "evaluate", None, session)
+        try:
+            for pair in batches:
+                try:
+                    x, y = pair
+                except (TypeError, ValueError) as error:
+                    raise BatchError(
+                        f"evaluate was given a {type(pair).__name__} where a "
+                        "mini-batch should be: give pairs (x, y), for example "
+                        "evaluate([(x, y)])."
+                    ) from error
+                block = Block.join(self.run_id, [MiniBatch.of(x, y)])
+                await self._calls.ask(handle, "evaluate", block, session)
+            scores = await self._calls.ask(handle, "evaluate", None, session)
+        except BaseException:
+            if handle.lane.alive:
+                self._forgetting.do(
+                    functools.partial(self._calls.ask, handle, "forget", session)
+                )
+            raise
         scores["samples"] = int(scores["samples"])
         return scores
 
@@ -1284,18 +1308,34 @@ class Trainer:
     async def _drain(self, timeout: float | str | None = None) -> None:
         await self._ready()
         seconds = config.get_seconds("timeouts.drain", timeout)
+        end = time.monotonic() + seconds
+
+        def left() -> float:
+            return max(0.01, round(end - time.monotonic(), 2))
+
         for node in list(self.nodes):
-            await node.emptied(seconds)
-        await self._dispatcher.drained(seconds)
+            await node.emptied(left())
+        settled = False
+        while not settled:
+            # What a replica had that is lost meanwhile is learned again.
+            sent_again = self._dispatcher.redispatched
+            await self._apply_everywhere(left)
+            settled = self._membership.settled
+            settled &= self._dispatcher.redispatched == sent_again
+        for node in list(self.nodes):
+            node.check()
+
+    async def _apply_everywhere(self, left: Callable[[], float]) -> None:
+        """Wait until all is reported, and what was learned is in all models."""
+        await self._dispatcher.drained(left())
         for node in list(self.nodes):
             node.rested()
-        await self._adapting.settled(seconds)
-        await self._membership.recovered(seconds)
+        await self._adapting.settled(left())
+        await self._membership.recovered(left())
+        seconds = left()
         await self._calls.ask_all("flush", seconds, timeout=seconds)
         # Those that flushed first have applied the others' last messages meanwhile.
         await self._membership.look()
-        for node in list(self.nodes):
-            node.check()
 
     async def _finish(self) -> None:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""
@@ -1311,14 +1351,21 @@ class Trainer:
         return self._sync(self._close)
 
     async def _close(self) -> None:
-        if self._state == "closed":
-            return
-        for node in list(self.nodes):
-            node.closed()
-        self._curves.end()
-        self._state = "closed"
+        if self._closing is None:
+            if self._state == "closed":  # it could not start
+                return
+            for node in list(self.nodes):
+                node.closed()
+            self._curves.end()
+            self._state = "closed"
+            self._closing = asyncio.ensure_future(self._end())
+        # To the end, also if who waits for it is interrupted.
+        await asyncio.shield(self._closing)
+
+    async def _end(self) -> None:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
+            await asyncio.wait([self._starting])
         await self._stop_adapting()
         await self._membership.close()
         await self._saving.close()
@@ -1327,6 +1374,8 @@ class Trainer:
             alive = []
         await self._dispatcher.close()
         await self._adapting.close()
+        await self._adapting.interventions.close()
+        await self._forgetting.close()
         for report in self._awaited:
             if not report.done():
                 report.set_exception(closed_error())
@@ -1371,7 +1420,7 @@ class Trainer:
             self.close()
 
     async def __aenter__(self) -> Trainer:
-        return await self._start()
+        return await self._open()
 
     async def __aexit__(self, kind: Any, *rest: Any) -> None:
         try:
@@ -1483,6 +1532,7 @@ def _limits(max_in_flight: int | None) -> Limits:
         message_seconds=config.get_seconds("dispatch.message-time"),
         message_nbytes=config.get_bytes("dispatch.message-bytes"),
         messages=int(config.get("dispatch.messages-in-flight")),
+        losses=int(config.get("dispatch.allowed-losses")),
         room=config.get_seconds("timeouts.room"),
     )
 

@@ -164,6 +164,12 @@ class TrainingThread:
             self._queue(self._jobs, ready, ready.future)
         return job.future
 
+    def refuse_early(self, error: Exception) -> None:
+        """Refuse the blocks that have overtaken one which does not come any more."""
+        with self._wakeup:  # the thread may end just now
+            while self._early:
+                self._resolve(self._early.popitem()[1].future, error=error)
+
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call a function on the thread; it waits behind at most one mini-batch."""
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -353,8 +359,7 @@ class TrainingThread:
                 self._resolve(self._calls.popleft()[1], error=error)
             while self._jobs:
                 self._resolve(self._jobs.popleft().future, error=error)
-            while self._early:
-                self._resolve(self._early.popitem()[1].future, error=error)
+            self.refuse_early(error)
 
     def _resolve(
         self, future: asyncio.Future[Any], result: Any = None, error: Any = None

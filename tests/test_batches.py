@@ -76,6 +76,11 @@ def test_a_block_arrives_bit_by_bit(x, count):
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("number", [None, 0, 7])
+def test_a_block_arrives_with_its_place_among_the_others(number):
+    assert carried(Block.join("run", [MiniBatch.of(X, Y)], number)).number == number
+
+
 def test_a_block_is_not_pickled(monkeypatch):
     def refuse(obj, *args, **kwargs):
         assert obj is Block  # its name, by Dask

@@ -11,7 +11,11 @@ from distributed.utils_test import gen_test
 
 from tensair_dask.batches import Block, MiniBatch
 from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
-from tensair_dask.errors import NoReplicasError, TensairTimeoutError
+from tensair_dask.errors import (
+    KilledReplicasError,
+    NoReplicasError,
+    TensairTimeoutError,
+)
 from tensair_dask.reports import Report
 from tensair_dask.training_thread import Outcome, Status
 
@@ -28,6 +32,7 @@ def limits(**overrides: Any) -> Limits:
         "message_seconds": 0.01,
         "message_nbytes": 1 << 20,
         "messages": 2,
+        "losses": 2,
         "room": 5.0,
     }
     return Limits(**{**arguments, **overrides})
@@ -275,6 +280,95 @@ async def test_what_a_lost_replica_had_goes_to_another():
     assert {report.replica for report in bench.reports} == {"peer-1"}
     assert bench.dispatcher.redispatched > 0
     assert [lane.alive for lane in bench.dispatcher.lanes] == [False, True]
+
+
+class Mortal(Peer):
+    """Dies of the mini-batches whose first number is 666."""
+
+    async def learn(self, block: Block) -> Outcome:
+        self.blocks.append(block)
+        await asyncio.sleep(0)
+        if any(666 in group.leaves[0] for group in block.groups):
+            raise OSError("killed")
+        self.blocks.pop()
+        return await super().learn(block)
+
+
+async def with_poison(replicas: int, **overrides: Any) -> tuple[Bench, list[Mortal]]:
+    """Give 40 mini-batches, of which number 10 kills; give what has become of it."""
+    peers = [Mortal() for _ in range(replicas)]
+    bench = Bench(*peers, **overrides)
+    for lane in bench.dispatcher.lanes:
+        lane.seconds_per_batch = 0.001
+    poison = np.full_like(ROW, 666)
+    for number in range(40):
+        pending = bench.pending()
+        if number == 10:
+            pending.batch = MiniBatch.of(poison, np.zeros(1))
+        await bench.dispatcher.submit(pending)
+    await bench.dispatcher.drained(5)
+    assert sorted(report.index for report in bench.reports) == list(range(40))
+    return bench, peers
+
+
+@gen_test()
+@pytest.mark.parametrize(
+    ("replicas", "allowed", "lost"), [(5, 2, 3), (5, 1, 2), (5, 0, 1), (3, 2, 2)]
+)
+async def test_a_mini_batch_that_ends_replicas_is_refused(replicas, allowed, lost):
+    bench, _ = await with_poison(replicas, losses=allowed)
+    assert sum(not lane.alive for lane in bench.dispatcher.lanes) == lost
+    refused = {each.index for each in bench.reports if each.error is not None}
+    if allowed:
+        assert refused == {10}
+    (error,) = (each.error for each in bench.reports if each.index == 10)
+    assert type(error) is KilledReplicasError
+    assert "allowed-losses" in str(error)
+
+
+@gen_test()
+async def test_a_suspect_is_at_a_replica_alone():
+    bench, peers = await with_poison(5)
+    last = [peer.blocks[-1] for peer in peers if 666 in _values(peer.blocks[-1])]
+    assert sorted(map(len, last))[:2] == [1, 1]
+    # Those that came with it the first time are cleared, and learned.
+    assert all(each.error is None for each in bench.reports if each.index != 10)
+
+
+def _values(block: Block) -> set[float]:
+    return {float(value) for group in block.groups for value in group.leaves[0].flat}
+
+
+@gen_test()
+async def test_a_suspect_that_was_learned_after_all_is_none_any_more():
+    peer, other = Peer(free=False), Peer(free=False)
+    bench = Bench(peer, other)
+    pending = bench.pending()
+    await bench.dispatcher.submit(pending)
+    while not peer.blocks:
+        await asyncio.sleep(0)
+    lost = []
+    bench.dispatcher._lost = lost.append
+    bench.dispatcher.lose(bench.dispatcher.lanes[0], OSError("killed"))
+    assert pending.losses == 1
+    bench.dispatcher.resolve(lost[0], 1)
+    assert pending.losses == 0
+    other.gate.set()
+    await bench.dispatcher.drained(5)
+
+
+@gen_test()
+async def test_one_that_ends_while_it_leaves_leaves_no_suspects():
+    peer, other = Peer(free=False), Peer()
+    bench = Bench(peer, other)
+    pending = bench.pending()
+    await bench.dispatcher.submit(pending)
+    while not peer.blocks:
+        await asyncio.sleep(0)
+    bench.dispatcher.dismiss(bench.dispatcher.lanes[0])
+    bench.dispatcher.lose(bench.dispatcher.lanes[0], OSError("its time was up"))
+    assert pending.losses == 0
+    await bench.dispatcher.drained(5)
 
 
 @gen_test()

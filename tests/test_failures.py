@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 
@@ -157,6 +158,62 @@ def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
         assert not feeding.is_alive()
         trainer.drain()
         assert trainer.history.shape[0] == 105
+
+
+def deadly():
+    """A classifier whose process ends on inputs of 666."""
+    model = classes()["model"]()
+
+    def end_on(module, inputs):
+        if (inputs[0] == 666).any():
+            os._exit(9)
+
+    model.register_forward_pre_hook(end_on)
+    return model
+
+
+def test_a_mini_batch_that_kills_its_worker_is_refused_before_all_are_killed(client):
+    client.cluster.scale(3)
+    client.wait_for_workers(3)
+    data = class_data(100)
+    data[50][0][0, 0] = 666
+    with ta.Trainer(client, **classes(model=deadly)) as trainer:
+        source = Stream()
+        reports = source.train(trainer).sink_to_list()
+        for item in data:
+            source.emit(item)
+        trainer.drain()
+        assert sorted(report.index for report in reports) == list(range(100))
+        (refused,) = (report for report in reports if report.error is not None)
+        (letter,) = trainer.dead_letters
+        assert refused.index == letter.index == 50
+        assert type(letter.error) is errors.KilledReplicasError
+        assert trainer.train(*data[0]).error is None
+        assert trainer.events["kind"].tolist().count("lost") <= 3
+
+
+def test_ctrl_c_while_it_starts_leaves_no_replica_behind(client):
+    tasks = client.cluster.scheduler.tasks
+
+    def slowly():
+        time.sleep(1)
+        return classes()["model"]()
+
+    def interrupt():
+        wait_until(lambda: any(key.startswith("tensair-") for key in list(tasks)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        ta.Trainer(client, **classes(model=slowly))
+    thread.join()
+    wait_until(lambda: not any(client.run(actors).values()))
+    wait_until(lambda: not any(key.startswith("tensair-") for key in list(tasks)))
+
+
+def actors(dask_worker) -> list[str]:
+    return list(dask_worker.state.actors)
 
 
 def test_a_killed_client_leaves_no_replica_behind(client):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -139,6 +140,17 @@ async def test_a_function_that_fails_changes_nothing_and_the_stream_goes_on(c, s
             assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
 
 
+@two()
+async def test_a_function_that_finds_no_file_costs_no_replica(c, s, a, b):
+    def read(model, optimizers):
+        Path("/no/such/file").read_text()
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(FileNotFoundError):
+            await trainer.apply(read)
+        assert len(trainer._calls.alive()) == 2
+
+
 @one()
 async def test_parameters_must_stay_the_same_objects(c, s, a):
     def replace(model, optimizers):
@@ -209,6 +221,91 @@ async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, 
         (state,) = (await trainer.state_dicts()).values()
         assert not state["weight"].any()
         assert trainer._calls.alive()
+
+
+def at_the_copy(trainer) -> asyncio.Event:
+    """Set when a model is about to be copied; the copy then takes a while."""
+    interventions = trainer._adapting.interventions
+    copy, reached = interventions.copy, asyncio.Event()
+
+    async def slowly(source, others):
+        reached.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return await copy(source, others)
+
+    interventions.copy = slowly
+    return reached
+
+
+@two()
+async def test_one_who_does_not_wait_for_the_end_leaves_no_replica_behind(c, s, a, b):
+    before, after = linear_data(20), linear_data(20, seed=1)
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, before)
+        reached = at_the_copy(trainer)
+        changing = asyncio.ensure_future(trainer.apply(to_zero))
+        await reached.wait()
+        changing.cancel()
+        await asyncio.wait([changing])
+        assert changing.cancelled()
+        await train_all(trainer, after)
+        for state in (await trainer.state_dicts()).values():
+            expected = expected_weight(after) - 1.0
+            assert torch.allclose(state["weight"].double(), expected, atol=1e-4)
+
+
+@one()
+async def test_what_is_cancelled_before_it_begins_is_not_done(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        async with trainer._adapting.interventions.alone:
+            changing = asyncio.ensure_future(trainer.apply(to_zero))
+            await asyncio.sleep(0)
+            changing.cancel()
+            await asyncio.wait([changing])
+        await train_all(trainer, linear_data(5))
+        assert (await trainer.state_dict())["weight"].any()
+
+
+@two()
+async def test_closing_ends_what_is_being_done(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        reached = at_the_copy(trainer)
+        changing = asyncio.ensure_future(trainer.apply(to_zero))
+        await reached.wait()
+        await trainer.close()
+        assert not trainer._adapting.interventions._doing
+        with pytest.raises(TrainerClosedError):
+            await changing
+
+
+@two()
+@pytest.mark.parametrize("method", ["change", "adopt"])
+async def test_who_may_change_at_any_later_moment_is_given_up(c, s, a, b, method):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(20))
+        answer, late = asyncio.Event(), set()
+        for handle in trainer._handles:
+
+            async def hang(function, *args, handle=handle, call=handle.call):
+                if function == method:
+                    late.add(handle)
+                    await answer.wait()
+                return await call(function, *args)
+
+            handle.call = hang
+        with dask.config.set({"tensair.timeouts.request": "50ms"}):
+            if method == "change":
+                with pytest.raises(TensairTimeoutError, match="change"):
+                    await trainer.apply(to_zero)
+            else:
+                await trainer.apply(to_zero)
+        (hung,) = late
+        (other,) = trainer._calls.alive()
+        assert other is not hung
+        changed = not (await trainer.state_dict())["weight"].any()
+        assert changed == (method == "adopt")
+        answer.set()
 
 
 @one()

@@ -31,6 +31,7 @@ from tensair_dask.errors import (
 from tensair_dask.placement import Wish
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
+from tensair_dask.replica import Replica
 
 EXACT = {"atol": 2e-4, "rtol": 0}
 # Nothing leaves by itself: what is shared, and what is not, is up to the test.
@@ -101,6 +102,28 @@ async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b)
         await trainer.drain()
         assert trainer._dispatcher.relearned == held
         assert sorted(report.index for report in reports) == list(range(60))
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2, config={**SILENT, "tensair.replicas.watch": "1h"})
+async def test_a_drain_waits_for_what_is_learned_again_since_it_began(c, s, a, b):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        exchange_of(trainer, a).publish = lambda: None
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) == len(data))
+        ask_all = trainer._calls.ask_all
+
+        async def lose_one_first(function: str, *args: Any, **options: Any) -> Any:
+            if function == "flush":
+                trainer._calls.ask_all = ask_all
+                cut_off(trainer, a)
+            return await ask_all(function, *args, **options)
+
+        trainer._calls.ask_all = lose_one_first
+        await trainer.drain()
+        assert not trainer.backlog
+        assert trainer._dispatcher.relearned > 0
         await assert_learned_once(trainer, data)
 
 
@@ -250,6 +273,37 @@ async def test_who_has_missed_gradients_takes_over_a_model_that_holds_them(
         assert await refusals(trainer) >= 2
         statuses = await trainer._calls.ask_all("status")
         assert not any(status.missed for status in statuses.values())
+        await assert_learned_once(trainer, data)
+
+
+@cluster(3, config={"tensair.replicas.watch": "1h"})
+async def test_a_model_is_taken_over_though_nobody_waits_for_it_any_more(
+    c, s, *workers, monkeypatch
+):
+    copied, gate = asyncio.Event(), asyncio.Event()
+    snapshot = Replica.snapshot
+
+    async def slowly(replica: Replica) -> Any:
+        answer = await snapshot(replica)
+        copied.set()
+        await gate.wait()
+        return answer
+
+    data = linear_data(300)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        swallow_a_message(exchange_of(trainer, workers[0]))
+        reports = feed(trainer, data[:150])
+        await until(lambda: len(reports) == 150)
+        monkeypatch.setattr(Replica, "snapshot", slowly)
+        draining = asyncio.ensure_future(trainer.drain())
+        await copied.wait()
+        draining.cancel()
+        await asyncio.wait([draining])
+        feed(trainer, data[150:], reports)
+        await until(lambda: trainer._dispatcher._held or len(reports) == 300)
+        gate.set()
+        await until(lambda: len(reports) == 300)
+        await trainer.drain()
         await assert_learned_once(trainer, data)
 
 

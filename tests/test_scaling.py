@@ -107,6 +107,44 @@ async def test_a_cluster_follows_the_stream_and_nothing_is_lost():
             assert "lost" not in kinds
 
 
+class Stubborn:
+    """A cluster that fails when it is scaled first."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def scale(self, count: int) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("the batch system is busy")
+
+
+@gen_cluster(
+    client=True,
+    nthreads=[("127.0.0.1", 1)],
+    timeout=60,
+    config={"tensair.replicas.adapt": "5ms"},
+)
+async def test_a_lag_or_a_cluster_that_raises_is_told_and_asked_again(c, s, a):
+    looks: list[int] = []
+
+    def lag() -> float:
+        looks.append(len(looks))
+        if looks[-1] in (2, 3):
+            raise ValueError("the broker does not answer")
+        return 0.0 if looks[-1] < 6 else 9.0
+
+    cluster = Stubborn()
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        await trainer.adapt(1, 2, "1s", lag=lag, cluster=cluster)
+        await until(lambda: cluster.asked > 1)
+        texts = [text for text in trainer.events["text"] if "not scaled" in text]
+        assert texts == [
+            "not scaled, RuntimeError: the batch system is busy",
+            "not scaled, ValueError: the broker does not answer",
+        ]
+
+
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
 async def test_without_a_cluster_it_says_what_to_give(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:

@@ -815,12 +815,49 @@ def test_closing_answers_all_who_wait_and_is_bounded(slow):
         ]
         await until(slow.entered.is_set)
         waiting.append(asyncio.ensure_future(trainer.state_dict()))
+        waiting.append(asyncio.ensure_future(trainer.apply(lambda *of: None)))
         await until(lambda: trainer._dispatcher._waiting)
+        await until(lambda: trainer._dispatcher._held)
         await trainer.close()
         for each in waiting:
             with pytest.raises(errors.TrainerClosedError):
                 await asyncio.wait_for(each, 1)
         slow.gate.set()
+
+    run()
+
+
+@two()
+async def test_closing_goes_to_its_end_though_it_is_interrupted(c, s, a, b):
+    trainer = await ta.Trainer(c, **linear())
+    await train_all(trainer, linear_data(20))
+    closing = asyncio.ensure_future(trainer.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await trainer.close()
+    await until(lambda: not (a.state.actors or b.state.actors))
+    await until(no_replica_thread)
+
+
+def test_a_start_that_is_interrupted_leaves_nothing_behind(slow):
+    def hesitant() -> nn.Module:
+        slow.entered.set()
+        slow.gate.wait()
+        return slow()
+
+    @one()
+    async def run(c, s, a):
+        starting = asyncio.ensure_future(
+            ta.Trainer(c, **classes(model=hesitant)).__aenter__()
+        )
+        await until(slow.entered.is_set)
+        starting.cancel()
+        slow.gate.set()
+        await asyncio.wait([starting])
+        assert starting.cancelled()
+        await until(lambda: not a.state.actors)
+        await until(no_replica_thread)
 
     run()
 
@@ -857,6 +894,27 @@ async def test_an_evaluation_that_cannot_be_made_says_why(c, s, a, b):
             await trainer.evaluate([3])
         with pytest.raises(errors.ShapeError, match=r"x \(4, 2\) float32"):
             await trainer.evaluate([(X[:, :2], Y)])
+
+
+@one()
+async def test_an_evaluation_that_is_broken_off_is_forgotten(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        (evaluations,) = (each._evaluations for each in a.state.actors.values())
+        with pytest.raises(errors.BatchError):
+            await trainer.evaluate([(X, Y), 3])
+        await until(lambda: not evaluations)
+        began = []
+
+        def endless():
+            while True:
+                began.append(bool(evaluations))
+                yield X, Y
+
+        evaluating = asyncio.ensure_future(trainer.evaluate(endless()))
+        await until(lambda: began and began[-1])
+        evaluating.cancel()
+        await asyncio.wait([evaluating])
+        await until(lambda: not evaluations)
 
 
 @two()

@@ -131,6 +131,7 @@ class Departure:
         )
         if self._task is None or failed:
             self.begun = self._thread.leaving = True
+            self._thread.refuse_early(self._refusal())  # the one before is refused
             self._task = asyncio.create_task(self._leave(exchange, timeout))
         done, _ = await asyncio.wait([self._task], timeout=timeout)
         if not done:

@@ -11,6 +11,7 @@ from distributed.utils_test import captured_logger, gen_cluster
 from helpers import CLASSES, linear_data
 from replicas import FleetOf, Slow, until
 
+from tensair_dask.batches import Block, MiniBatch
 from tensair_dask.errors import (
     ReplicaLeavingError,
     ReplicaLostError,
@@ -89,6 +90,25 @@ async def test_new_work_is_refused_and_what_is_under_way_is_answered(c, s, *work
     assert (await fleet.call(1, "status")).version == 4
     with pytest.raises(ReplicaLostError):
         await fleet.call(0, "snapshot")
+    fleet.release()
+
+
+@one()
+async def test_a_block_that_overtook_a_refused_one_is_refused_with_it(c, s, a):
+    fleet = await FleetOf(c, [a.address]).start()
+    pair = linear_data(1)
+    zero, first = (
+        Block.join(fleet.run_id, [MiniBatch.of(*pair[0])], number) for number in (0, 1)
+    )
+    overtaking = asyncio.create_task(fleet.call(0, "learn", first))
+    await until(lambda: replica(a)._thread._early)
+    leaving = asyncio.create_task(fleet.call(0, "leave", 5.0))
+    await until(lambda: replica(a)._departure.begun)
+    with pytest.raises(ReplicaLeavingError):
+        await fleet.call(0, "learn", zero)
+    with pytest.raises(ReplicaLeavingError):
+        await asyncio.wait_for(overtaking, 2)
+    assert (await leaving).steps == 0
     fleet.release()
 
 
