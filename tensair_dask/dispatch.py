@@ -276,8 +276,6 @@ class Dispatcher:
         # those of which it was known that they were not.
         self.relearned = 0
         self.lived_on = 0
-        # Whether mini-batches wait for one that is to take over from the last replica.
-        self.expecting = False
         # Held no longer, since too many waited for a peer.
         self.unguarded = 0
         self.closed = False
@@ -285,8 +283,15 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
-        self.expecting = False
         self._rehouse()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether mini-batches wait for one that takes over from those that leave."""
+        lanes = self.lanes
+        if any(lane.open for lane in lanes):
+            return False
+        return any(lane.leaving and not lane.judged for lane in lanes)
 
     # ---- taking mini-batches in ----------------------------------------------------
 
@@ -583,7 +588,6 @@ class Dispatcher:
         lane.gathered.clear()
         lane.batches -= len(waiting)
         lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
-        self.expecting = not any(each.open for each in self.lanes)
         self._rehouse_soon(waiting)
         self._notice_departure(lane)
 
@@ -651,7 +655,6 @@ class Dispatcher:
             order of sending, all the others have applied; None if there are no others.
         """
         lane.judged = True
-        self.expecting = False
         orphans, lane.orphans = lane.orphans, []
         again: list[Pending] = []
         for pending in orphans:
