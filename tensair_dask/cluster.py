@@ -384,13 +384,6 @@ class Starter:
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def close(self) -> None:
-        """Wait no longer for actors that are to be dropped."""
-        releasing = list(self._releasing)
-        for task in releasing:
-            task.cancel()
-        await asyncio.gather(*releasing, return_exceptions=True)
-
     async def _within_bounds(self, work: Awaitable[T]) -> T:
         seconds = config.get_seconds("timeouts.start")
         try:

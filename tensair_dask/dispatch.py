@@ -497,6 +497,9 @@ class Dispatcher:
         """Let go of what all replicas have applied, by the lane's newest status."""
         if not lane.alive or lane.status is None:
             return
+        # Who has missed something acknowledges what it could not apply.
+        if any(each.open and each.status and each.status.missed for each in self.lanes):
+            return
         while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
             self._confirm_first(lane)
 

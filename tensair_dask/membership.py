@@ -160,7 +160,6 @@ class Membership:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._starter.close()
 
     def _admit(self, handle: ReplicaHandle) -> None:
         self._handles.append(handle)
@@ -200,13 +199,15 @@ class Membership:
                 self._dispatcher.dismiss(handle.lane)
 
     async def _confirm_the_idle(self) -> None:
-        """Ask those that report nothing what their peers have applied meanwhile."""
+        """Ask those that report nothing what their peers have applied meanwhile.
+
+        And what they have missed themselves.
+        """
+        alive = self._calls.alive()
+        if not (self._unjudged() or any(each.lane.unconfirmed for each in alive)):
+            return
         await asyncio.gather(
-            *(
-                self._confirm(each)
-                for each in self._calls.alive()
-                if each.lane.unconfirmed and not each.lane.sent
-            )
+            *(self._confirm(each) for each in alive if not each.lane.sent)
         )
 
     async def _confirm(self, handle: ReplicaHandle) -> None:

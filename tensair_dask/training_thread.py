@@ -338,7 +338,7 @@ class TrainingThread:
             exchange.taken,
             exchange.confirmed(),
             self.leaving,
-            exchange.missed,
+            exchange.missed(),
         )
 
     def refuse_waiting(self, error: Exception) -> None:

@@ -44,9 +44,6 @@ def worker_of(workers: Any, handle: Any) -> Worker:
 def kill(trainer: Any, handle: Any, workers: Any) -> None:
     """Lose a replica as SIGKILL would, whether it takes part or not."""
 
-    async def dead(function: str, *args: Any) -> Any:
-        raise OSError("killed")
-
     handle.call = dead
     replica = worker_of(workers, handle).state.actors.pop(handle.key, None)
     if replica is not None and replica._exchange is not None:
@@ -57,6 +54,10 @@ def kill(trainer: Any, handle: Any, workers: Any) -> None:
         asyncio.ensure_future(replica.close())
     if handle in trainer._handles:
         trainer._dispatcher.lose(handle.lane, OSError("killed"))
+
+
+async def dead(function: str, *args: Any) -> Any:
+    raise OSError("killed")
 
 
 async def silent(function: str, *args: Any) -> Any:
@@ -226,7 +227,7 @@ async def test_one_that_is_silent_while_it_leaves_delays_for_no_longer_than_is_s
         handle.call = silent
         trainer._dispatcher.dismiss(handle.lane)
         await trainer._membership.recovered(2)
-        assert not trainer._interventions.alone.locked()
+        assert not trainer._adapting.interventions.alone.locked()
 
 
 @cluster(2)
@@ -381,7 +382,7 @@ async def test_one_that_is_asked_in_vain_keeps_no_other_from_being_replaced(
 # ------------------------------------------------------------------------- the start
 
 
-@cluster(3)
+@cluster(3, **{"tensair.timeouts.connect": "200ms"})
 async def test_a_worker_that_is_lost_while_a_trainer_starts_is_done_without(
     c, s, *workers
 ):
@@ -391,8 +392,8 @@ async def test_a_worker_that_is_lost_while_a_trainer_starts_is_done_without(
     def strike(handle: Any) -> None:
         if not lost:
             lost.append(handle)
+            handle.call = dead
             gone = worker_of(workers, handle)
-            gone.state.actors.pop(handle.key)
             asyncio.ensure_future(gone.close(nanny=False, reason="killed"))
 
     with faults.inject(Moment.BUILT, strike):

@@ -329,9 +329,13 @@ class Exchange:
             self.clock.advance(origin, max(clock.get(origin, 0), self.clock[origin]))
         self._inbox.missed.clear()
 
-    @property
     def missed(self) -> bool:
-        """Whether something of a peer has not arrived, so that no more of it fits."""
+        """Whether something of a peer has not arrived, so that no more of it fits.
+
+        Who asks, tells: what was refused for it is acknowledged now.
+        """
+        for arrival in self._inbox.withheld():
+            arrival.applied()
         return bool(self._inbox.missed)
 
     def _drop(self) -> None:
