@@ -227,13 +227,12 @@ class Membership:
         statuses = [each.lane.status for each in self._calls.alive()]
         if not any(status is not None and status.missed for status in statuses):
             return
-        async with self._interventions.alone:
-            await self._flush()  # most of the way without holding anything
-            async with self._interventions.rest():
-                answers = await self._calls.ask_all("status")
-                behind = [each for each, status in answers.items() if status.missed]
-                if behind:
-                    await self._catch_up(behind, answers)
+        await self._flush()  # most of the way without holding anything
+        async with self._interventions.alone, self._interventions.rest():
+            answers = await self._calls.ask_all("status")
+            behind = [each for each, status in answers.items() if status.missed]
+            if behind:
+                await self._catch_up(behind, answers)
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
 

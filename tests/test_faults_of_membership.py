@@ -20,7 +20,7 @@ from test_membership import (
 )
 
 import tensair_dask as ta
-from tensair_dask.errors import TensairTimeoutError
+from tensair_dask.errors import ReplicaLostError, TensairTimeoutError
 from tensair_dask.faults import Moment
 from tensair_dask.placement import Wish
 from tensair_dask.pubsub import faults
@@ -57,7 +57,7 @@ def kill(trainer: Any, handle: Any, workers: Any) -> None:
 
 
 async def dead(function: str, *args: Any) -> Any:
-    raise OSError("killed")
+    raise ReplicaLostError("killed")
 
 
 async def silent(function: str, *args: Any) -> Any:
