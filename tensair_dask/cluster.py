@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import pickle
-from collections.abc import Awaitable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Collection, Sequence
+from typing import Any, TypeVar
 
 from distributed import Client, Future
 from distributed.actor import ProxyRPC
@@ -26,6 +25,7 @@ from tensair_dask.errors import (
     TensairTimeoutError,
 )
 from tensair_dask.exchange.settings import Settings
+from tensair_dask.faults import Moment, reach
 from tensair_dask.guard.scheduler import install
 from tensair_dask.learner import Recipe
 from tensair_dask.placement import (
@@ -44,6 +44,11 @@ from tensair_dask.waiting import within
 __all__ = ["ReplicaHandle", "Starter"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Seconds for replicas of an attempt to start that failed: to leave before the next.
+CLOSING = 2.0
 
 # Where batch systems tell a job its id.
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
@@ -126,6 +131,35 @@ class ReplicaHandle:
             raise answer["exception"]
         return answer["result"]
 
+    async def call_within(self, seconds: float, function: str, *args: Any) -> Any:
+        """Call a method; wait for so many seconds, and no longer than its worker lives.
+
+        For a replica that is not a lane's yet, or not any more; else see `Calls`.
+
+        Raises
+        ------
+        OSError, ReplicaLostError
+            If the worker cannot be reached, or is lost.
+        TensairTimeoutError
+            If it does not answer in time.
+        """
+        call = asyncio.ensure_future(self.call(function, *args))
+        pause = config.get_seconds("replicas.watch")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        try:
+            while not call.done():
+                left = end - loop.time()
+                what = f"{function} on {self.place.address}"
+                if self.is_lost:
+                    raise ReplicaLostError(f"The worker was lost before {what} ended.")
+                if left <= 0:
+                    raise TensairTimeoutError(f"{what} took longer than {seconds:g} s.")
+                await asyncio.wait({call}, timeout=min(pause, left))
+            return call.result()
+        finally:
+            call.cancel()
+
     @property
     def _through_scheduler(self) -> Any:
         return ProxyRPC(self._client.scheduler, self.place.address)
@@ -182,20 +216,22 @@ class Starter:
         self._count = 0
         self._releasing: set[asyncio.Task[None]] = set()
 
-    async def look(self) -> list[WorkerFacts]:
-        """Ask every worker of the cluster for its facts.
+    async def look(self, addresses: Collection[str] | None = None) -> list[WorkerFacts]:
+        """Ask workers of the cluster for their facts; all of them by default.
 
         Raises
         ------
         NoWorkersError, SchedulerLostError, PackageMissingError
             If the cluster cannot hold replicas.
         """
-        facts, missing = await _inspect(self.client, user_modules())
+        facts, missing = await _inspect(self.client, user_modules(), addresses)
         self.missing = sorted({*self.missing, *missing})
         return facts
 
     async def start(self, wish: Wish) -> list[ReplicaHandle]:
         """Start the first replicas: they know each other and hold the same parameters.
+
+        Where a worker is lost meanwhile, it goes on with those that are left.
 
         Raises
         ------
@@ -204,33 +240,66 @@ class Starter:
         ModelError, OptimizerError, ConfigurationError
             If the recipe cannot be built.
         """
-        started: list[ReplicaHandle] = []
 
         async def start() -> list[ReplicaHandle]:
-            facts = await self.look()
-            await install(self.client)
-            places = place_replicas(facts, wish.count(len(facts)), self.device)
-            await self._build(places, started)
+            while True:
+                facts = await self.look()
+                await install(self.client)
+                count = wish.count(len(facts))
+                try:
+                    return await self._first(place_replicas(facts, count, self.device))
+                except Exception as error:
+                    if not _is_loss(error):
+                        raise
+                    logger.warning("Starting again, without a worker: %s", error)
+                await asyncio.sleep(config.get_seconds("replicas.watch"))
+
+        return await self._within_bounds(start())
+
+    async def _first(self, places: Sequence[Place]) -> list[ReplicaHandle]:
+        """Build replicas that know each other; all, or none."""
+        answers = await self.build(places)
+        built = [each for each in answers if isinstance(each, ReplicaHandle)]
+        try:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
             # The seed makes most factories agree already; this makes all of them.
-            first, *others = started
+            first, *others = built
             await _all(others, "adopt", first.peer)
-            await _all(started, "join")
+            await _all(built, "join")
             seconds = config.get_seconds("timeouts.start")
-            await _all(started, "wait_for_peers", len(started), seconds)
-            return started
+            await _all(built, "wait_for_peers", len(built), seconds)
+        except BaseException:
+            # They unsubscribe at once, or those of the next attempt would know them.
+            await asyncio.gather(
+                *(each.call_within(CLOSING, "close") for each in built),
+                return_exceptions=True,
+            )
+            for each in built:
+                self.release(each)
+            raise
+        return built
 
-        return await self._within_bounds(start(), started)
-
-    async def build(self, places: Sequence[Place]) -> list[ReplicaHandle]:
+    async def build(self, places: Sequence[Place]) -> list[ReplicaHandle | Exception]:
         """Build further replicas, which do not take part yet.
+
+        Returns
+        -------
+        built
+            For each place the replica, or why there is none.
 
         Raises
         ------
-        TensairError
-            As `start` does.
+        PackageMissingError, ModelError
+            If the recipe cannot be sent.
         """
-        started: list[ReplicaHandle] = []
-        return await self._within_bounds(self._build(places, started), started)
+        payload = dumps(self._recipe, self.missing, RECIPE)
+        reached = await _reached(self.client, places)
+        handles = [
+            self._submit(place, payload, place.address in reached) for place in places
+        ]
+        return await asyncio.gather(*(self._built(handle) for handle in handles))
 
     def place(
         self, facts: Sequence[WorkerFacts], present: Sequence[Place], count: int
@@ -238,31 +307,67 @@ class Starter:
         """Place further replicas beside those that there are."""
         return place_more(facts, present, count, self.device)
 
-    async def _build(
-        self, places: Sequence[Place], started: list[ReplicaHandle]
-    ) -> list[ReplicaHandle]:
-        payload = dumps(self._recipe, self.missing, RECIPE)
-        direct = await _can_connect(self.client, places)
-        for place in places:
-            number = self._count
-            self._count += 1
-            name = f"replica-{number}"
-            plan = ReplicaPlan(
-                self.run_id, name, place, payload, self.settings, self._name
-            )
-            future = self.client.submit(
-                start_replica,
-                pickle.dumps(plan),
-                actor=True,
-                workers=[place.address],
-                allow_other_workers=False,
-                key=f"tensair-{self.run_id[:8]}-{number}",
-                pure=False,
-            )
-            started.append(ReplicaHandle(self.client, name, place, future, direct))
-        await asyncio.gather(*(handle.future for handle in started))
-        await _all(started, "build")
-        return started
+    def _submit(self, place: Place, payload: bytes, direct: bool) -> ReplicaHandle:
+        number = self._count
+        self._count += 1
+        name = f"replica-{number}"
+        plan = ReplicaPlan(self.run_id, name, place, payload, self.settings, self._name)
+        future = self.client.submit(
+            start_replica,
+            pickle.dumps(plan),
+            actor=True,
+            workers=[place.address],
+            allow_other_workers=False,
+            key=f"tensair-{self.run_id[:8]}-{number}",
+            pure=False,
+        )
+        return ReplicaHandle(self.client, name, place, future, direct)
+
+    async def _built(self, handle: ReplicaHandle) -> ReplicaHandle | Exception:
+        seconds = config.get_seconds("timeouts.start")
+
+        async def build() -> None:
+            await self._made(handle)
+            try:
+                await handle.call_within(seconds, "build")
+            except TensairError:
+                raise
+            except OSError as error:
+                raise ReplicaLostError(
+                    f"Worker {handle.place.address} was lost while the replica was "
+                    f"built there: {error}"
+                ) from error
+
+        try:
+            await self._within_bounds(build())
+        except BaseException as error:
+            self.release(handle)
+            if not isinstance(error, Exception):
+                raise
+            return error
+        reach(Moment.BUILT, handle)
+        return handle
+
+    async def _made(self, handle: ReplicaHandle) -> None:
+        """Wait until an actor is there: Dask would wait for ever for a lost worker.
+
+        Raises
+        ------
+        ReplicaLostError
+            If its worker is lost before.
+        """
+        made = asyncio.ensure_future(_result(handle.future))
+        pause = config.get_seconds("replicas.watch")
+        try:
+            while not (await asyncio.wait({made}, timeout=pause))[0]:
+                address = handle.place.address
+                if address not in await self.client.scheduler.ncores():
+                    raise ReplicaLostError(
+                        f"Worker {address} was lost before a replica was there."
+                    )
+            made.result()
+        finally:
+            made.cancel()
 
     def release(self, handle: ReplicaHandle) -> None:
         """Let Dask drop an actor, once it is there.
@@ -274,37 +379,45 @@ class Starter:
             return
 
         async def when_made() -> None:
-            with contextlib.suppress(Exception):
-                await handle.future
-            handle.release()
+            try:
+                await self._made(handle)
+            except Exception as error:
+                logger.debug("Nothing to be dropped: %s", error)
+            finally:
+                handle.release()
 
         task = asyncio.ensure_future(when_made())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def _within_bounds(
-        self, work: Awaitable[list[ReplicaHandle]], started: list[ReplicaHandle]
-    ) -> list[ReplicaHandle]:
+    async def _within_bounds(self, work: Awaitable[T]) -> T:
         seconds = config.get_seconds("timeouts.start")
         try:
             return await within(work, seconds)
-        except BaseException as error:
-            for handle in started:
-                self.release(handle)
-            if isinstance(error, TensairError):
-                raise
-            if isinstance(error, asyncio.TimeoutError):
-                raise TensairTimeoutError(
-                    f"The replicas were not ready within {seconds:g} s. If building "
-                    "the model takes that long, raise it: "
-                    "dask.config.set({'tensair.timeouts.start': '5 minutes'})."
-                ) from None
-            if isinstance(error, OSError):
-                raise SchedulerLostError(
-                    f"The cluster at {_address(self.client)} cannot be reached: "
-                    f"{error}. See that the scheduler and its workers run."
-                ) from error
+        except TensairError:
             raise
+        except asyncio.TimeoutError:
+            raise TensairTimeoutError(
+                f"The replicas were not ready within {seconds:g} s. If building "
+                "the model takes that long, raise it: "
+                "dask.config.set({'tensair.timeouts.start': '5 minutes'})."
+            ) from None
+        except OSError as error:
+            raise SchedulerLostError(
+                f"The cluster at {_address(self.client)} cannot be reached: "
+                f"{error}. See that the scheduler and its workers run."
+            ) from error
+
+
+async def _result(future: Future) -> Any:
+    return await future
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether it tells of a worker that was lost, and of nothing else."""
+    if isinstance(error, TensairError):
+        return type(error) in (ClusterError, ReplicaLostError)
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError)
 
 
 async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> None:
@@ -312,9 +425,9 @@ async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> N
 
 
 async def _inspect(
-    client: Client, modules: list[str]
+    client: Client, modules: list[str], addresses: Collection[str] | None
 ) -> tuple[list[WorkerFacts], list[str]]:
-    """Ask every worker for its facts and for the modules that it lacks."""
+    """Ask workers for their facts and for the modules that they lack."""
     if client.status != "running":
         raise SchedulerLostError(
             f"The client is {client.status}, not running: the scheduler at "
@@ -322,7 +435,12 @@ async def _inspect(
         )
     await _wait_for_a_worker(client)
     try:
-        answers = await client.run(look_around, modules, on_error="return")
+        answers = await client.run(
+            look_around,
+            modules,
+            workers=None if addresses is None else list(addresses),
+            on_error="return",
+        )
     except ImportError as error:
         raise _package_missing("A worker", error) from error
     facts: list[WorkerFacts] = []
@@ -330,6 +448,9 @@ async def _inspect(
     for address, answer in answers.items():
         if isinstance(answer, ImportError):
             raise _package_missing(f"Worker {address}", answer)
+        if isinstance(answer, OSError):
+            logger.info("Worker %s is not there any more: %s", address, answer)
+            continue
         if isinstance(answer, BaseException):
             raise ClusterError(
                 f"Worker {address} cannot be used: {type(answer).__name__}: {answer}"
@@ -384,24 +505,33 @@ async def look_around(modules: list[str], dask_worker: Any) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, look)
 
 
-async def _can_connect(client: Client, places: Sequence[Place]) -> bool:
-    """Whether the client reaches the workers itself, as on most networks."""
+async def _reached(client: Client, places: Sequence[Place]) -> set[str]:
+    """Which workers the client connects to itself: all of them, on most networks."""
     seconds = config.get_seconds("timeouts.connect")
+    addresses = sorted({place.address for place in places})
 
     async def connect(address: str) -> None:
-        await client.rpc(address).identity()
+        await within(client.rpc(address).identity(), seconds)
 
-    try:
-        addresses = {place.address for place in places}
-        await within(asyncio.gather(*map(connect, addresses)), seconds)
-    except (OSError, asyncio.TimeoutError) as error:
+    answers = await asyncio.gather(*map(connect, addresses), return_exceptions=True)
+    failed = {
+        address: answer
+        for address, answer in zip(addresses, answers, strict=True)
+        if isinstance(answer, BaseException)
+    }
+    for error in failed.values():
+        if not isinstance(error, (OSError, asyncio.TimeoutError)):
+            raise error
+    if failed:
         logger.warning(
             "The client cannot connect to the workers (%s): mini-batches go through "
             "the scheduler, which is slower",
-            error or f"not within {seconds:g} s",
+            ", ".join(
+                f"{address}: {error or f'not within {seconds:g} s'}"
+                for address, error in failed.items()
+            ),
         )
-        return False
-    return True
+    return set(addresses) - set(failed)
 
 
 def _address(client: Client) -> str:

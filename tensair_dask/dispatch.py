@@ -323,8 +323,6 @@ class Dispatcher:
         # those of which it was known that they were not.
         self.relearned = 0
         self.lived_on = 0
-        # Whether mini-batches wait for one that is to take over from the last replica.
-        self.expecting = False
         # Reported, and not to be learned again since too many waited for a peer; and
         # those that were lost with their replica, and were not learned again.
         self.unguarded = 0
@@ -334,8 +332,15 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
-        self.expecting = False
         self._rehouse()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether mini-batches wait for one that takes over from those that leave."""
+        lanes = self.lanes
+        if any(lane.open for lane in lanes):
+            return False
+        return any(lane.leaving and not lane.judged for lane in lanes)
 
     # ---- taking mini-batches in ----------------------------------------------------
 
@@ -554,6 +559,9 @@ class Dispatcher:
         """Let go of what all replicas have applied, by the lane's newest status."""
         if not lane.alive or lane.status is None:
             return
+        # Who has missed something acknowledges what it could not apply.
+        if any(each.open and each.status and each.status.missed for each in self.lanes):
+            return
         full = lane.unconfirmed_records >= self._limits.unconfirmed
         while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
             self._confirm_first(lane)
@@ -651,7 +659,6 @@ class Dispatcher:
         lane.gathered.clear()
         lane.batches -= len(waiting)
         lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
-        self.expecting = not any(each.open for each in self.lanes)
         self._rehouse_soon(waiting)
         self._notice_departure(lane)
 
@@ -725,7 +732,6 @@ class Dispatcher:
             order of sending, all the others have applied; None if there are no others.
         """
         lane.judged = True
-        self.expecting = False
         orphans, lane.orphans = lane.orphans, []
         again: list[Pending] = []
         missing = 0

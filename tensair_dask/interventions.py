@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -14,8 +15,10 @@ from tensair_dask.dispatch import Dispatcher
 from tensair_dask.errors import (
     ClusterError,
     ReplicaLostError,
+    TensairError,
     TensairTimeoutError,
 )
+from tensair_dask.faults import Moment, reach
 from tensair_dask.transfer import dumps
 
 __all__ = ["Interventions"]
@@ -144,8 +147,10 @@ class Interventions:
     ) -> list[ReplicaHandle]:
         """Let others take over the source's model; give those that have.
 
-        The rest were lost, or the source was: `_calls` knows in the next round.
+        The rest were lost, or the source is, or leaves: `_calls` knows in the next
+        round.
         """
+        reach(Moment.COPYING, source)
         answers = await asyncio.gather(
             *(self._ask(each, "adopt", source.peer) for each in others),
             return_exceptions=True,
@@ -157,10 +162,10 @@ class Interventions:
             elif not isinstance(answer, (ClusterError, TensairTimeoutError)):
                 raise answer
         if not copied:
-            # One of both ends is lost, and perhaps not noticed yet: ask the source.
-            await asyncio.gather(
-                self._calls.ask(source, "status"), return_exceptions=True
-            )
+            # One of both ends is gone, and perhaps not noticed yet: ask the source.
+            with contextlib.suppress(TensairError):
+                if (await self._calls.ask(source, "status")).leaving:
+                    self._dispatcher.dismiss(source.lane)
         return copied
 
     @asynccontextmanager
@@ -169,6 +174,7 @@ class Interventions:
         seconds = config.get_seconds("timeouts.drain")
         try:
             await self._dispatcher.hold(seconds)
+            reach(Moment.FLUSHING)
             await self._calls.ask_all("flush", seconds, timeout=seconds)
             yield
         finally:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from distributed import Client
@@ -24,6 +24,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Holding
+from tensair_dask.faults import Moment, reach
 from tensair_dask.guard.worker import leaving_topic
 from tensair_dask.interventions import Interventions
 from tensair_dask.placement import Place, Wish
@@ -100,7 +101,7 @@ class Membership:
         self._dispatcher = dispatcher
         self._note = note
         self._admitted = admitted
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._recovering: asyncio.Task[None] | None = None
         self._fitting = asyncio.Lock()
         # Replicas that leave because there are too many: their workers stay.
@@ -134,14 +135,27 @@ class Membership:
 
     def watch(self) -> None:
         """Begin to keep as many replicas as are wished for."""
-        self._watching = asyncio.ensure_future(self._watch())
+        # Apart, since a replica that is silent must not keep any from being given up.
+        for care in (self._give_up_the_lost, self._confirm_the_idle, self._provide):
+            self._go_on_with(self._watch(care))
+
+    def _go_on_with(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.debug("Nobody waits for it any more: %s", error)
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""
         self._closed = True
         with contextlib.suppress(Exception):  # not begun, or the client is closed
             self._client.unsubscribe_topic(leaving_topic(self._starter.run_id))
-        tasks = [task for task in (self._watching, self._recovering) if task]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -152,15 +166,12 @@ class Membership:
         self._dispatcher.admit(handle.lane)
         self._admitted()
 
-    async def _watch(self) -> None:
+    async def _watch(self, care: Callable[[], Awaitable[None]]) -> None:
         interval = config.get_seconds("replicas.watch")
         # Dask makes a broken connection of a cancelled call, so a flag is needed.
         while not self._closed and self._client.status not in ("closed", "closing"):
             try:
-                self._give_up_the_lost()
-                await self._confirm_the_idle()
-                await self.complete()
-                await self.fit()
+                await care()
             except TrainerClosedError:
                 return
             except Exception as error:
@@ -168,7 +179,12 @@ class Membership:
                     logger.warning("Watching the replicas failed: %s", error)
             await asyncio.sleep(interval)
 
-    def _give_up_the_lost(self) -> None:
+    async def _provide(self) -> None:
+        """See to it that those that there are have all, and that there are enough."""
+        await self.complete()
+        await self.fit()
+
+    async def _give_up_the_lost(self) -> None:
         """Give up those that Dask has declared lost, whatever their comms say."""
         for handle in self._handles:
             if handle.lane.alive and handle.is_lost:
@@ -183,15 +199,24 @@ class Membership:
                 self._dispatcher.dismiss(handle.lane)
 
     async def _confirm_the_idle(self) -> None:
-        """Ask those that report nothing what their peers have applied meanwhile."""
-        for handle in self._calls.alive():
-            lane = handle.lane
-            if lane.unconfirmed and not lane.sent:
-                try:
-                    lane.status = await self._calls.ask(handle, "status")
-                except (ReplicaLostError, TensairTimeoutError):
-                    continue
-                self._dispatcher.confirm(lane)
+        """Ask those that report nothing what their peers have applied meanwhile.
+
+        And what they have missed themselves.
+        """
+        alive = self._calls.alive()
+        if not (self._unjudged() or any(each.lane.unconfirmed for each in alive)):
+            return
+        await asyncio.gather(
+            *(self._confirm(each) for each in alive if not each.lane.sent)
+        )
+
+    async def _confirm(self, handle: ReplicaHandle) -> None:
+        # One that is silent is asked again; till then it keeps the others waiting.
+        seconds = config.get_seconds("timeouts.join")
+        with contextlib.suppress(ReplicaLostError, TensairTimeoutError):
+            status = await self._calls.ask(handle, "status", timeout=seconds)
+            handle.lane.status = status
+            self._dispatcher.confirm(handle.lane)
 
     async def look(self) -> None:
         """Ask all how they stand, and `complete` them."""
@@ -209,6 +234,7 @@ class Membership:
         statuses = [each.lane.status for each in self._calls.alive()]
         if not any(status is not None and status.missed for status in statuses):
             return
+        await self._flush()  # most of the way without holding anything
         await self._interventions.undisturbed(self._catch_up)
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
@@ -221,9 +247,10 @@ class Membership:
         source = max(
             answers, key=lambda each: (each not in behind, answers[each].version)
         )
-        copied = await self._interventions.copy(
-            source, [each for each in behind if each is not source]
-        )
+        others = [each for each in behind if each is not source]
+        copied = await self._interventions.copy(source, others) if others else []
+        if others and not copied:
+            return  # one of both ends is gone: the next round knows
         told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
         if source in behind:
             # None holds all: what the source has missed is lost.
@@ -244,7 +271,7 @@ class Membership:
             self._unfit[lane.address] = time.monotonic()
         self._note(kind, f"the replica on {lane.address}", name)
         if self._recovering is None or self._recovering.done():
-            self._recovering = asyncio.ensure_future(self._recover())
+            self._recovering = self._go_on_with(self._recover())
 
     @property
     def settled(self) -> bool:
@@ -270,16 +297,33 @@ class Membership:
             )
 
     async def _recover(self) -> None:
-        while not self._closed and (unjudged := self._unjudged()):
+        while not self._closed and self._unjudged():
             try:
+                await self._last_reports()
                 async with self._interventions.alone:
-                    await self._judge(unjudged)
+                    await self._judge(self._unjudged())
             except TrainerClosedError:
                 return
-            except TensairError as error:
-                logger.warning("A replica's loss is not made good yet: %s", error)
+            except Exception as error:
+                known = isinstance(error, (OSError, TensairError))
+                logger.warning(
+                    "A replica's loss is not made good yet: %s",
+                    error or repr(error),
+                    exc_info=None if known else error,
+                )
                 await asyncio.sleep(config.get_seconds("replicas.watch"))
         self._forget()
+
+    async def _last_reports(self) -> None:
+        """Where all that are left leave: wait for what these still learn.
+
+        They have the model, and are asked what they have of those that are lost.
+        """
+        while not self._alive:
+            ending = [each.lane.lost for each in self._handles if each.lane.alive]
+            if not ending:
+                return
+            await asyncio.wait(ending)
 
     def _unjudged(self) -> list[ReplicaHandle]:
         return [
@@ -289,12 +333,20 @@ class Membership:
     async def _judge(self, gone: list[ReplicaHandle]) -> None:
         """Find out what lives on of replicas that are gone."""
         leaving = [each for each in gone if each.lane.leaving]
-        seeing = asyncio.gather(*(self._see_off(each) for each in leaving))
-        if leaving and not self._alive:
-            await self._hand_over(leaving)
-        await seeing
+        seeing = {each: asyncio.ensure_future(self._see_off(each)) for each in leaving}
+        try:
+            # The last one waits for its heir before it goes.
+            orphaned = not self._alive and not await self._hand_over(seeing)
+            await asyncio.gather(*seeing.values())
+        finally:
+            for task in seeing.values():
+                task.cancel()
+        if not self._alive and not orphaned:  # who stayed was lost meanwhile
+            await self._hand_over(seeing)
         names = [handle.name for handle in gone]
         holdings = await self._calls.ask_all("seal", names)
+        for handle in holdings:
+            reach(Moment.SEALED, handle)
         if _agree(holdings.values(), names):
             holding = next(iter(holdings.values()), None)
         else:
@@ -310,42 +362,107 @@ class Membership:
         """Let a replica publish what it has learned, and end."""
         seconds = config.get_seconds("timeouts.leave")
         try:
-            await within(handle.call("leave", seconds), seconds)
-        except (OSError, TensairError, asyncio.TimeoutError) as error:
+            await handle.call_within(seconds, "leave", seconds)
+        except (OSError, TensairError) as error:
             logger.info(
                 "The replica on %s left at once: %s", handle.lane.address, error
             )
+        reach(Moment.SEEN_OFF, handle)
 
-    async def _hand_over(self, leaving: list[ReplicaHandle]) -> None:
-        """Start a replica that takes over the model of the last one, before it goes."""
-        addresses = {each.place.address for each in leaving}
-        heirs: list[ReplicaHandle] = []
-        try:
-            free = [each for each in await self._workers() if each not in addresses]
-            if not free:
-                raise NoReplicasError("There is no other worker for it.")
-            await leaving[0].call("status")  # it may be gone by now
-            facts = [
-                each for each in await self._starter.look() if each.address in free
-            ]
-            places = self._starter.place(facts, [], 1)
-            heirs = await self._starter.build(places)
-            for heir in heirs:
-                await leaving[0].call("keep")
-                await heir.call("join", True)
-                await heir.call("adopt", leaving[0].peer, True)
-        except (OSError, TensairError) as error:
-            logger.warning("The model could not be handed over: %s", error)
-            for heir in heirs:
-                self._starter.release(heir)
-            heirs = []
-        for each in leaving:  # nobody waits for it any more
-            with contextlib.suppress(OSError, TensairError):
-                await each.call("let_go")
-        for heir in heirs:
+    async def _hand_over(self, seeing: dict[ReplicaHandle, asyncio.Task[None]]) -> bool:
+        """Start a replica that takes over the model of those that leave; tell if so.
+
+        Parameters
+        ----------
+        seeing
+            Those that leave, and what sees them off.
+        """
+        heir = None
+        source = await self._keeper(seeing)
+        if source is not None:
+            for address in await self._refuges(list(seeing)):
+                heir = await self._bequeath(source, address)
+                if heir is not None or source.is_lost:
+                    break
+        if heir is not None:
             self._admit(heir)
             text = f"the replica on {heir.place.address}, from the last one that leaves"
             self._note("joined", text, heir.name)
+        elif seeing:
+            logger.warning("The model could not be handed over to another worker")
+        await asyncio.gather(*(self._let_go(each) for each in seeing))
+        return heir is not None
+
+    async def _keeper(
+        self, seeing: dict[ReplicaHandle, asyncio.Task[None]]
+    ) -> ReplicaHandle | None:
+        """Let the one that has most of the model keep it; None if all are lost."""
+        # Those with peers tell them what they learned; the last one has all of it.
+        under_way = set(seeing.values())
+        while len(under_way) > 1:
+            _, under_way = await asyncio.wait(
+                under_way, return_when=asyncio.FIRST_COMPLETED
+            )
+        seconds = config.get_seconds("timeouts.leave")
+        versions: dict[ReplicaHandle, int] = {}
+
+        async def keep(handle: ReplicaHandle) -> None:
+            with contextlib.suppress(OSError, TensairError):
+                await handle.call_within(seconds, "keep", True)
+                status = await handle.call_within(seconds, "status")
+                versions[handle] = status.version
+
+        await asyncio.gather(*map(keep, seeing))
+        return max(versions, key=lambda each: versions[each], default=None)
+
+    async def _refuges(self, leaving: list[ReplicaHandle]) -> list[str]:
+        """Where an heir may be started: at best on a worker that is free, and fit."""
+        going = {each.place.address for each in leaving}
+        staying = {each.place.address for each in leaving if self._is_unwanted(each)}
+        fit = await self._workers()
+        there = await self._client.scheduler.ncores()
+        return sorted(
+            (each for each in there if each not in going or each in staying),
+            key=lambda each: (each not in fit, each in staying),
+        )
+
+    def _is_unwanted(self, handle: ReplicaHandle) -> bool:
+        """Whether it leaves because there are too many: its worker stays."""
+        return handle.name in self._unwanted
+
+    async def _bequeath(
+        self, source: ReplicaHandle, address: str
+    ) -> ReplicaHandle | None:
+        """Start a replica on this worker that takes over what another has kept."""
+        seconds = config.get_seconds("timeouts.start")
+        heirs: list[ReplicaHandle | Exception] = []
+        try:
+            facts = await within(self._starter.look([address]), seconds)
+            heirs = await self._starter.build(self._starter.place(facts, [], 1))
+            (heir,) = heirs
+            if isinstance(heir, Exception):
+                raise heir
+            await heir.call_within(seconds, "join", True)
+            reach(Moment.INHERITING, heir)
+            await heir.call_within(seconds, "adopt", source.peer, True)
+        except Exception as error:
+            self._unfit[address] = time.monotonic()
+            logger.warning(
+                "The model could not be handed over to %s: %s",
+                address,
+                error or repr(error),
+            )
+            for each in heirs:
+                if isinstance(each, ReplicaHandle):
+                    self._starter.release(each)
+            return None
+        return heir
+
+    async def _let_go(self, handle: ReplicaHandle) -> None:
+        """Tell one that leaves that nobody waits for it any more."""
+        seconds = config.get_seconds("timeouts.join")
+        with contextlib.suppress(OSError, TensairError):
+            await handle.call_within(seconds, "let_go")
 
     async def _reconcile(self, names: list[str]) -> Holding | None:
         """Let all take over the model of the one that has most of those that are gone.
@@ -468,71 +585,121 @@ class Membership:
         self, workers: list[str], present: list[ReplicaHandle], count: int
     ) -> int:
         """Start replicas on some of these workers; give how many take part."""
-        facts = [each for each in await self._starter.look() if each.address in workers]
+        seconds = config.get_seconds("timeouts.start")
+        facts = await within(self._starter.look(workers), seconds)
         places = self._starter.place(facts, [each.place for each in present], count)
         return await self._join(places)
 
     async def _join(self, places: list[Place]) -> int:
         """Let replicas take part, on workers that are there; give how many do."""
-        addresses = ", ".join(sorted({place.address for place in places}))
-        joining: list[ReplicaHandle] = []
         start = time.perf_counter()
+        joining: list[ReplicaHandle] = []
         try:
-            joining = await self._starter.build(places)
-            held = await self._introduce(joining)
-        except BaseException as error:
-            for handle in joining:
-                self._starter.release(handle)
-            if not isinstance(error, (OSError, TensairError)):
-                raise
-            if isinstance(error, TrainerClosedError):
-                raise
-            # Not for ever: it may only be starting, or be short of memory.
-            now = time.monotonic()
-            self._unfit.update({place.address: now for place in places})
-            logger.warning("No replica could be started on %s: %s", addresses, error)
+            for place, built in zip(
+                places, await self._starter.build(places), strict=True
+            ):
+                if isinstance(built, Exception):
+                    self._avoid(place, built)
+                else:
+                    joining.append(built)
+        except Exception as error:
+            for place in places:
+                self._avoid(place, error)
+        if not joining:
             return 0
+        joined: list[ReplicaHandle] = []
+        held = 0.0
+        try:
+            joined, held = await self._introduce(joining)
+        except TrainerClosedError:
+            raise
+        except (OSError, TensairError) as error:
+            logger.warning("No replica can join now: %s", error)
+        finally:
+            rest = [each for each in joining if each not in joined]
+            for handle in rest:
+                self._starter.release(handle)
+        if rest:
+            await self._disown(rest)
         seconds = time.perf_counter() - start
-        for handle in joining:
-            self._admit(handle)
+        for handle in joined:
             self._note(
                 "joined",
                 f"the replica on {handle.place.address}, after {seconds:.2f} s "
                 f"(the stream was held for {held:.3f} s)",
                 handle.name,
             )
-        return len(joining)
+        return len(joined)
 
-    async def _introduce(self, joining: list[ReplicaHandle]) -> float:
+    def _avoid(self, place: Place, error: BaseException) -> None:
+        """Start none on a worker for a while: it may lack memory just now."""
+        self._unfit[place.address] = time.monotonic()
+        logger.warning(
+            "No replica could be started on %s: %s",
+            place.address,
+            error or repr(error),
+        )
+
+    async def _introduce(
+        self, joining: list[ReplicaHandle]
+    ) -> tuple[list[ReplicaHandle], float]:
         """Let built replicas subscribe, and take over the model of that moment.
 
         Returns
         -------
+        joined
+            Those that take part from now on.
         held
             For how long the stream was held, in seconds.
         """
+        joined: list[ReplicaHandle] = []
         async with self._interventions.alone:
-            # Most of the way without holding anything.
-            seconds = config.get_seconds("timeouts.drain")
-            await self._calls.ask_all("flush", seconds, timeout=seconds)
+            await self._flush()  # most of the way without holding anything
             start = time.perf_counter()
             async with self._interventions.rest():
                 source = self._source()
-                await asyncio.gather(
-                    self._calls.ask(source, "keep"),
-                    *(handle.call("join", True) for handle in joining),
-                )
+                keeping = asyncio.ensure_future(self._calls.ask(source, "keep"))
+                failed = await _each(joining, "timeouts.join", "join", True)
+                await keeping
+                for handle in joining:
+                    reach(Moment.SUBSCRIBED, handle)
             held = time.perf_counter() - start
-            try:
-                await asyncio.gather(
-                    *(handle.call("adopt", source.peer, True) for handle in joining)
-                )
-            finally:
-                if source.lane.alive:
-                    await asyncio.gather(
-                        self._calls.ask(source, "let_go"), return_exceptions=True
-                    )
-        return held
+            reach(Moment.KEPT, source)
+            for handle, error in failed.items():
+                self._avoid(handle.place, error)
+            subscribed = [each for each in joining if each not in failed]
+            joined = await self._take_over(source, subscribed)
+        return joined, held
+
+    async def _take_over(
+        self, source: ReplicaHandle, joining: list[ReplicaHandle]
+    ) -> list[ReplicaHandle]:
+        """Let newcomers take over what the source has kept; give those that have."""
+        failed = await _each(joining, "timeouts.start", "adopt", source.peer, True)
+        joined = [each for each in joining if each not in failed]
+        for handle in joined:
+            self._admit(handle)
+        seconds = config.get_seconds("timeouts.join")
+        try:
+            await self._calls.ask(source, "let_go", timeout=seconds)
+        except TensairError as error:
+            # No fault of the newcomers: the next ones have another source.
+            logger.warning("A replica was lost from which others joined: %s", error)
+        else:
+            for handle, reason in failed.items():
+                self._avoid(handle.place, reason)
+        return joined
+
+    async def _disown(self, handles: list[ReplicaHandle]) -> None:
+        """Let nobody wait for newcomers that do not take part, be they only silent."""
+        names = [handle.name for handle in handles]
+        seconds = config.get_seconds("timeouts.join")
+        with contextlib.suppress(OSError, TensairError):
+            await self._calls.ask_all("seal", names, timeout=seconds)
+
+    async def _flush(self) -> None:
+        seconds = config.get_seconds("timeouts.drain")
+        await self._calls.ask_all("flush", seconds, timeout=seconds)
 
     def _source(self) -> ReplicaHandle:
         """Choose whose model a newcomer takes over: one that stays, if there is one."""
@@ -583,7 +750,11 @@ class Membership:
         self.wish = wish
         deadline = time.monotonic() + timeout
         while True:
-            await self.fit(patience=0)
+            fitting = self._go_on_with(self.fit(patience=0))  # what it began goes on
+            left = max(0.0, deadline - time.monotonic())
+            await asyncio.wait({fitting}, timeout=left)
+            if fitting.done():
+                fitting.result()
             open_now = sum(handle.lane.open for handle in self._handles)
             ended = not any(
                 each.lane.alive and each.lane.leaving for each in self._handles
@@ -593,7 +764,7 @@ class Membership:
                 max(self.wish.count(workers), 1), self.wish.most
             ):
                 break
-            if not open_now:
+            if not (open_now or self._dispatcher.expecting):
                 raise nobody_alive(len(self._handles), "no more can be started")
             if time.monotonic() > deadline:
                 raise TensairTimeoutError(
@@ -603,6 +774,23 @@ class Membership:
                 )
             await asyncio.sleep(0.05)
         await self.recovered(max(0.0, deadline - time.monotonic()))
+
+
+async def _each(
+    handles: Iterable[ReplicaHandle], setting: str, function: str, *args: Any
+) -> dict[ReplicaHandle, Exception]:
+    """Call a method of replicas that are no lanes yet; give what failed, and why."""
+    seconds = config.get_seconds(setting)
+    failed: dict[ReplicaHandle, Exception] = {}
+
+    async def call(handle: ReplicaHandle) -> None:
+        try:
+            await handle.call_within(seconds, function, *args)
+        except Exception as error:
+            failed[handle] = error
+
+    await asyncio.gather(*map(call, handles))
+    return failed
 
 
 def _agree(holdings: Iterable[Holding], names: list[str]) -> bool:

@@ -20,6 +20,7 @@ from tensair_dask.errors import (
     ConfigurationError,
     ModelError,
     PackageMissingError,
+    ReplicaLeavingError,
 )
 from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
@@ -161,7 +162,7 @@ class Replica:
         Raises
         ------
         ClusterError
-            If the peer is lost.
+            If the peer is lost, or leaves.
         """
         try:
             answer = await self._worker.rpc(peer.address).actor_execute(
@@ -176,6 +177,9 @@ class Replica:
                 f"{self._plan.place.address} had taken over its model."
             ) from error
         if answer["status"] != "OK":
+            if isinstance(answer["exception"], ReplicaLeavingError):
+                # As it is, it would say that this replica leaves.
+                raise ClusterError(str(answer["exception"])) from answer["exception"]
             raise answer["exception"]
         snapshot = unpack(answer["result"])
 
@@ -290,9 +294,21 @@ class Replica:
         copied = await self._thread.call(self._copy_whole)
         return None if copied is None else pack(copied)
 
-    async def keep(self) -> None:
-        """Keep a `snapshot` of now, for `kept`; training may then go on."""
-        await self._departure.copying()
+    async def keep(self, last: bool = False) -> None:
+        """Keep a `snapshot` of now, for `kept`; training may then go on.
+
+        Parameters
+        ----------
+        last
+            Whether no peer is left that knows more, even if there was one when this
+            replica left.
+
+        Raises
+        ------
+        ReplicaLeavingError
+            If it leaves, and is not the last.
+        """
+        await self._departure.copying(last)
         self._kept = await self._thread.call(self._copy)
 
     async def kept(self) -> Packed:
@@ -315,7 +331,7 @@ class Replica:
 
     def _copy_whole(self) -> dict[str, Any] | None:
         # Its peers take for applied what it had to refuse.
-        if self.exchange.missed:
+        if self.exchange.is_behind:
             return None
         # Buffers may hold what they like: a mask is made of infinities.
         if not self.learner.is_finite():

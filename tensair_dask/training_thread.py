@@ -344,7 +344,7 @@ class TrainingThread:
             exchange.taken,
             exchange.confirmed(),
             self.leaving,
-            exchange.missed,
+            exchange.missed(),
         )
 
     def refuse_waiting(self, error: Exception) -> None:

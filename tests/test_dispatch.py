@@ -428,6 +428,51 @@ async def test_draining_waits_for_what_receives_the_reports():
     await bench.dispatcher.drained(5)
 
 
+@gen_test()
+async def test_what_is_reported_is_kept_while_a_peer_has_missed_something():
+    bench = Bench(Peer(), Peer())
+    await bench.submit(1)
+    await bench.dispatcher.drained(5)
+    teller = next(lane for lane in bench.dispatcher.lanes if lane.unconfirmed)
+    listener = next(lane for lane in bench.dispatcher.lanes if lane is not teller)
+    teller.status = Status(1, 1, 0.0, 1, taken=1, confirmed=1)
+    listener.status = Status(0, 0, 0.0, 0, missed=True)
+    bench.dispatcher.confirm(teller)
+    assert teller.unconfirmed
+    listener.status = Status(0, 0, 0.0, 1)
+    bench.dispatcher.confirm(teller)
+    assert not teller.unconfirmed
+
+
+@gen_test()
+async def test_while_one_that_leaves_has_the_model_mini_batches_wait():
+    leaving, lost = Peer(free=False), Peer(free=False)
+    bench = Bench(leaving, lost)
+    dispatcher = bench.dispatcher
+    dispatcher._lost = lambda lane: None  # it is up to the test to resolve
+    await bench.submit(4)
+    while not (leaving.blocks and lost.blocks):
+        await asyncio.sleep(0)
+    first, second = dispatcher.lanes
+    dispatcher.dismiss(first)
+    assert not dispatcher.expecting
+    dispatcher.lose(second, OSError("killed"))
+    dispatcher.resolve(second, 0)
+    assert dispatcher.expecting
+    await asyncio.sleep(0)
+    assert not bench.reports
+    leaving.gate.set()
+    while first.alive:
+        await asyncio.sleep(0)
+    assert dispatcher.expecting
+    heir = Peer()
+    dispatcher.admit(Lane("heir", heir.learn))
+    dispatcher.resolve(first, 10)
+    await dispatcher.drained(5)
+    assert all(report.error is None for report in bench.reports)
+    assert len(bench.reports) == 4
+
+
 # ---- what some peers may not have applied --------------------------------------------
 
 NBYTES = ROW.nbytes + 8

@@ -17,7 +17,16 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["__init__", "arguments", "errors", "config", "palette", "waiting"],
     ["bad_input", "mended", "overload"],
-    ["metrics", "memory", "one_by_one", "pace", "placement", "pubsub", "plain_state"],
+    [
+        "metrics",
+        "memory",
+        "one_by_one",
+        "pace",
+        "placement",
+        "plain_state",
+        "pubsub",
+        "faults",
+    ],
     ["drift", "prequential"],
     ["files", "templates", "images"],
     ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],

@@ -307,6 +307,31 @@ async def test_a_model_is_taken_over_though_nobody_waits_for_it_any_more(
         await assert_learned_once(trainer, data)
 
 
+@cluster(2, config={**SILENT, "tensair.replicas.watch": "1h"})
+async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
+    data = linear_data(40)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        speaker, listener = handle_on(trainer, a), handle_on(trainer, b)
+        exchange = exchange_of(trainer, a)
+        exchange.due = lambda busy: None
+
+        async def learn(data: list[Any]) -> None:
+            block = Block.join(trainer.run_id, [MiniBatch.of(*pair) for pair in data])
+            await speaker.call("learn", block)
+
+        await learn(data[:10])
+        exchange._accumulator.drop()  # nobody hears of these
+        await learn(data[10:])
+        flushing = asyncio.ensure_future(speaker.call("flush", 10))
+        heard = exchange_of(trainer, b)
+        await until(lambda: heard._inbox.missed)
+        assert exchange.confirmed() < exchange.taken
+        assert not flushing.done()
+        # Only now the client knows, and lets go of nothing.
+        assert (await trainer._calls.ask(listener, "status")).missed
+        await flushing
+
+
 @cluster(2)
 async def test_where_all_have_missed_gradients_they_agree_again(c, s, *workers):
     data = linear_data(600)

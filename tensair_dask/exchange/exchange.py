@@ -330,9 +330,18 @@ class Exchange:
         self._inbox.missed.clear()
 
     @property
-    def missed(self) -> bool:
+    def is_behind(self) -> bool:
         """Whether something of a peer has not arrived, so that no more of it fits."""
         return bool(self._inbox.missed)
+
+    def missed(self) -> bool:
+        """Whether it `is_behind`, for one who tells the client.
+
+        So what was refused for it is acknowledged now.
+        """
+        for arrival in self._inbox.withheld():
+            arrival.applied()
+        return self.is_behind
 
     def _drop(self) -> None:
         """Forget all that is not published: all who will ever be there know it.

@@ -44,6 +44,7 @@ class Inbox:
         self._arrivals: deque[Arrival] = deque()
         self.refused = 0
         self.missed: set[str] = set()
+        self._withheld: list[Arrival] = []
 
     def __bool__(self) -> bool:
         return bool(self._arrivals)
@@ -68,8 +69,9 @@ class Inbox:
         -------
         fresh, repeated
             Arrivals to apply, and those whose range of steps has been applied
-            already (to acknowledge only). A range that would leave a gap, or is of a
-            sealed origin, is counted in `refused` and returned with the repeated ones.
+            already (to acknowledge only). A range of a sealed origin is counted in
+            `refused` and returned with the repeated ones; one that would leave a gap
+            is counted, too, and not returned: see `withheld`.
         """
         fresh: list[Arrival] = []
         repeated: list[Arrival] = []
@@ -86,5 +88,16 @@ class Inbox:
                     self.refused += 1
                     if message.origin not in sealed:
                         self.missed.add(message.origin)
+                        self._withheld.append(arrival)
+                        continue
                 repeated.append(arrival)
         return fresh, repeated
+
+    def withheld(self) -> list[Arrival]:
+        """Take those that would leave a gap, to acknowledge them.
+
+        Not before it is told of `missed`: an origin takes what is acknowledged for
+        applied, and what it learned for safe with this replica.
+        """
+        withheld, self._withheld = self._withheld, []
+        return withheld

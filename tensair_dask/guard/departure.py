@@ -79,8 +79,13 @@ class Departure:
                     self._answered.set_result(None)
                 self._answered = None
 
-    async def copying(self) -> None:
+    async def copying(self, last: bool = False) -> None:
         """Wait until the model may be copied by a newcomer.
+
+        Parameters
+        ----------
+        last
+            Whether it may be in any case: the peers that there were are lost.
 
         Raises
         ------
@@ -89,7 +94,7 @@ class Departure:
         """
         if self.begun:
             await self._decided.wait()
-            if not self.alone:
+            if not (self.alone or last):
                 raise self._refusal()
 
     def set_free(self) -> None:
@@ -174,6 +179,8 @@ class Departure:
             await within(exchange.leave(), left())
         except (asyncio.TimeoutError, TensairTimeoutError) as error:
             raise self._late(timeout) from error
+        finally:
+            self._decided.set()  # after a failure, too: somebody may wait to copy
 
     async def _all_answered(self, timeout: float) -> bool:
         if not self._answering:

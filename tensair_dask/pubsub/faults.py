@@ -20,7 +20,7 @@ class Fault(enum.Enum):
 
 
 # While this is empty, a delivery pays for one look at it.
-injected: dict[Fault, Callable[[Any], float | bool]] = {}
+injected: dict[enum.Enum, Callable[[Any], Any]] = {}
 
 
 async def strike(point: Fault, destination: Any) -> None:
@@ -42,7 +42,7 @@ async def strike(point: Fault, destination: Any) -> None:
 
 
 @contextmanager
-def inject(point: Fault, fault: Callable[[Any], float | bool]) -> Iterator[None]:
+def inject(point: enum.Enum, fault: Callable[[Any], Any]) -> Iterator[None]:
     """Let a fault strike while the context lasts.
 
     Parameters
@@ -51,7 +51,7 @@ def inject(point: Fault, fault: Callable[[Any], float | bool]) -> Iterator[None]
         Where.
     fault
         ``fault(destination)`` tells whether it strikes; for `Fault.DELAY`, for how
-        many seconds.
+        many seconds. What it is given at other points stands with these.
     """
     injected[point] = fault
     try:

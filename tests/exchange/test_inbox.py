@@ -35,10 +35,12 @@ def test_a_range_that_leaves_a_gap_is_refused_and_counted():
     inbox = Inbox()
     put(inbox, message(3, 4, 1.0))
     fresh, repeated = inbox.take(VectorClock({"a": 1}))
-    assert fresh == []
-    assert len(repeated) == 1
+    assert fresh == repeated == []
     assert inbox.refused == 1
     assert inbox.missed == {"a"}
+    # It is acknowledged by whoever tells of the gap.
+    assert len(inbox.withheld()) == 1
+    assert inbox.withheld() == []
 
 
 def test_nothing_was_missed_of_a_sealed_origin():
