@@ -134,8 +134,8 @@ class Adapting:
             if policy.every is not None and not await self._restore(drift):
                 said.append(": there is none from before the drift")
                 return
-            said.append(await self._change("on_drift", drift))
-            self.modes.begin(drift)
+            begin = functools.partial(self.modes.begin, drift)
+            said.append(await self._change("on_drift", drift, begin))
 
     async def _undo(self, ended: PolicyEnded) -> None:
         drift, begun = ended.drift, self.modes.begun
@@ -144,14 +144,13 @@ class Adapting:
         with self._telling_of(drift) as said:
             said.append(self.modes.policy.describe(drift))
             said.append(f": ended after {ended.index - drift.index:,} mini-batches")
-            said.append(await self._change("undo", drift))
-            self.modes.end()
+            said.append(await self._change("undo", drift, self.modes.end))
 
-    async def _change(self, method: str, drift: Drift) -> str:
+    async def _change(self, method: str, drift: Drift, done: Callable[[], Any]) -> str:
         """Let the policy change all replicas; say how long it took."""
         start = time.perf_counter()
         change = functools.partial(_change, self.modes.policy, method, drift)
-        await self.interventions.change(change, seed=drift.index)
+        await self.interventions.change(change, drift.index, done)
         return f" ({time.perf_counter() - start:.2f} s)"
 
     @contextmanager

@@ -55,8 +55,22 @@ class Interventions:
             limit = config.get_seconds("timeouts.close")
             await asyncio.wait(self._doing, timeout=limit)
 
-    async def change(self, function: Callable[[Any, Any], Any], seed: int) -> None:
+    async def change(
+        self,
+        function: Callable[[Any, Any], Any],
+        seed: int,
+        done: Callable[[], Any] | None = None,
+    ) -> None:
         """Let ``function(model, optimizers)`` change all replicas in the same way.
+
+        Parameters
+        ----------
+        function
+            Called on the workers.
+        seed
+            Set before it is called.
+        done
+            Called here when all are changed, and before anything else is done to them.
 
         Raises
         ------
@@ -65,7 +79,7 @@ class Interventions:
             alive. The models are then as they were.
         """
         payload = dumps(function, self.missing, "The function")
-        await self._everywhere("change", payload, seed)
+        await self._everywhere("change", payload, seed, done=done)
 
     async def restore(self, snapshot: Any) -> None:
         """Put a `snapshot` of before into all replicas."""
@@ -108,21 +122,28 @@ class Interventions:
         doing.add_done_callback(self._doing.discard)
         await asyncio.shield(doing)
 
-    async def _everywhere(self, method: str, *args: Any) -> None:
-        async def change() -> None:
-            changed: set[ReplicaHandle] = set()
-            while True:
-                alive = self._calls.alive()
-                source = next((each for each in alive if each in changed), None)
-                if source is None:
-                    source = await self._change_one(method, *args)
-                    changed.add(source)
-                others = [each for each in alive if each not in changed]
-                if not others:
-                    return
-                changed.update(await self.copy(source, others))
+    async def _everywhere(
+        self, method: str, *args: Any, done: Callable[[], Any] | None = None
+    ) -> None:
+        async def work() -> None:
+            await self._change_each(method, *args)
+            if done is not None:
+                done()
 
-        await self.undisturbed(change)
+        await self.undisturbed(work)
+
+    async def _change_each(self, method: str, *args: Any) -> None:
+        changed: set[ReplicaHandle] = set()
+        while True:
+            alive = self._calls.alive()
+            source = next((each for each in alive if each in changed), None)
+            if source is None:
+                source = await self._change_one(method, *args)
+                changed.add(source)
+            others = [each for each in alive if each not in changed]
+            if not others:
+                return
+            changed.update(await self.copy(source, others))
 
     async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
         while True:
