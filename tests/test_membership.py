@@ -480,7 +480,7 @@ async def test_a_newcomer_that_cannot_be_built_disturbs_nobody(c, s, a, b):
         other = b if handle.place.address == a.address else a
         trainer._starter._recipe.model = functools.partial(_only_on, other.address)
         trainer._membership.wish = Wish.of(2)
-        await until(lambda: other.address in trainer._membership._unfit)
+        await until(lambda: other.address in trainer._membership._workers.avoided)
         feed(trainer, data)
         await trainer.drain()
         assert len(trainer._calls.alive()) >= 1
