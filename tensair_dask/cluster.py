@@ -75,6 +75,8 @@ class ReplicaHandle:
     ----------
     lane
         The replica as the dispatcher sees it.
+    unwanted
+        Whether it leaves because there are too many: its worker stays.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ReplicaHandle:
         self.key = future.key
         self.future = future
         self.lane = Lane(place.address, self.learn)
+        self.unwanted = False
         self._client = client
         self._direct = direct
 
@@ -301,10 +304,20 @@ class Starter:
         ]
         return await asyncio.gather(*(self._built(handle) for handle in handles))
 
-    def place(
-        self, facts: Sequence[WorkerFacts], present: Sequence[Place], count: int
+    async def place(
+        self, addresses: Collection[str], present: Sequence[Place], count: int
     ) -> list[Place]:
-        """Place further replicas beside those that there are."""
+        """Place further replicas on some of these workers, beside those present.
+
+        Raises
+        ------
+        asyncio.TimeoutError
+            If the workers do not answer in time.
+        NoWorkersError, SchedulerLostError, PackageMissingError
+            If they cannot hold replicas.
+        """
+        seconds = config.get_seconds("timeouts.start")
+        facts = await within(self.look(addresses), seconds)
         return place_more(facts, present, count, self.device)
 
     def _submit(self, place: Place, payload: bytes, direct: bool) -> ReplicaHandle:

@@ -196,7 +196,12 @@ class Interventions:
         try:
             await self._dispatcher.hold(seconds)
             reach(Moment.FLUSHING)
-            await self._calls.ask_all("flush", seconds, timeout=seconds)
+            await self.flush()
             yield
         finally:
             self._dispatcher.go_on()
+
+    async def flush(self) -> None:
+        """Let all gradients arrive that have been computed; the stream may go on."""
+        seconds = config.get_seconds("timeouts.drain")
+        await self._calls.ask_all("flush", seconds, timeout=seconds)

@@ -204,7 +204,7 @@ async def test_heirs_are_tried_until_one_has_the_model(c, s, *workers):
         (handle,) = trainer._handles
         others = [each for each in workers if each.address != handle.place.address]
         # One that seemed unfit is better than none.
-        trainer._membership._unfit[others[0].address] = time.monotonic()
+        trainer._membership._workers.avoid(others[0].address)
         heirs: list[Any] = []
 
         def strike(heir: Any) -> None:
@@ -269,7 +269,7 @@ async def test_one_that_cannot_be_built_keeps_no_other_from_joining(c, s, *worke
     async with ta.Trainer(c, **linear(replicas=1, model=model)) as trainer:
         trainer._membership.wish = Wish.of((1, 4))
         await until(lambda: len(trainer._calls.alive()) == 3)
-        assert len(trainer._membership._unfit) == 1
+        assert len(trainer._membership._workers.avoided) == 1
 
 
 @cluster(3)
@@ -289,7 +289,7 @@ async def test_a_newcomer_is_not_blamed_for_a_source_that_is_lost(c, s, *workers
         with faults.inject(Moment.KEPT, strike):
             await trainer.scale(3)
         assert free in {each.place.address for each in trainer._calls.alive()}
-        assert not trainer._membership._unfit
+        assert not trainer._membership._workers.avoided
         await trainer.drain()
         await assert_learned_once(trainer, data)
 
@@ -345,7 +345,7 @@ async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, 
             await until(lambda: trainer._dispatcher._held is not None)
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
-            await until(lambda: trainer._membership._unfit)
+            await until(lambda: trainer._membership._workers.avoided)
         trainer._membership.wish = Wish.of(1)
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["__init__", "arguments", "errors", "config", "palette", "waiting"],
+    ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
     ["bad_input", "mended", "overload"],
     [
         "metrics",
@@ -53,6 +53,11 @@ LEVELS = [
         "calls",
         "interventions",
         "adapting",
+        "usable_workers",
+        "newcomers",
+        "catching_up",
+        "inheritance",
+        "recovery",
         "membership",
         "saving",
         "scaling",

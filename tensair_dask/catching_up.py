@@ -1,0 +1,109 @@
+"""Catching up: who has missed gradients takes over a model that holds them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tensair_dask import config
+from tensair_dask.calls import Calls
+from tensair_dask.cluster import ReplicaHandle
+from tensair_dask.dispatch import Dispatcher
+from tensair_dask.errors import ReplicaLostError, TensairTimeoutError
+from tensair_dask.interventions import Interventions
+
+__all__ = ["CatchingUp"]
+
+logger = logging.getLogger(__name__)
+
+
+class CatchingUp:
+    """Asks replicas what they have of each other, and makes good what they lack.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    calls
+        To the replicas.
+    interventions
+        Hold the stream.
+    dispatcher
+        Told of what is confirmed.
+    note
+        Called with kind and text of each event.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        interventions: Interventions,
+        dispatcher: Dispatcher,
+        note: Callable[..., Any],
+    ) -> None:
+        self._calls = calls
+        self._interventions = interventions
+        self._dispatcher = dispatcher
+        self._note = note
+
+    async def confirm_the_idle(self) -> None:
+        """Ask those that report nothing what their peers have applied meanwhile.
+
+        And what they have missed themselves.
+        """
+        idle = [each for each in self._calls.alive() if not each.lane.sent]
+        await asyncio.gather(*map(self._confirm, idle))
+
+    async def _confirm(self, handle: ReplicaHandle) -> None:
+        # One that is silent is asked again; till then it keeps the others waiting.
+        seconds = config.get_seconds("timeouts.join")
+        with contextlib.suppress(ReplicaLostError, TensairTimeoutError):
+            status = await self._calls.ask(handle, "status", timeout=seconds)
+            handle.lane.status = status
+            self._dispatcher.confirm(handle.lane)
+
+    async def look(self) -> None:
+        """Ask all how they stand, and `complete` them."""
+        for handle, status in (await self._calls.ask_all("status")).items():
+            handle.lane.status = status
+            self._dispatcher.confirm(handle.lane)
+        await self.complete()
+
+    async def complete(self) -> None:
+        """Let replicas that have missed gradients take over a model that holds them.
+
+        Whatever the reason: a replica whose peers go on without it would else drift
+        away from them unnoticed.
+        """
+        statuses = [each.lane.status for each in self._calls.alive()]
+        if not any(status is not None and status.missed for status in statuses):
+            return
+        # Most of the way without holding anything.
+        await self._interventions.flush()
+        await self._interventions.undisturbed(self._catch_up)
+        for handle, status in (await self._calls.ask_all("status")).items():
+            handle.lane.status = status
+
+    async def _catch_up(self) -> None:
+        answers = await self._calls.ask_all("status")
+        behind = [each for each, status in answers.items() if status.missed]
+        if not behind:
+            return
+        source = max(
+            answers, key=lambda each: (each not in behind, answers[each].version)
+        )
+        others = [each for each in behind if each is not source]
+        copied = await self._interventions.copy(source, others) if others else []
+        if others and not copied:
+            return  # one of both ends is gone: the next round knows
+        told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
+        if source in behind:
+            # None holds all: what the source has missed is lost.
+            clock = {each.name: status.steps for each, status in answers.items()}
+            await self._calls.ask(source, "overlook", clock)
+            told += ", which had missed some, too"
+            logger.warning("Gradients were lost: %s", told)
+        self._note("note", told)

@@ -1,0 +1,136 @@
+"""Inheritance: where all replicas leave, another one takes their model over first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tensair_dask import config
+from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.errors import TensairError
+from tensair_dask.faults import Moment, reach
+from tensair_dask.usable_workers import UsableWorkers
+
+__all__ = ["Inheritance"]
+
+logger = logging.getLogger(__name__)
+
+
+class Inheritance:
+    """Starts an heir, if there is a worker for it, while the last replica waits.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    starter
+        Builds replicas.
+    workers
+        Those that there are.
+    admit
+        Called with the heir when it takes part.
+    note
+        Called with kind and text of each event, and the name of the replica.
+    """
+
+    def __init__(
+        self,
+        starter: Starter,
+        workers: UsableWorkers,
+        admit: Callable[[ReplicaHandle], None],
+        note: Callable[..., Any],
+    ) -> None:
+        self._starter = starter
+        self._workers = workers
+        self._admit = admit
+        self._note = note
+
+    async def hand_over(self, seeing: dict[ReplicaHandle, asyncio.Task[None]]) -> bool:
+        """Start a replica that takes over the model of those that leave; tell if so.
+
+        Parameters
+        ----------
+        seeing
+            Those that leave, and what sees them off.
+        """
+        heir = None
+        source = await self._keeper(seeing)
+        if source is not None:
+            for address in await self._refuges(list(seeing)):
+                heir = await self._bequeath(source, address)
+                if heir is not None or source.is_lost:
+                    break
+        if heir is not None:
+            self._admit(heir)
+            text = f"the replica on {heir.place.address}, from the last one that leaves"
+            self._note("joined", text, heir.name)
+        elif seeing:
+            logger.warning("The model could not be handed over to another worker")
+        await asyncio.gather(*(self._let_go(each) for each in seeing))
+        return heir is not None
+
+    async def _keeper(
+        self, seeing: dict[ReplicaHandle, asyncio.Task[None]]
+    ) -> ReplicaHandle | None:
+        """Let the one that has most of the model keep it; None if all are lost."""
+        # Those with peers tell them what they learned; the last one has all of it.
+        under_way = set(seeing.values())
+        while len(under_way) > 1:
+            _, under_way = await asyncio.wait(
+                under_way, return_when=asyncio.FIRST_COMPLETED
+            )
+        seconds = config.get_seconds("timeouts.leave")
+        versions: dict[ReplicaHandle, int] = {}
+
+        async def keep(handle: ReplicaHandle) -> None:
+            with contextlib.suppress(OSError, TensairError):
+                await handle.call_within(seconds, "keep", True)
+                status = await handle.call_within(seconds, "status")
+                versions[handle] = status.version
+
+        await asyncio.gather(*map(keep, seeing))
+        return max(versions, key=lambda each: versions[each], default=None)
+
+    async def _refuges(self, leaving: list[ReplicaHandle]) -> list[str]:
+        """Where an heir may be started: at best on a worker that is free, and fit."""
+        going = {each.place.address for each in leaving}
+        staying = {each.place.address for each in leaving if each.unwanted}
+        fit = await self._workers.usable()
+        there = await self._workers.there()
+        return sorted(
+            (each for each in there if each not in going or each in staying),
+            key=lambda each: (each not in fit, each in staying),
+        )
+
+    async def _bequeath(
+        self, source: ReplicaHandle, address: str
+    ) -> ReplicaHandle | None:
+        """Start a replica on this worker that takes over what another has kept."""
+        seconds = config.get_seconds("timeouts.start")
+        heirs: list[ReplicaHandle | Exception] = []
+        try:
+            places = await self._starter.place([address], [], 1)
+            heirs = await self._starter.build(places)
+            (heir,) = heirs
+            if isinstance(heir, Exception):
+                raise heir
+            await heir.call_within(seconds, "join", True)
+            reach(Moment.INHERITING, heir)
+            await heir.call_within(seconds, "adopt", source.peer, True)
+        except Exception as error:
+            message = "The model could not be handed over to %s: %s"
+            self._workers.blame(address, error, message)
+            for each in heirs:
+                if isinstance(each, ReplicaHandle):
+                    self._starter.release(each)
+            return None
+        return heir
+
+    async def _let_go(self, handle: ReplicaHandle) -> None:
+        """Tell one that leaves that nobody waits for it any more."""
+        seconds = config.get_seconds("timeouts.join")
+        with contextlib.suppress(OSError, TensairError):
+            await handle.call_within(seconds, "let_go")

@@ -1,0 +1,119 @@
+"""Who has missed gradients takes over a model that holds them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from helpers import feed, linear, linear_data, spread, until
+from test_membership import (
+    SILENT,
+    assert_learned_once,
+    cluster,
+    exchange_of,
+    handle_on,
+    refusals,
+)
+
+import tensair_dask as ta
+from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.replica import Replica
+
+
+def swallow_a_message(exchange: Any) -> None:
+    """Let what an exchange publishes next reach nobody, unnoticed."""
+    take = exchange._accumulator.take
+
+    def swallow() -> None:
+        if take() is not None:
+            exchange._accumulator.take = take
+
+    exchange._accumulator.take = swallow
+
+
+@cluster(3)
+async def test_who_has_missed_gradients_takes_over_a_model_that_holds_them(
+    c, s, *workers
+):
+    data = linear_data(300)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        swallow_a_message(exchange_of(trainer, workers[0]))
+        reports = feed(trainer, data[:150])
+        await until(lambda: "missed gradients" in " ".join(trainer.events["text"]))
+        feed(trainer, data[150:], reports)
+        await trainer.drain()
+        assert await refusals(trainer) >= 2
+        statuses = await trainer._calls.ask_all("status")
+        assert not any(status.missed for status in statuses.values())
+        await assert_learned_once(trainer, data)
+
+
+@cluster(3, config={"tensair.replicas.watch": "1h"})
+async def test_a_model_is_taken_over_though_nobody_waits_for_it_any_more(
+    c, s, *workers, monkeypatch
+):
+    copied, gate = asyncio.Event(), asyncio.Event()
+    snapshot = Replica.snapshot
+
+    async def slowly(replica: Replica) -> Any:
+        answer = await snapshot(replica)
+        copied.set()
+        await gate.wait()
+        return answer
+
+    data = linear_data(300)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        swallow_a_message(exchange_of(trainer, workers[0]))
+        reports = feed(trainer, data[:150])
+        await until(lambda: len(reports) == 150)
+        monkeypatch.setattr(Replica, "snapshot", slowly)
+        draining = asyncio.ensure_future(trainer.drain())
+        await copied.wait()
+        draining.cancel()
+        await asyncio.wait([draining])
+        feed(trainer, data[150:], reports)
+        await until(lambda: trainer._dispatcher._held or len(reports) == 300)
+        gate.set()
+        await until(lambda: len(reports) == 300)
+        await trainer.drain()
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2, config={**SILENT, "tensair.replicas.watch": "1h"})
+async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
+    data = linear_data(40)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        speaker, listener = handle_on(trainer, a), handle_on(trainer, b)
+        exchange = exchange_of(trainer, a)
+        exchange.due = lambda busy: None
+
+        async def learn(data: list[Any]) -> None:
+            block = Block.join(trainer.run_id, [MiniBatch.of(*pair) for pair in data])
+            await speaker.call("learn", block)
+
+        await learn(data[:10])
+        exchange._accumulator.drop()  # nobody hears of these
+        await learn(data[10:])
+        flushing = asyncio.ensure_future(speaker.call("flush", 10))
+        heard = exchange_of(trainer, b)
+        await until(lambda: heard._inbox.missed)
+        assert exchange.confirmed() < exchange.taken
+        assert not flushing.done()
+        # Only now the client knows, and lets go of nothing.
+        assert (await trainer._calls.ask(listener, "status")).missed
+        await flushing
+
+
+@cluster(2)
+async def test_where_all_have_missed_gradients_they_agree_again(c, s, *workers):
+    data = linear_data(600)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        for worker in workers:
+            swallow_a_message(exchange_of(trainer, worker))
+        reports = feed(trainer, data[:300])
+        await until(lambda: "had missed some, too" in " ".join(trainer.events["text"]))
+        before = await refusals(trainer)
+        feed(trainer, data[300:], reports)
+        await trainer.drain()
+        assert await refusals(trainer) == before
+        assert spread(await trainer.state_dicts()) < 1e-4
