@@ -55,6 +55,19 @@ class CancelledJob(SLURMJob):
         await ProcessInterface.close(self)
 
 
+class TidyCluster(SLURMCluster):
+    """A cluster whose certificate is gone once it is closed.
+
+    dask-jobqueue leaves that to Python's collection of garbage, which need not come.
+    """
+
+    async def _close(self) -> None:
+        await super()._close()
+        for part in ("ca_file", "cert", "key"):
+            if (file := getattr(self, f"_job_{part}", None)) is not None:
+                file.close()
+
+
 @dataclass
 class SlurmRun(ScoredRun):
     """A run whose workers are jobs of a SLURM; the scheduler lives in this process.
@@ -121,13 +134,13 @@ class SlurmRun(ScoredRun):
             self.say("All jobs have started")
             yield client
 
-    def cluster(self) -> SLURMCluster:
+    def cluster(self) -> TidyCluster:
         """Make the cluster, without jobs as yet."""
         self.logs.mkdir(parents=True, exist_ok=True)
         directives = dask.config.get("jobqueue.slurm.job-extra-directives")
         if self.gpus:
             directives = [*directives, f"--gres=gpu:{self.gpus}"]
-        return SLURMCluster(
+        return TidyCluster(
             job_cls=CancelledJob,
             queue=self.queue,
             account=self.account,
