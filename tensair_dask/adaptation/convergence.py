@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tensair_dask import plain_state
+from tensair_dask.drift.detector import Shift
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Convergence"]
@@ -136,6 +137,21 @@ class Convergence:
             return False
         level, error = self._means[-1]
         return self._rises(self.began, self._began_error, level, error)
+
+    @property
+    def rise(self) -> Shift | None:
+        """From the epoch before to one that is just complete, if it is clear."""
+        if self._count or len(self._means) < 2:
+            return None
+        *_, (before, error), (after, its_error) = self._means
+        if not self._rises(before, error, after, its_error):
+            return None
+        return Shift.between(before, after, error * self.epoch)
+
+    def forget_earlier(self) -> None:
+        """Compare with the newest epoch alone from now on: before, all was other."""
+        while len(self._means) > 1:
+            self._means.popleft()
 
     @property
     def _progress(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from tensair_dask.adaptation.convergence import Convergence
 from tensair_dask.adaptation.order import InOrder
 from tensair_dask.adaptation.policies import Policy
-from tensair_dask.drift import OPTWIN, Detector, make
+from tensair_dask.drift import OPTWIN, Detector, Shift, make
 from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,
@@ -62,7 +62,7 @@ class Drift:
     index
         The mini-batch at which it was detected, in the order of submission.
     detector
-        Name of the detector.
+        Name of the detector; ``"Convergence"`` for a rise while the model learns.
     before, after
         Mean of what is watched (the loss most often) before and after the change,
         as the detector has split it.
@@ -347,10 +347,14 @@ class Modes:
             yield from self._look(report, submitted)
 
     def _train(self, report: Report, submitted: int) -> Iterator[Any]:
-        """See whether training in mode auto may end."""
+        """See whether training in mode auto may end, or the stream drifts meanwhile."""
         with contextlib.suppress(Exception):  # said when it is to be looked at
             self._newest.append(self._watch(report))
-        if not self.convergence.update(report.loss):
+        settled = self.convergence.update(report.loss)
+        if (rise := self.convergence.rise) is not None:
+            self.convergence.forget_earlier()
+            yield from self._found(_drift(report, self.convergence, rise))
+        if not settled:
             return
         if self._lasting is not None:
             yield self._ended(report.index)
@@ -389,15 +393,19 @@ class Modes:
     def _look(self, report: Report, submitted: int) -> Iterator[Any]:
         """Give the detector its value, and answer a drift."""
         if (yield from self._detects(report)):
-            drift = self._drift(report)
-            yield drift
-            if self.answers:
-                yield from self._plan_end(drift)
+            assert self.detector is not None
+            shift = self.detector.shift
+            yield from self._found(_drift(report, self.detector, shift))
             if self.mode == "auto":
                 yield self._switch(TRAINING, submitted, "the stream has drifted")
         elif report.index >= self._snapshot:
             self._snapshot = report.index + (self.policy.every or math.inf)
             yield Settled(report.index)
+
+    def _found(self, drift: Drift) -> Iterator[Any]:
+        yield drift
+        if self.answers:
+            yield from self._plan_end(drift)
 
     def _plan_end(self, drift: Drift) -> Iterator[PolicyEnded]:
         """See that what a policy begins now is undone, once."""
@@ -427,19 +435,6 @@ class Modes:
                 yield unwatched
             return False
 
-    def _drift(self, report: Report) -> Drift:
-        assert self.detector is not None
-        shift = self.detector.shift
-        nan = math.nan
-        return Drift(
-            report.time,
-            report.index,
-            type(self.detector).__name__,
-            shift.before if shift else nan,
-            shift.after if shift else nan,
-            shift.magnitude if shift else nan,
-        )
-
     def _switch(self, phase: str, index: int, why: str) -> Switch:
         self.phase = phase
         self._since = index
@@ -449,6 +444,18 @@ class Modes:
         elif self.detector is not None:
             self.detector.reset()
         return Switch(index, phase, why)
+
+
+def _drift(report: Report, found_by: Any, shift: Shift | None) -> Drift:
+    nan = math.nan
+    return Drift(
+        report.time,
+        report.index,
+        type(found_by).__name__,
+        shift.before if shift else nan,
+        shift.after if shift else nan,
+        shift.magnitude if shift else nan,
+    )
 
 
 def _moved(ended: PolicyEnded, by: int) -> PolicyEnded:

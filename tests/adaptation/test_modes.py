@@ -83,6 +83,22 @@ def test_auto_trains_again_when_the_stream_drifts():
     assert isinstance(go_on(auto, [5.0] * 10, start=21)[-1], Switch)
 
 
+def test_a_rise_while_auto_trains_is_a_drift_too_and_training_goes_on():
+    auto = modes(policy=RaiseLearningRate(2, batches=8))
+    drift, *rest = go_on(auto, [1.0, 1.2, 0.8, 1.1, 0.9, *[3.0, 3.2, 2.8, 3.1, 2.9]])
+    assert (drift.index, drift.detector) == (9, "Convergence")
+    assert (drift.before, drift.after) == pytest.approx((1, 3))
+    assert drift.magnitude == pytest.approx(2 / np.std([1.0, 1.2, 0.8, 1.1, 0.9]))
+    assert rest == []
+    assert auto.learns
+    assert auto.begun.drift == drift
+    happened = go_on(auto, [2.9, 1.8, 1.2, 1.1, 1.0, *[1.0] * 10], start=10)
+    ended, settled, switch = happened
+    assert ended == PolicyEnded(17, drift)
+    assert settled == Settled(24)
+    assert switch.why == "the loss has settled at 1"
+
+
 def test_the_detector_sees_nothing_while_auto_trains():
     auto = modes()
     assert go_on(auto, [50.0] * 9) == []
