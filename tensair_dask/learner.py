@@ -279,9 +279,9 @@ class Learner:
     def _score(self, prediction: Any, y: Any) -> list[float]:
         if not self._metrics:
             return []
-        with torch.no_grad():
-            prediction = map_tensors(torch.Tensor.detach, prediction)
-            return [measure(prediction, y) for measure in self._measures]
+        # Detached, so that nothing of a metric is recorded for the backward pass.
+        prediction = map_tensors(torch.Tensor.detach, prediction)
+        return [measure(prediction, y) for measure in self._measures]
 
     def evaluation(self) -> Evaluation:
         """Begin an evaluation on held-out mini-batches."""
