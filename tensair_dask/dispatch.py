@@ -775,10 +775,8 @@ class Dispatcher:
         open_lanes = [lane for lane in self.lanes if lane.open]
         if not open_lanes and self.expecting:
             return
-        # The last one is not risked for what others were lost with.
-        allowed = self._limits.losses
-        if len(open_lanes) == 1:
-            allowed = min(allowed, 1)
+        # The last one is risked once less for what others were lost with.
+        allowed = max(0, self._limits.losses - (len(open_lanes) == 1))
         while self._homeless:
             pending = self._homeless.popleft()
             if pending.losses > allowed:

@@ -28,7 +28,12 @@ from tensair_dask.pubsub.faults import Fault
 
 
 def cluster(workers: int, **overrides: Any) -> Any:
-    config = {"tensair.replicas.watch": "20ms", "tensair.replicas.patience": "0s"}
+    config = {
+        "tensair.replicas.watch": "20ms",
+        "tensair.replicas.patience": "0s",
+        # Two are lost soon after each other here, which is no mini-batch's fault.
+        "tensair.dispatch.allowed-losses": 10,
+    }
     return gen_cluster(
         client=True,
         nthreads=[("127.0.0.1", 1)] * workers,
@@ -121,7 +126,7 @@ async def test_one_that_is_lost_at_any_moment_takes_nothing_with_it(
         await trainer.scale(3)
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(300))
-        assert all(report.error is None for report in reports)
+        assert [report.error for report in reports if report.error] == []
         assert len(trainer._calls.alive()) == 3
         assert spread(await trainer.state_dicts()) < 1e-4
         await assert_learned_once(trainer, data)
