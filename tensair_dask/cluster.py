@@ -302,7 +302,13 @@ class Starter:
         handles = [
             self._submit(place, payload, place.address in reached) for place in places
         ]
-        return await asyncio.gather(*(self._built(handle) for handle in handles))
+        try:
+            return await asyncio.gather(*(self._built(handle) for handle in handles))
+        except BaseException:
+            # Interrupted: nobody gets any of them, nor those that are built already.
+            for handle in handles:
+                self.release(handle)
+            raise
 
     async def place(
         self, addresses: Collection[str], present: Sequence[Place], count: int
@@ -353,10 +359,8 @@ class Starter:
 
         try:
             await self._within_bounds(build())
-        except BaseException as error:
+        except Exception as error:
             self.release(handle)
-            if not isinstance(error, Exception):
-                raise
             return error
         reach(Moment.BUILT, handle)
         return handle

@@ -192,9 +192,6 @@ def test_a_mini_batch_that_kills_its_worker_is_refused_before_all_are_killed(cli
         assert trainer.events["kind"].tolist().count("lost") <= 3
 
 
-@pytest.mark.xfail(
-    strict=False, reason="in 2 of 23 runs a replica that was being made stayed"
-)
 def test_ctrl_c_while_it_starts_leaves_no_replica_behind(client):
     tasks = client.cluster.scheduler.tasks
 

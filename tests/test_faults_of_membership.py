@@ -429,3 +429,19 @@ async def test_scaling_ends_in_the_time_that_it_is_given(c, s, a):
             await asyncio.wait_for(trainer.scale(2, timeout=0.1), 2)
         may_go_on.set()  # and what was begun goes on
         await until(lambda: len(trainer._calls.alive()) == 2)
+
+
+@cluster(2)
+async def test_a_start_that_is_interrupted_drops_also_what_is_built_already(c, s, *_):
+    trainer = ta.Trainer(c, **linear(replicas=2))
+    built: list[Any] = []  # kept, so that nothing is dropped by Python alone
+
+    def interrupt(handle: Any) -> None:
+        built.append(handle)
+        trainer._starting.cancel()
+
+    with faults.inject(Moment.BUILT, interrupt), pytest.raises(asyncio.CancelledError):
+        await trainer
+    assert built
+    await until(lambda: not any(key.startswith("tensair-") for key in s.tasks))
+    await trainer.close()
