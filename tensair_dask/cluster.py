@@ -274,13 +274,8 @@ class Starter:
             seconds = config.get_seconds("timeouts.start")
             await _all(built, "wait_for_peers", len(built), seconds)
         except BaseException:
-            # They unsubscribe at once, or those of the next attempt would know them.
-            await asyncio.gather(
-                *(each.call_within(CLOSING, "close") for each in built),
-                return_exceptions=True,
-            )
-            for each in built:
-                self.release(each)
+            # They unsubscribe first, or those of the next attempt would know them.
+            await asyncio.gather(*map(self.release, built))
             raise
         return built
 
@@ -386,26 +381,27 @@ class Starter:
         finally:
             made.cancel()
 
-    def release(self, handle: ReplicaHandle) -> None:
-        """Let Dask drop an actor, once it is there.
+    def release(self, handle: ReplicaHandle) -> asyncio.Task[None]:
+        """Let a replica end that takes no part, and Dask drop its actor.
 
-        The scheduler would go on to count one that is dropped before it was made.
+        Dask alone would do so whenever Python finds that nothing refers to it any more:
+        till then its peers would wait for what it does not apply. And not before it was
+        made: the scheduler would go on to count it.
         """
-        if handle.future.status != "pending":
-            handle.release()
-            return
 
-        async def when_made() -> None:
+        async def end() -> None:
             try:
                 await self._made(handle)
+                await handle.call_within(CLOSING, "close")
             except Exception as error:
-                logger.debug("Nothing to be dropped: %s", error)
+                logger.debug("A replica cannot be ended: %s", error)
             finally:
                 handle.release()
 
-        task = asyncio.ensure_future(when_made())
+        task = asyncio.ensure_future(end())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
+        return task
 
     async def _within_bounds(self, work: Awaitable[T]) -> T:
         seconds = config.get_seconds("timeouts.start")

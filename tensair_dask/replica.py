@@ -194,6 +194,7 @@ class Replica:
             )
 
         await self._thread.call(take_over)
+        self.exchange.forget_sealed()
 
     async def restore(self, snapshot: Packed) -> None:
         """Take over a packed `snapshot` of before, but for its clock."""
@@ -345,7 +346,7 @@ class Replica:
     async def seal(self, origins: Sequence[str]) -> Holding:
         """Apply nothing more of lost peers, and tell whose gradients are held."""
         holding = await self._thread.call(lambda: self.exchange.seal(origins))
-        self.exchange.forget(origins)
+        self.exchange.forget_sealed()
         return holding
 
     async def overlook(self, clock: dict[str, int]) -> None:

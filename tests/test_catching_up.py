@@ -104,6 +104,9 @@ async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
         # Only now the client knows, and lets go of nothing.
         assert (await trainer._calls.ask(listener, "status")).missed
         await flushing
+        # And nothing more waits until it is asked again.
+        await learn(data[:10])
+        await speaker.call("flush", 10)
 
 
 @cluster(2)

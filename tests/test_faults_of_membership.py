@@ -299,6 +299,58 @@ async def test_a_newcomer_is_not_blamed_for_a_source_that_is_lost(c, s, *workers
         await assert_learned_once(trainer, data)
 
 
+def strike_the_source(workers: Any) -> tuple[Any, list[Any]]:
+    """Lose the first one from which newcomers take the model over, before they do.
+
+    Returns
+    -------
+    strike, newcomers
+        What to inject at `Moment.KEPT`, and the replicas that come to nothing then: as
+        long as they are referred to, Python alone does not end them.
+    """
+    newcomers: list[Any] = []
+
+    def strike(source: Any) -> None:
+        if not newcomers:
+            actors = [each for w in workers for each in w.state.actors.values()]
+            newcomers.extend(each for each in actors if each.exchange._adopting)
+            take_away(worker_of(workers, source), source)
+
+    return strike, newcomers
+
+
+@cluster(4)
+async def test_a_newcomer_that_comes_to_nothing_ends_at_once(c, s, *workers):
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        strike, newcomers = strike_the_source(workers)
+        with faults.inject(Moment.KEPT, strike):
+            await trainer.scale(3)
+        (newcomer,) = newcomers
+        await until(lambda: newcomer._thread.has_ended)
+        await until(lambda: newcomer.exchange._sub is None)
+
+
+@cluster(4)
+async def test_nobody_waits_for_a_newcomer_that_came_to_nothing(c, s, *workers):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        strike, newcomers = strike_the_source(workers)
+
+        def strike_and_hang(source: Any) -> None:
+            strike(source)
+            newcomers[0].close = lambda: silent("close")
+
+        with faults.inject(Moment.KEPT, strike_and_hang):
+            await trainer.scale(3)
+        # Those that joined since then find it among the subscribers.
+        assert newcomers[0].exchange._sub is not None
+        await train_all(trainer, data)
+        await asyncio.wait_for(trainer.drain(), 10)
+        await assert_learned_once(trainer, data)
+        del newcomers[0].close
+        await newcomers[0].close()
+
+
 @cluster(3)
 async def test_a_worker_that_is_lost_while_it_builds_is_given_up_at_once(
     c, s, *workers
@@ -373,7 +425,7 @@ async def test_one_that_is_asked_in_vain_keeps_no_other_from_being_replaced(
 ):
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
         frozen, victim, _ = trainer._handles
-        exchange_of(trainer, worker_of(workers, frozen)).publish = lambda: None
+        exchange_of(trainer, worker_of(workers, frozen)).due = lambda busy: None
         call = frozen.call
 
         async def no_status(function: str, *args: Any) -> Any:

@@ -26,7 +26,7 @@ from tensair_dask.pubsub.faults import Fault
 async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        exchange_of(trainer, a).publish = lambda: None
+        exchange_of(trainer, a).due = lambda busy: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
         (lane,) = (h.lane for h in trainer._handles if h.lane.address == a.address)
@@ -43,7 +43,7 @@ async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b)
 async def test_a_drain_waits_for_what_is_learned_again_since_it_began(c, s, a, b):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        exchange_of(trainer, a).publish = lambda: None
+        exchange_of(trainer, a).due = lambda busy: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
         ask_all = trainer._calls.ask_all

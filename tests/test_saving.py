@@ -177,7 +177,6 @@ async def test_a_checkpoint_holds_what_the_replica_asked_for_it_had_missed(
             exchange.clock.set_to({**clock, other.name: clock[other.name] - 1})
             reports = feed(trainer, data[20:])
             await until(lambda: len(reports) == 40 and exchange.is_behind)
-            await trainer._calls.ask_all("flush", 10)
             trainer._calls.least_loaded = lambda: behind
             path = await trainer.save(tmp_path / "model.tensair")
             assert "missed gradients" in " ".join(trainer.events["text"])

@@ -93,7 +93,8 @@ class Exchange:
         # each peer those that it had dealt with when it sent what is applied here.
         self.taken = 0
         self._taken_by: dict[str, int] = {}
-        self._sealed: set[str] = set()
+        # Replaced, never changed: both threads look at it.
+        self._sealed: frozenset[str] = frozenset()
         self._adopting = False
         # Published and not acknowledged by all: marks of the publisher, and `taken`.
         self._unconfirmed: deque[tuple[int, int]] = deque()
@@ -166,9 +167,15 @@ class Exchange:
         )
 
     def _view_changed(self, view: View) -> None:
+        not_peers = {self.origin, *self._sealed}
         self._peers = sum(
-            member.member != self.origin for member in view.subscribers.values()
+            member.member not in not_peers for member in view.subscribers.values()
         )
+        # They may be in the view for as long as their process is there, and would be
+        # waited for: one that never took part applies nothing.
+        if self._pub is not None:
+            for origin in self._sealed:
+                self._pub.forget(origin)
 
     def _receive(self, parcel: Parcel, sender: Member) -> Any:
         """Take in a message; it is acknowledged when it is applied, or refused."""
@@ -204,11 +211,10 @@ class Exchange:
         self._wake()
         return applied
 
-    def forget(self, origins: Iterable[str]) -> None:
-        """Wait no more for lost peers to apply anything."""
+    def forget_sealed(self) -> None:
+        """Wait no more for peers that are lost to apply anything."""
         if self._pub is not None:
-            for origin in origins:
-                self._pub.forget(origin)
+            self._view_changed(self._pub.view)
 
     async def flushed(self, timeout: float) -> None:
         """Wait until everything published has been applied by every peer."""
@@ -286,13 +292,13 @@ class Exchange:
         what they have of it, that must not reach some of them.
         """
         self.apply_arrived()
-        self._sealed.update(origins)
+        self._sealed = self._sealed.union(origins)
         return self.holding()
 
     def holding(self) -> Holding:
         """Whose gradients are in the parameters."""
         taken = {**self._taken_by, self.origin: self.taken}
-        return Holding(self.clock.snapshot(), taken, frozenset(self._sealed))
+        return Holding(self.clock.snapshot(), taken, self._sealed)
 
     def adopted(self, holding: Holding) -> None:
         """Record that the model of a peer was taken over, and what it holds."""
@@ -304,8 +310,8 @@ class Exchange:
             for origin, count in holding.taken.items()
             if origin != self.origin
         }
-        self._sealed.update(holding.sealed)
-        self._inbox.missed.clear()
+        self._sealed |= holding.sealed
+        self._inbox.caught_up()
         self._adopting = False
         self.replaced()
 
@@ -327,7 +333,7 @@ class Exchange:
         """
         for origin in self._inbox.missed:
             self.clock.advance(origin, max(clock.get(origin, 0), self.clock[origin]))
-        self._inbox.missed.clear()
+        self._inbox.caught_up()
 
     @property
     def is_behind(self) -> bool:
@@ -339,7 +345,7 @@ class Exchange:
 
         So what was refused for it is acknowledged now.
         """
-        for arrival in self._inbox.withheld():
+        for arrival in self._inbox.told():
             arrival.applied()
         return self.is_behind
 

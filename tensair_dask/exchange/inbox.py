@@ -45,6 +45,7 @@ class Inbox:
         self.refused = 0
         self.missed: set[str] = set()
         self._withheld: list[Arrival] = []
+        self._told = False
 
     def __bool__(self) -> bool:
         return bool(self._arrivals)
@@ -69,9 +70,9 @@ class Inbox:
         -------
         fresh, repeated
             Arrivals to apply, and those whose range of steps has been applied
-            already (to acknowledge only). A range of a sealed origin is counted in
-            `refused` and returned with the repeated ones; one that would leave a gap
-            is counted, too, and not returned: see `withheld`.
+            already (to acknowledge only). A range of a sealed origin, or one that would
+            leave a gap, is counted in `refused` and returned with the repeated ones;
+            the latter not before it is `told` of.
         """
         fresh: list[Arrival] = []
         repeated: list[Arrival] = []
@@ -88,16 +89,29 @@ class Inbox:
                     self.refused += 1
                     if message.origin not in sealed:
                         self.missed.add(message.origin)
-                        self._withheld.append(arrival)
-                        continue
+                        if not self._told:
+                            self._withheld.append(arrival)
+                            continue
                 repeated.append(arrival)
         return fresh, repeated
 
-    def withheld(self) -> list[Arrival]:
-        """Take those that would leave a gap, to acknowledge them.
+    def told(self) -> list[Arrival]:
+        """Say that others get to know now whether anything is `missed`.
 
-        Not before it is told of `missed`: an origin takes what is acknowledged for
-        applied, and what it learned for safe with this replica.
+        An origin takes what is acknowledged for applied, and what it learned for safe
+        with this replica. So nothing that would leave a gap is acknowledged before;
+        from now on it is, at once, or who waits for a flush would wait for nothing.
+
+        Returns
+        -------
+        withheld
+            Arrivals that would have left a gap, to acknowledge.
         """
+        self._told = bool(self.missed)
         withheld, self._withheld = self._withheld, []
         return withheld
+
+    def caught_up(self) -> None:
+        """Say that nothing is missed any more."""
+        self.missed.clear()
+        self._told = False
