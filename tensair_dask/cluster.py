@@ -368,7 +368,7 @@ class Starter:
         ReplicaLostError
             If its worker is lost before.
         """
-        made = asyncio.ensure_future(_result(handle.future))
+        made = asyncio.ensure_future(_finish(handle.future))
         pause = config.get_seconds("replicas.watch")
         try:
             while not (await asyncio.wait({made}, timeout=pause))[0]:
@@ -422,8 +422,15 @@ class Starter:
             ) from error
 
 
-async def _result(future: Future) -> Any:
-    return await future
+async def _finish(future: Future) -> None:
+    """Wait until a task is done, and raise what it raised.
+
+    Not for its result: an actor proxy holds its actor, and is itself held by the frames
+    of an exception, by Ctrl-C say, until Python's collector comes by.
+    """
+    error = await future.exception()
+    if error is not None:
+        raise error
 
 
 def _is_loss(error: Exception) -> bool:
