@@ -140,18 +140,22 @@ class Convergence:
 
     @property
     def rise(self) -> Shift | None:
-        """From the epoch before to one that is just complete, if it is clear."""
-        if self._count or len(self._means) < 2:
+        """From the epoch before to one that is just complete, if the stream drifts.
+
+        It is clear, and ends above where the training began. A lesser one may be the
+        training's own, by a rate that is too high or gradients that come late: the
+        model is better still than it was, and training goes on in any case.
+        """
+        if self._count or len(self._means) < 2 or not self.rose:
             return None
         *_, (before, error), (after, its_error) = self._means
         if not self._rises(before, error, after, its_error):
             return None
         return Shift.between(before, after, error * self.epoch)
 
-    def forget_earlier(self) -> None:
-        """Compare with the newest epoch alone from now on: before, all was other."""
-        while len(self._means) > 1:
-            self._means.popleft()
+    def forget_epochs(self) -> None:
+        """Compare with none of the epochs so far: they were of something else."""
+        self._means.clear()
 
     @property
     def _progress(self) -> float:

@@ -352,7 +352,8 @@ class Modes:
             self._newest.append(self._watch(report))
         settled = self.convergence.update(report.loss)
         if (rise := self.convergence.rise) is not None:
-            self.convergence.forget_earlier()
+            # Other data is learned now, by a model that the policy may have changed.
+            self.convergence.forget_epochs()
             yield from self._found(_drift(report, self.convergence, rise))
         if not settled:
             return

@@ -68,7 +68,7 @@ def test_auto_trains_until_the_loss_has_converged_and_then_predicts():
 def test_a_loss_that_settles_above_where_it_began_is_warned_of(caplog):
     auto = modes()
     with caplog.at_level(logging.WARNING):
-        switch = go_on(auto, [1.0] * 5 + [3.0] * 10)[-1]
+        switch = go_on(auto, [1.0] * 5 + [3.0] * 15)[-1]
     assert "above the 1 at which training began" in switch.why
     assert "lower the learning rate" in caplog.text
 
@@ -97,6 +97,22 @@ def test_a_rise_while_auto_trains_is_a_drift_too_and_training_goes_on():
     assert ended == PolicyEnded(17, drift)
     assert settled == Settled(24)
     assert switch.why == "the loss has settled at 1"
+
+
+def test_a_rise_to_less_than_training_began_with_is_no_drift():
+    """A model that overshoots is still better than it was, and learns on."""
+    auto = modes()
+    assert go_on(auto, [9.0] * 5 + [1.0] * 5 + [3.0] * 5) == []
+    _, switch = go_on(auto, [1.0] * 10, start=15)
+    assert switch.phase == "predicting"
+
+
+def test_what_a_policy_does_to_the_loss_while_auto_trains_is_no_second_drift():
+    """Layers that are made anew in the epoch after: the loss is that of a new model."""
+    auto = modes()
+    drift, *rest = go_on(auto, [1.0] * 5 + [3.0] * 5 + [6.0] * 5)
+    assert drift.index == 9
+    assert rest == []
 
 
 def test_the_detector_sees_nothing_while_auto_trains():
