@@ -329,6 +329,34 @@ class Learner:
             _check_groups(optimizer, needed)
         self._stepper = Stepper(self.optimizers, self.arena)
 
+    def try_step(self) -> None:
+        """See that the optimizers can step with the state that they have taken over.
+
+        Some of another kind have the same settings (Adamax those of Adam), and miss
+        what they keep of each parameter only when they step. Nothing is changed.
+
+        Raises
+        ------
+        OptimizerError
+            If one cannot.
+        """
+        before = Rollback(self.model, self.optimizers)
+        for parameter in self.arena.dense:
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        except Exception as error:
+            kinds = ", ".join(type(each).__name__ for each in self.optimizers)
+            raise OptimizerError(
+                f"The optimizer state is not of {kinds}, which cannot step with it "
+                f"({type(error).__name__}: {error}). Load it into the optimizer that "
+                "it was saved from."
+            ) from error
+        finally:
+            before.restore()
+            self._stepper = Stepper(self.optimizers, self.arena)
+
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
         """Say what was given and what is allowed; see `explain`."""
         return explain(error, group.kind, samples, self.learned_kind, self.model)

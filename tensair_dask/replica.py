@@ -219,6 +219,7 @@ class Replica:
             values = unpack(snapshot)
             try:
                 self._load(values)
+                self.learner.try_step()
             except Exception as error:
                 before.restore()
                 model, optimizers = self.learner.model, self.learner.optimizers

@@ -62,6 +62,11 @@ class _TrainerNode(Stream):
         on_error: str = "dead-letter",
         **kwargs: Any,
     ) -> None:
+        allow(
+            isinstance(trainer, Trainer),
+            f"trainer={shown(trainer)}",
+            "give an open tensair_dask.Trainer, such as stream.train(trainer)",
+        )
         self._on_error = check_on_error(on_error)
         # What is raised at the next emit, or drain; further ones are only counted.
         self._failure: Exception | None = None

@@ -414,6 +414,29 @@ def test_the_state_of_another_optimizer_is_refused(other):
         ours.load(**copy.deepcopy(taken(one)))
 
 
+def test_a_state_of_the_same_settings_with_which_no_step_is_possible_is_refused():
+    one = learner(optimizer=torch.optim.Adam)
+    two = learner(optimizer=torch.optim.Adamax)
+    one.learn(*data(), 8)
+    two.load(**copy.deepcopy(taken(one)))
+    with pytest.raises(OptimizerError, match=r"not of Adamax.*KeyError: 'exp_inf'"):
+        two.try_step()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "Adagrad", "NAdam", "ASGD", "Rprop"])
+def test_to_try_a_step_changes_nothing(kind, steps):
+    one, two = (learner(optimizer=getattr(torch.optim, kind)) for _ in range(2))
+    for each in (one, two):
+        for _ in range(steps):
+            each.learn(*data(), 8)
+    two.try_step()
+    for each in (one, two):
+        each.learn(*data(), 8)
+    for mine, theirs in zip(one.arena.buffers, two.arena.buffers, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "Adafactor", "Adagrad", "NAdam"])
 def test_the_state_of_the_same_optimizer_is_taken_over_again_and_again(kind):
     optimizer = getattr(torch.optim, kind)

@@ -156,6 +156,17 @@ async def test_a_checkpoint_of_another_optimizer_is_refused(c, s, a, tmp_path):
 
 
 @one()
+async def test_a_checkpoint_of_an_optimizer_of_the_same_settings_is_refused(
+    c, s, a, tmp_path
+):
+    async with ta.Trainer(c, **linear(optimizer=torch.optim.Adam)) as trainer:
+        await train_all(trainer, linear_data(5))
+        path = await trainer.save(tmp_path / "model.tensair")
+    with pytest.raises(CheckpointError, match=r"Linear, Adamax: OptimizerError: .*inf"):
+        await ta.Trainer.restore(path, c, **linear(optimizer=torch.optim.Adamax))
+
+
+@one()
 async def test_no_path_to_restore_from_is_told(c, s, a):
     with pytest.raises(ConfigurationError, match=r"path=None .* begins anew"):
         ta.Trainer.restore(None, c, **linear())

@@ -40,6 +40,12 @@ def slow():
     Slow.gate.set()
 
 
+@pytest.mark.parametrize("node", ["train", "predict", "predict_then_train"])
+def test_what_is_no_trainer_is_refused(node):
+    with pytest.raises(errors.ConfigurationError, match=r"trainer='mine' .*an open"):
+        getattr(Stream(), node)("mine")
+
+
 @two()
 async def test_every_mini_batch_gives_one_report(c, s, a, b):
     async with ta.Trainer(c, **classes()) as trainer:
