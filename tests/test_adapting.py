@@ -44,6 +44,9 @@ CONVERGENCE = Convergence(epoch=50, epochs=3, factor=0.02)
 
 def auto(**overrides):
     arguments = {"mode": "auto", "convergence": CONVERGENCE, "detector": Above(1.0)}
+    # Else each replica corrects the model by itself after a swap, in some 50 of these
+    # short steps, and the sum of both corrections overshoots.
+    arguments["staleness"] = "1ms"
     arguments["optimizer"] = functools.partial(torch.optim.SGD, lr=0.2)
     return classes(**{**arguments, **overrides})
 

@@ -321,7 +321,7 @@ async def test_a_store_that_hangs_is_told_and_holds_one_checkpoint(tmp_path):
     assert [str(error) for error in training.errors] == [str(one.last_error)]
     assert (store.entered, one.failures) == (1, 2)
     store.gate.set()
-    await until(store.paths)  # it comes late, and whole
+    await until(one._adding._future.done)  # it comes late, and whole
     training.advance(one, 1)
     await one.settled()
     assert [index for index, _, _ in training.done] == [3]
