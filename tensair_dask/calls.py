@@ -135,7 +135,9 @@ class Calls:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if call in done:
-                return call.result()
+                answer = call.result()
+                self._dispatcher.hear(answer)
+                return answer
             if not done:
                 setting = "request" if timeout is None else "drain"
                 what = f"{function} on {handle.place.address}"

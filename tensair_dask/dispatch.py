@@ -292,6 +292,8 @@ class Dispatcher:
     lost
         Called with each replica that is given up while the trainer is open, or has
         left. Must see to it that `resolve` is called, with what the others have of it.
+    say_once
+        Called with key and text of what a replica has to tell the user.
     """
 
     def __init__(
@@ -300,8 +302,10 @@ class Dispatcher:
         limits: Limits,
         observe: Callable[[Pending, Report], None] = lambda pending, report: None,
         lost: Callable[[Lane], None] | None = None,
+        say_once: Callable[[str, str], None] = lambda key, text: None,
     ) -> None:
         self._run_id = run_id
+        self._say_once = say_once
         self._limits = limits
         self._observe = observe
         self._lost = lost or (lambda lane: self.resolve(lane, 0))
@@ -471,6 +475,7 @@ class Dispatcher:
         lane.batches -= len(taken)
         lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
         lane.status = outcome.status
+        self.hear(outcome.status)
         learned = [seconds for seconds in outcome.seconds if seconds]
         self.busy += sum(learned)
         if learned:
@@ -487,6 +492,11 @@ class Dispatcher:
             self._wake()
         self._notice_rest()
         self._notice_departure(lane)
+
+    def hear(self, status: Any) -> None:
+        """Pass on what a replica has to tell the user."""
+        for key, text in getattr(status, "notices", {}).items():
+            self._say_once(key, text)
 
     def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
         now = time.time()

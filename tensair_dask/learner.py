@@ -29,6 +29,7 @@ from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
+from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
@@ -93,6 +94,11 @@ class Learner:
     device
         Where the model lives.
 
+    Attributes
+    ----------
+    notices
+        What the user is to be told once; the thread passes it on.
+
     Raises
     ------
     ModelError, OptimizerError
@@ -101,6 +107,7 @@ class Learner:
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.device = device
+        self.notices = Notices()
         self._recipe = recipe
         self.model = _build_model(recipe, device)
         self.arena = Arena(self.model)

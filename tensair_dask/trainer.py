@@ -50,6 +50,7 @@ from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
 from tensair_dask.live_view import Monitor
 from tensair_dask.membership import Membership
+from tensair_dask.notices import Notices
 from tensair_dask.one_by_one import OneByOne
 from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.placement import Wish
@@ -268,6 +269,7 @@ class Trainer:
         )
         self._history = History(int(config.get("history")))
         self._events = Events()
+        self._notices = Notices()
         self._curves = Curves(
             list(metrics or {}),
             self._now,
@@ -275,7 +277,11 @@ class Trainer:
             int(config.get("curves.rows")),
         )
         self._dispatcher = Dispatcher(
-            self.run_id, _limits(max_in_flight), self._observe, self._lost
+            self.run_id,
+            _limits(max_in_flight),
+            self._observe,
+            self._lost,
+            self.say_once,
         )
         self._shown = bool(config.get("dashboard.enabled"))
         # Mini-batches that streams dropped since too many waited.
@@ -1272,6 +1278,23 @@ class Trainer:
 
     def _lost(self, lane: Lane) -> None:
         self._membership.lost(lane)
+
+    def say_once(self, key: str, text: str) -> None:
+        """Warn, and write an event down, unless the same key was said before.
+
+        For stream nodes and replicas, on the client's event loop.
+
+        Parameters
+        ----------
+        key
+            What it is about.
+        text
+            What was given, what is allowed, and what to do.
+        """
+        if self._notices.say(key, text):
+            for said in self._notices.take().values():
+                logger.warning("%s", said)
+                self._note("note", said)
 
     def _note(self, kind: str, text: str, replica: str = "") -> None:
         """Write an event down, and tell the dashboard what that does not see itself."""

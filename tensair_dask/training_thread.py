@@ -60,6 +60,8 @@ class Status:
     leaving: bool = False
     # Whether gradients of a peer have not reached it, and no more of that peer do.
     missed: bool = False
+    # What is to be said once to the user, by key; see `tensair_dask.notices`.
+    notices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -345,6 +347,7 @@ class TrainingThread:
             exchange.confirmed(),
             self.leaving,
             exchange.missed(),
+            self._learner.notices.take() if self._learner is not None else {},
         )
 
     def refuse_waiting(self, error: Exception) -> None:

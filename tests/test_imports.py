@@ -20,6 +20,7 @@ LEVELS = [
     [
         "metrics",
         "memory",
+        "notices",
         "one_by_one",
         "pace",
         "placement",
