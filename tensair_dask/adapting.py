@@ -24,6 +24,7 @@ from tensair_dask.interventions import Interventions
 from tensair_dask.one_by_one import OneByOne
 from tensair_dask.reports import Report
 from tensair_dask.telemetry.events import Event
+from tensair_dask.wording import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +182,7 @@ class Adapting:
         return type(self.modes.policy).__name__
 
     def _failed(self, text: str, error: Exception, index: int) -> None:
-        text = f"{text}: FAILED, {type(error).__name__}: {error}"
+        text = f"{text}: FAILED, {in_words(error)}"
         logger.warning("The answer to drift failed: %s", text)
         self.tell("policy", text, index)
 

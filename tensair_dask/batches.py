@@ -15,7 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
-from tensair_dask.errors import BatchError, DtypeError, ShapeError, TensairError
+from tensair_dask.errors import (
+    BatchError,
+    DtypeError,
+    RaisedError,
+    ShapeError,
+    TensairError,
+)
+from tensair_dask.wording import in_words
 
 __all__ = [
     "Block",
@@ -375,10 +382,8 @@ def as_refusal(error: Exception) -> TensairError:
     """Make of what was raised for an item an error that says so, if it is not typed."""
     if isinstance(error, TensairError):
         return error
-    refusal = BatchError(
-        f"The item cannot be made a mini-batch: {type(error).__name__}: {error}"
-    )
-    refusal.__cause__ = error
+    refusal = BatchError(f"The item cannot be made a mini-batch: {in_words(error)}")
+    refusal.__cause__ = RaisedError.unless_fit(error)
     return refusal
 
 

@@ -40,6 +40,7 @@ from tensair_dask.starting import start_replica
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
 from tensair_dask.waiting import within
+from tensair_dask.wording import in_words
 
 __all__ = ["ReplicaHandle", "Starter"]
 
@@ -128,7 +129,7 @@ class ReplicaHandle:
             ) from error
         except OSError as error:
             raise ReplicaLostError(
-                f"Worker {address} cannot be reached: {type(error).__name__}: {error}."
+                f"Worker {address} cannot be reached: {in_words(error)}."
             ) from error
         if answer["status"] != "OK":
             raise answer["exception"]
@@ -473,7 +474,7 @@ async def _inspect(
             continue
         if isinstance(answer, BaseException):
             raise ClusterError(
-                f"Worker {address} cannot be used: {type(answer).__name__}: {answer}"
+                f"Worker {address} cannot be used: {in_words(answer)}"
             ) from answer
         facts.append(answer[0])
         missing.update(answer[1])

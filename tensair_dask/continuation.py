@@ -12,6 +12,7 @@ from tensair_dask.checkpoints import Checkpoint, FileCall, Store
 from tensair_dask.errors import CheckpointError, CheckpointMissingError
 from tensair_dask.sources.positions import Mark, Tracker
 from tensair_dask.sources.source import Reference
+from tensair_dask.wording import in_words
 
 if TYPE_CHECKING:
     from tensair_dask.reports import Report
@@ -158,7 +159,7 @@ class Continuation:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.path} does not hold {name} as this pipeline keeps it "
-                f"({type(error).__name__}: {error}). Give an empty folder, or the "
+                f"({in_words(error)}). Give an empty folder, or the "
                 "program that has written it."
             ) from error
         if hasattr(thing, "rewind"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from tensair_dask.errors import TensairError
+from tensair_dask.errors import RaisedError, TensairError
 
 __all__ = ["DeadLetter", "DeadLetters", "Letters"]
 
@@ -67,8 +67,11 @@ class Letters(Generic[Letter]):
         for listener in list(self._listeners):
             try:
                 listener(letter)
-            except Exception:
-                logger.exception("A listener raised; the stream goes on")
+            except Exception as error:
+                logger.error(
+                    "A listener raised; the stream goes on",
+                    exc_info=RaisedError.unless_fit(error),
+                )
 
     def pass_over(self) -> None:
         """Count what was refused, and is not kept here."""

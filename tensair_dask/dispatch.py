@@ -20,6 +20,7 @@ from tensair_dask.batches import Block, MiniBatch
 from tensair_dask.errors import (
     KilledReplicasError,
     NoReplicasError,
+    RaisedError,
     ReplicaLeavingError,
     TensairError,
     TensairTimeoutError,
@@ -532,8 +533,11 @@ class Dispatcher:
         try:
             self._observe(pending, report)
             rest = pending.deliver(report)
-        except Exception:
-            logger.exception("What receives the reports raised; the stream goes on")
+        except Exception as error:
+            logger.error(
+                "What receives the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
             rest = None
         if rest is None:
             self._pass(pending)
@@ -543,8 +547,11 @@ class Dispatcher:
     async def _finish(self, pending: Pending, rest: Awaitable[Any]) -> None:
         try:
             await rest
-        except Exception:
-            logger.exception("What receives the reports raised; the stream goes on")
+        except Exception as error:
+            logger.error(
+                "What receives the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
         finally:
             self._pass(pending)
 
@@ -593,8 +600,11 @@ class Dispatcher:
         settle, pending.settle = pending.settle, None
         try:
             settle()
-        except Exception:
-            logger.exception("What lets go of a mini-batch raised; the stream goes on")
+        except Exception as error:
+            logger.error(
+                "What lets go of a mini-batch raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
 
     def _pass(self, pending: Pending) -> None:
         pending.passed = True

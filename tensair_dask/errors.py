@@ -5,6 +5,8 @@ A message says what was given, what is allowed and what to do.
 
 from __future__ import annotations
 
+from tensair_dask.wording import LONGEST, bounded, in_words
+
 __all__ = [
     "BatchError",
     "CheckpointDamagedError",
@@ -24,6 +26,7 @@ __all__ = [
     "NonFiniteError",
     "OptimizerError",
     "PackageMissingError",
+    "RaisedError",
     "RecordError",
     "ReplicaLeavingError",
     "ReplicaLostError",
@@ -38,7 +41,37 @@ __all__ = [
 
 
 class TensairError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; the length of its message is bounded."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(
+            *(bounded(each) if isinstance(each, str) else each for each in args)
+        )
+
+
+class RaisedError(TensairError):
+    """What user code raised, in words: itself it cannot be kept, sent or logged."""
+
+    @classmethod
+    def unless_fit(cls, error: BaseException) -> BaseException:
+        """Give an exception that can be kept, sent and logged: itself, or one for it.
+
+        Its text may be of any length, or cannot be had; and no future takes a
+        StopIteration.
+        """
+        if isinstance(error, TensairError) or _is_fit(error):
+            return error
+        return cls(in_words(error)).with_traceback(error.__traceback__)
+
+
+def _is_fit(error: BaseException) -> bool:
+    if isinstance(error, (StopIteration, StopAsyncIteration)):
+        return False
+    sized = (each for each in error.args if isinstance(each, (str, bytes, bytearray)))
+    try:
+        return all(len(each) <= LONGEST for each in (*sized, str(error)))
+    except Exception:  # of __str__
+        return False
 
 
 class ConfigurationError(TensairError, ValueError):

@@ -33,6 +33,7 @@ from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
+from tensair_dask.wording import in_words
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
 
@@ -259,9 +260,7 @@ class Learner:
         except BatchError:
             raise
         except Exception as error:
-            raise ForwardError(
-                f"The model raised {type(error).__name__}: {error}"
-            ) from error
+            raise ForwardError(f"The model raised {in_words(error)}") from error
 
     def predict(self, x: Any) -> Any:
         """Predict in evaluation mode; returns tensors on the CPU."""
@@ -273,7 +272,7 @@ class Learner:
             loss = self._recipe.loss(prediction, y)
         except Exception as error:
             raise LossError(
-                f"The loss raised {type(error).__name__}: {error} (prediction: "
+                f"The loss raised {in_words(error)} (prediction: "
                 f"{shapes(prediction)}; target: {shapes(y)})"
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -357,7 +356,7 @@ class Learner:
             kinds = ", ".join(type(each).__name__ for each in self.optimizers)
             raise OptimizerError(
                 f"The optimizer state is not of {kinds}, which cannot step with it "
-                f"({type(error).__name__}: {error}). Load it into the optimizer that "
+                f"({in_words(error)}). Load it into the optimizer that "
                 "it was saved from."
             ) from error
         finally:
@@ -423,7 +422,7 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
             model = recipe.model()
         except Exception as error:
             raise ModelError(
-                f"The model factory raised {type(error).__name__}: {error}. It is "
+                f"The model factory raised {in_words(error)}. It is "
                 "called without arguments on the worker and must return a "
                 "torch.nn.Module."
             ) from error
@@ -462,7 +461,7 @@ def _build_optimizer(
         optimizer = factory(parameters)
     except Exception as error:
         raise OptimizerError(
-            f"The optimizer factory raised {type(error).__name__}: {error}. It is "
+            f"The optimizer factory raised {in_words(error)}. It is "
             "called with the trainable parameters, for example "
             "optimizer=functools.partial(torch.optim.SGD, lr=0.05)."
         ) from error
@@ -522,7 +521,7 @@ def _measure(name: str, metric: Any) -> Callable[[Any, Any], float]:
 
 def _metric_error(name: str, error: Exception, prediction: Any, y: Any) -> MetricError:
     return MetricError(
-        f"Metric {name!r} raised {type(error).__name__}: {error}. It is called "
+        f"Metric {name!r} raised {in_words(error)}. It is called "
         "with (prediction, target) and must return a scalar (prediction: "
         f"{shapes(prediction)}; target: {shapes(y)})."
     )

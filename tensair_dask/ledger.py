@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tensair_dask.errors import CheckpointError, ConfigurationError
+from tensair_dask.errors import CheckpointError, ConfigurationError, RaisedError
 
 __all__ = ["Entry", "Ledger", "marks_of"]
 
@@ -239,5 +239,8 @@ def _records(entry: Entry) -> Iterator[tuple[Any, Any]]:
 def _release(entry: Entry) -> None:
     try:
         entry.release()
-    except Exception:
-        logger.exception("What lets go of a mini-batch raised; the stream goes on")
+    except Exception as error:
+        logger.error(
+            "What lets go of a mini-batch raised; the stream goes on",
+            exc_info=RaisedError.unless_fit(error),
+        )

@@ -26,7 +26,8 @@ import streamz.sources
 from streamz import Stream
 from tornado.gen import convert_yielded, is_coroutine_function
 
-from tensair_dask.errors import StreamError
+from tensair_dask.errors import RaisedError, StreamError
+from tensair_dask.wording import in_words
 
 __all__ = ["mend", "nodes_before", "raise_upstream"]
 
@@ -134,10 +135,10 @@ def _failure(text: str, error: BaseException) -> StreamError:
     """Make an error of a text that has a place for what was raised, and log it."""
     if isinstance(error, StreamError):  # of a node behind it
         error = error.__cause__ or error
-    words = f"{type(error).__name__}: {error}".removesuffix(".").removesuffix(": ")
+    words = in_words(error).removesuffix(".").removesuffix(": ")
     failure = StreamError(text.replace("RAISED", words))
-    failure.__cause__ = error
-    logger.error("%s", failure, exc_info=error)
+    failure.__cause__ = RaisedError.unless_fit(error)
+    logger.error("%s", failure, exc_info=failure.__cause__)
     return failure
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from tensair_dask.wording import bounded
+
 __all__ = ["Notices"]
 
 # Distinct notices of one run. User code makes keys (the name of a metric, say), and a
 # fault that makes a new one at each step must not grow without bound.
 MOST = 1000
-
-# Characters of a notice; what an error of the user's holds may be as long as it likes.
-LONGEST = 4000
 
 
 class Notices:
@@ -42,7 +41,7 @@ class Notices:
         if key in self._said or len(self._said) >= MOST:
             return False
         self._said.add(key)
-        self._new[key] = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        self._new[key] = bounded(text)
         return True
 
     def take(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
+from tensair_dask.errors import RaisedError, TensairTimeoutError, TrainerClosedError
 
 __all__ = ["OneByOne"]
 
@@ -45,7 +45,9 @@ class OneByOne:
             except TrainerClosedError:
                 self._queue.clear()
             except Exception as error:
-                logger.warning("%s failed", self._what, exc_info=error)
+                logger.warning(
+                    "%s failed", self._what, exc_info=RaisedError.unless_fit(error)
+                )
 
     async def settled(self, timeout: float) -> None:
         """Wait until all is done.

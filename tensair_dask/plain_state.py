@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tensair_dask.errors import CheckpointError
+from tensair_dask.wording import in_words
 
 __all__ = ["check", "describe", "parameters_of", "put", "take"]
 
@@ -84,7 +85,7 @@ def put(thing: Any, state: Any, where: str = "") -> None:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{where} cannot go on from this state ({type(error).__name__}: {error}): "
+            f"{where} cannot go on from this state ({in_words(error)}): "
             "it is not one that was taken of it."
         ) from error
 

@@ -35,6 +35,7 @@ from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import LEAVING, TOPIC
 from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
+from tensair_dask.wording import in_words
 
 __all__ = ["RECIPE", "Peer", "Replica", "ReplicaPlan"]
 
@@ -555,7 +556,7 @@ def _unpickled(payload: bytes, plan: ReplicaPlan, what: str) -> Any:
     except Exception as error:
         raise ModelError(
             f"{what} cannot be unpickled on worker {plan.place.address}: "
-            f"{type(error).__name__}: {error}. The client and the workers should have "
+            f"{in_words(error)}. The client and the workers should have "
             "the same versions of Python and torch."
         ) from error
 

@@ -18,6 +18,7 @@ from tensair_dask.dispatch import Dispatcher
 from tensair_dask.errors import ConfigurationError, TrainerClosedError
 from tensair_dask.membership import Membership
 from tensair_dask.placement import Wish
+from tensair_dask.wording import in_words
 
 __all__ = ["Demand", "LagScaling", "cluster_of"]
 
@@ -183,7 +184,7 @@ class LagScaling:
                 return
             logger.warning("The cluster could not be scaled: %s", error, exc_info=error)
             if not self._failing:
-                self._note(f"not scaled, {type(error).__name__}: {error}")
+                self._note(f"not scaled, {in_words(error)}")
             self._failing = True
         else:
             self._failing = False

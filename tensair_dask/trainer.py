@@ -40,6 +40,7 @@ from tensair_dask.drift import Detector
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
+    RaisedError,
     RecordError,
     SchedulerLostError,
 )
@@ -1496,14 +1497,20 @@ def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
     async def finish(rest: Awaitable[Any]) -> None:
         try:
             await rest
-        except Exception:
-            logger.exception("What receives the reports raised; the stream goes on")
+        except Exception as error:
+            logger.error(
+                "What receives the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
         settle()
 
     try:
         rest = refused.deliver(report)
-    except Exception:
-        logger.exception("What receives the reports raised; the stream goes on")
+    except Exception as error:
+        logger.error(
+            "What receives the reports raised; the stream goes on",
+            exc_info=RaisedError.unless_fit(error),
+        )
         rest = None
     if rest is not None:
         return finish(rest)

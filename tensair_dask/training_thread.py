@@ -19,11 +19,13 @@ from tensair_dask.errors import (
     BatchError,
     ForwardError,
     NonFiniteError,
+    RaisedError,
     ReplicaLostError,
 )
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.learner import Learner, non_finite, to_tensors
 from tensair_dask.telemetry.counters import Counters
+from tensair_dask.wording import in_words
 
 __all__ = ["Outcome", "Status", "TrainingThread"]
 
@@ -266,7 +268,7 @@ class TrainingThread:
         try:
             result = function()
         except Exception as error:
-            self._resolve(future, error=error)
+            self._resolve(future, error=RaisedError.unless_fit(error))
         else:
             self._resolve(future, result)
 
@@ -325,7 +327,7 @@ class TrainingThread:
     ) -> None:
         assert self._learner is not None
         if not isinstance(error, BatchError):  # the optimizer, or a lack of memory
-            error = ForwardError(f"The step raised {type(error).__name__}: {error}")
+            error = ForwardError(f"The step raised {in_words(error)}")
         refusal = self._learner.refusal(error, group, samples)
         outcome.errors[len(outcome.losses)] = refusal
         self.counters.refused += 1

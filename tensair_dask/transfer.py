@@ -19,6 +19,7 @@ from typing import Any
 import cloudpickle
 
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.wording import in_words
 
 __all__ = ["by_value", "dumps", "missing_modules", "user_modules"]
 
@@ -86,7 +87,7 @@ def dumps(obj: Any, names: Iterable[str], what: str) -> bytes:
             return cloudpickle.dumps(obj)
     except Exception as error:
         raise ConfigurationError(
-            f"{what} cannot be sent to the workers: {type(error).__name__}: {error}. "
+            f"{what} cannot be sent to the workers: {in_words(error)}. "
             "It, and all that it refers to, must be picklable: build locks, files and "
             "connections inside the factory, not outside."
         ) from error

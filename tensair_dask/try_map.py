@@ -10,8 +10,9 @@ from typing import Any
 from streamz import Stream
 
 from tensair_dask.bad_input import check_on_error
-from tensair_dask.errors import RecordError
+from tensair_dask.errors import RaisedError, RecordError
 from tensair_dask.trainer import Trainer
+from tensair_dask.wording import in_words
 
 __all__ = ["try_map"]
 
@@ -83,10 +84,8 @@ class try_map(Stream):
     def _refuse(self, record: Any, error: Exception, metadata: list[Any]) -> None:
         self.refused += 1
         name = getattr(self.function, "__name__", repr(self.function))
-        refusal = RecordError(
-            f"{name} raised {type(error).__name__} on a record: {error}"
-        )
-        refusal.__cause__ = error
+        refusal = RecordError(f"{name} raised {in_words(error)} (on a record)")
+        refusal.__cause__ = RaisedError.unless_fit(error)
         self._retain_refs(metadata)
 
         def tell() -> None:

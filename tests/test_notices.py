@@ -9,7 +9,7 @@ from distributed.utils_test import gen_cluster
 from helpers import linear, linear_data, train_all
 
 import tensair_dask as ta
-from tensair_dask import notices
+from tensair_dask import notices, wording
 from tensair_dask.notices import Notices
 
 two = functools.partial(
@@ -38,7 +38,7 @@ def test_keys_that_user_code_makes_take_bounded_memory():
 def test_a_long_text_is_cut():
     said = Notices()
     said.say("a", "x" * 10_000_000)
-    assert len(said.take()["a"]) < notices.LONGEST + 10
+    assert len(said.take()["a"]) < wording.LONGEST + 10
 
 
 @two()

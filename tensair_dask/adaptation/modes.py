@@ -25,6 +25,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.metrics import accuracy, binary_accuracy
 from tensair_dask.reports import Report
+from tensair_dask.wording import in_words
 
 __all__ = [
     "MODES",
@@ -306,7 +307,7 @@ class Modes:
             lasting = self._loaded(state["lasting"], state["policy"], index)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The state of the mode is none ({type(error).__name__}: {error}); "
+                f"The state of the mode is none ({in_words(error)}); "
                 "give what Modes.state_dict() has returned."
             ) from error
         # From here on nothing fails: it has been tried.
@@ -427,7 +428,7 @@ class Modes:
         except Exception as error:
             if not self._complained:  # once: every mini-batch would say the same
                 self._complained = True
-                why = f"{type(error).__name__}: {error}"
+                why = in_words(error)
                 unwatched = Unwatched(report.index, why)
                 logger.warning(
                     "%s; others like it are skipped without a word",

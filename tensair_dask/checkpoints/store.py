@@ -23,6 +23,7 @@ from tensair_dask.errors import (
     CheckpointMissingError,
     ConfigurationError,
 )
+from tensair_dask.wording import in_words
 
 __all__ = ["Store"]
 
@@ -388,7 +389,7 @@ def _reason(error: Exception) -> str:
             if error.filename
             else (error.strerror)
         )
-    return f"{type(error).__name__}: {error}"
+    return in_words(error)
 
 
 def _base(path: str) -> str:

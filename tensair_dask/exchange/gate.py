@@ -18,6 +18,7 @@ from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.wire import Frame
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
+from tensair_dask.wording import in_words
 
 __all__ = ["REASONS", "Gate"]
 
@@ -129,7 +130,7 @@ class Gate:
         except _Refusal as refusal:
             self.refuse(refusal.reason, sender, str(refusal))
         except Exception as error:
-            self.refuse("format", sender, f"{type(error).__name__}: {error}")
+            self.refuse("format", sender, in_words(error))
         return None
 
     def refuse(self, reason: str, sender: Member, told: str) -> None:

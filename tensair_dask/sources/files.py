@@ -19,6 +19,7 @@ from tensair_dask import config
 from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
 from tensair_dask.sources.positions import Positions
+from tensair_dask.wording import in_words
 
 __all__ = ["from_csv_chunks", "from_lines"]
 
@@ -117,7 +118,7 @@ class _Files(CarefulSource[PoisonLine]):
             files = list(fsspec.open_files(self._path, mode="rb", **self._options))
         except Exception as error:
             raise SourceError(
-                f"{self._path} cannot be read: {type(error).__name__}: {error}"
+                f"{self._path} cannot be read: {in_words(error)}"
             ) from error
         if not files:
             raise SourceError(f"There is no file at {self._path}.")
@@ -143,7 +144,7 @@ class _Files(CarefulSource[PoisonLine]):
         except Exception as error:
             raise SourceError(
                 f"The {len(lines)} lines behind byte {start} of {path} cannot be read, "
-                f"although each alone can: {type(error).__name__}: {error}"
+                f"although each alone can: {in_words(error)}"
             ) from error
 
     def _sound(self, lines: list[bytes], path: str, start: int) -> Iterator[bytes]:
@@ -154,7 +155,7 @@ class _Files(CarefulSource[PoisonLine]):
             except Exception as cause:
                 error = RecordError(
                     f"The line at byte {start} of {path} cannot be read: "
-                    f"{type(cause).__name__}: {cause}{self._advice}"
+                    f"{in_words(cause)}{self._advice}"
                 )
                 error.__cause__ = cause
                 self._meet(PoisonLine(line, path, start, error))
@@ -217,7 +218,7 @@ class _Lines:
             raise
         except Exception as error:
             raise SourceError(
-                f"{self.path} cannot be read: {type(error).__name__}: {error}"
+                f"{self.path} cannot be read: {in_words(error)}"
             ) from error
         if reached < begins:
             raise SourceError(
@@ -236,7 +237,7 @@ class _Lines:
             except Exception as error:
                 raise SourceError(
                     f"{self.path} cannot be read beyond byte {self.seen}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{in_words(error)}"
                 ) from error
             self.seen += len(read)
             if not read:
@@ -264,7 +265,7 @@ class _Lines:
             size = int(self._file.fs.size(self.path))
         except Exception as error:
             raise SourceError(
-                f"{self.path} was there and is gone: {type(error).__name__}: {error}"
+                f"{self.path} was there and is gone: {in_words(error)}"
             ) from error
         if size < self.seen:
             raise SourceError(

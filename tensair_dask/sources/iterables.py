@@ -18,6 +18,7 @@ from streamz import Stream
 from tensair_dask.errors import ConfigurationError, SourceError
 from tensair_dask.sources.positions import Positions
 from tensair_dask.sources.source import Source
+from tensair_dask.wording import in_words
 
 __all__ = ["from_batches"]
 
@@ -105,7 +106,7 @@ class from_batches(Source):
                     raise
                 raise SourceError(
                     f"{self.name} could not make item {self.position}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{in_words(error)}"
                 ) from error
             mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
             self.position += 1

@@ -30,6 +30,7 @@ from tensair_dask.sources.records import (
     Record,
     partition_key,
 )
+from tensair_dask.wording import in_words
 
 __all__ = ["from_kafka_records"]
 
@@ -537,7 +538,7 @@ class _Reader:
     def _refuse(self, record: Record, key: str, cause: Exception) -> None:
         error = RecordError(
             f"The record at offset {record.offset} of {key} cannot be parsed: "
-            f"{type(cause).__name__}: {cause}"
+            f"{in_words(cause)}"
         )
         error.__cause__ = cause
         self._poison(PoisonRecord(record, error))

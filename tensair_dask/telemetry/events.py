@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tensair_dask.wording import bounded
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -56,6 +58,9 @@ class Event:
     time: float = field(default_factory=time.time)
     index: int = -1
     replica: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", bounded(self.text))
 
     def plain(self) -> dict[str, Any]:
         """As JSON and msgpack have it."""

@@ -11,6 +11,7 @@ from typing import Any
 from distributed.protocol.pickle import dumps
 
 from tensair_dask.waiting import within
+from tensair_dask.wording import in_words
 
 __all__ = ["Reporter"]
 
@@ -146,7 +147,7 @@ class Reporter:
         except (OSError, asyncio.TimeoutError) as error:
             logger.debug("The scheduler was not told how training stands: %r", error)
         except Exception as error:
-            self._off(f"{type(error).__name__}: {error}")
+            self._off(in_words(error))
 
     def _off(self, reason: str) -> None:
         if not self._told_off:
