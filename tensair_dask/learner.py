@@ -6,6 +6,7 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -407,7 +408,7 @@ class Evaluation:
 
     def result(self) -> dict[str, float]:
         """Means weighted by samples; torchmetrics objects give their own value."""
-        samples = max(self._samples, 1)
+        samples = self._samples or math.nan  # the mean of nothing is no number
         result = {"loss": self._loss / samples, "samples": float(self._samples)}
         result.update({name: total / samples for name, total in self._sums.items()})
         for name, metric in self._stateful.items():

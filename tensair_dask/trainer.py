@@ -957,6 +957,11 @@ class Trainer:
         scores
             A dict with ``loss``, ``samples`` and each metric: means over the samples;
             torchmetrics objects give their own value over all mini-batches.
+
+        Raises
+        ------
+        BatchError
+            If a mini-batch cannot be scored, or there is none.
         """
         return self._sync(self._evaluate, batches)
 
@@ -964,6 +969,7 @@ class Trainer:
         await self._ready()
         session = uuid.uuid4().hex
         handle = self._calls.least_loaded()
+        count = 0
         try:
             for pair in batches:
                 try:
@@ -976,6 +982,13 @@ class Trainer:
                     ) from error
                 block = Block.join(self.run_id, [MiniBatch.of(x, y)])
                 await self._calls.ask(handle, "evaluate", block, session)
+                count += 1
+            if not count:
+                raise BatchError(
+                    f"evaluate was given a {type(batches).__name__} without a single "
+                    "mini-batch: there is nothing to score. A generator gives what it "
+                    "has once; make a list of it to evaluate on it again."
+                )
             scores = await self._calls.ask(handle, "evaluate", None, session)
         except BaseException:
             if handle.lane.alive:

@@ -897,6 +897,18 @@ async def test_an_evaluation_that_cannot_be_made_says_why(c, s, a, b):
 
 
 @one()
+async def test_an_evaluation_of_nothing_is_an_error(c, s, a):
+    held_out = (pair for pair in class_data(2))
+    async with ta.Trainer(c, **classes()) as trainer:
+        assert (await trainer.evaluate(held_out))["samples"] == 32
+        for nothing in (held_out, [], {}, iter(())):
+            with pytest.raises(errors.BatchError, match="without a single mini-batch"):
+                await trainer.evaluate(nothing)
+        (evaluations,) = (each._evaluations for each in a.state.actors.values())
+        await until(lambda: not evaluations)
+
+
+@one()
 async def test_an_evaluation_that_is_broken_off_is_forgotten(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         (evaluations,) = (each._evaluations for each in a.state.actors.values())

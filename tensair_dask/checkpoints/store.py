@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tensair_dask import config
@@ -23,6 +22,7 @@ from tensair_dask.errors import (
     CheckpointMissingError,
     ConfigurationError,
 )
+from tensair_dask.files import as_file_system
 from tensair_dask.wording import in_words
 
 __all__ = ["Store"]
@@ -92,7 +92,7 @@ class Store:
             )
         self.keep = keep
         try:
-            self._fs, self._path = url_to_fs(os.fspath(path), **(options or {}))
+            self._fs, self._path = as_file_system(path, **(options or {}))
         except (ImportError, ValueError) as error:
             raise ConfigurationError(
                 f"{path} cannot be reached: {error}. Any path that fsspec knows is "

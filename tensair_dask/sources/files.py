@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import fsspec
 import pandas as pd
 from fsspec.core import OpenFile
 from streamz import Stream
 
 from tensair_dask import config
 from tensair_dask.errors import ConfigurationError, RecordError, SourceError
+from tensair_dask.files import open_files
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
 from tensair_dask.sources.positions import Positions
 from tensair_dask.wording import in_words
@@ -115,7 +115,7 @@ class _Files(CarefulSource[PoisonLine]):
 
     def _found(self) -> list[OpenFile]:
         try:
-            files = list(fsspec.open_files(self._path, mode="rb", **self._options))
+            files = open_files(self._path, **self._options)
         except Exception as error:
             raise SourceError(
                 f"{self._path} cannot be read: {in_words(error)}"

@@ -10,9 +10,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import IO, Any
 
-import fsspec
-
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.files import open_files
 
 __all__ = ["STANDARD_INPUT", "check_readable", "read_lines", "size_of"]
 
@@ -66,9 +65,16 @@ def check_readable(source: str) -> None:
 
 def _open(source: str) -> IO[str]:
     try:
-        return fsspec.open(
-            source, "rt", compression="infer", encoding="utf-8", errors="replace"
-        ).open()
+        (file,) = open_files(
+            source,
+            "rt",
+            expand=False,
+            compression="infer",
+            encoding="utf-8",
+            errors="replace",
+        )
+        opened: IO[str] = file.open()
+        return opened
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"The text {source!r} cannot be opened: {error}. Give a file, or - for "
@@ -116,7 +122,8 @@ def size_of(source: str) -> int | None:
     if source == STANDARD_INPUT:
         return None
     try:
-        with fsspec.open(source, "rb", compression="infer") as file:
+        (found,) = open_files(source, expand=False, compression="infer")
+        with found as file:
             return int(file.seek(0, os.SEEK_END))
     except (OSError, ValueError, ImportError):
         return None

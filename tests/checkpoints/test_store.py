@@ -462,3 +462,18 @@ def test_the_file_is_what_is_encoded(tmp_path):
     checkpoint = small(time=1.0)
     path = Store(tmp_path / "a").save(checkpoint)
     assert read(path) == b"".join(encode(checkpoint))
+
+
+def test_two_colons_in_a_path_are_part_of_its_name(tmp_path):
+    path = tmp_path / "model::a"
+    Store(path).add(example())
+    Store(f"{tmp_path}/one::2.tensair").save(example())
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "model::a",
+        "one::2.tensair",
+    ]
+    assert Store(path).paths() == [
+        str(path / f"checkpoint-{example().index:012d}.tensair")
+    ]
+    checkpoint, _ = Store(f"{tmp_path}/one::2.tensair").load()
+    assert checkpoint.index == example().index

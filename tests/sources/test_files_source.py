@@ -260,3 +260,12 @@ async def test_rows_that_pandas_cannot_read_are_set_aside(tmp_path):
 async def test_column_names_that_are_not_there_end_the_source(tmp_path):
     with pytest.raises(SourceError, match="Usecols do not match columns"):
         await rows("a,b\n1,2\n", tmp_path / "t.csv", read={"usecols": ["c"]})
+
+
+@gen_test()
+async def test_two_colons_in_the_name_of_a_file_are_part_of_it(tmp_path):
+    path = tmp_path / "log::1.txt"
+    path.write_text(TEXT)
+    got, kept = await read(str(path), positions={})
+    assert got == LINES
+    assert list(kept) == [str(path)]
