@@ -12,7 +12,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -168,6 +169,8 @@ class Lane:
         Whether it is known what lives on of it.
     lost
         Resolves when the replica is given up.
+    reserved
+        Whether nothing is sent to it for a while; see `Dispatcher.reserved`.
     """
 
     def __init__(self, address: str, learn: Callable[[Block], Awaitable[Any]]) -> None:
@@ -191,6 +194,7 @@ class Lane:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: Any = None
         self.scheduled = False
+        self.reserved = False
 
     def give_up(self) -> None:
         """Send nothing more; whoever waits for `lost` is told."""
@@ -442,6 +446,7 @@ class Dispatcher:
     def _may_send(self, lane: Lane) -> bool:
         if (
             self._held is not None
+            or lane.reserved
             or not lane.gathered
             or len(lane.sent) >= self._limits.messages
             or lane.is_apart
@@ -667,6 +672,21 @@ class Dispatcher:
             return
         if not any(lane.sent for lane in self.lanes):
             self._held.set_result(None)
+
+    @property
+    def allowed_losses(self) -> int:
+        """Replicas that may be lost with one piece of work, before it is refused."""
+        return self._limits.losses
+
+    @asynccontextmanager
+    async def reserved(self, lane: Lane) -> AsyncIterator[None]:
+        """Send nothing more to one replica; what is put there gathers meanwhile."""
+        lane.reserved = True
+        try:
+            yield
+        finally:
+            lane.reserved = False
+            self._send(lane)
 
     # ---- replicas that leave, and that are lost --------------------------------------
 

@@ -171,7 +171,7 @@ class ForwardError(BatchError):
 
 
 class KilledReplicasError(BatchError):
-    """Replicas were lost, one after the other, while they learned the mini-batch."""
+    """Replicas were lost while they learned the mini-batch, or answered the call."""
 
 
 class LossError(BatchError):

@@ -14,7 +14,6 @@ from tensair_dask.cluster import ReplicaHandle
 from tensair_dask.dispatch import Dispatcher
 from tensair_dask.errors import (
     ClusterError,
-    ReplicaLostError,
     TensairError,
     TensairTimeoutError,
 )
@@ -146,13 +145,11 @@ class Interventions:
             changed.update(await self.copy(source, others))
 
     async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
-        while True:
-            handle = self._calls.least_loaded()
-            try:
-                await self._ask(handle, method, *args)
-            except ReplicaLostError:
-                continue
+        async def change(handle: ReplicaHandle) -> ReplicaHandle:
+            await self._ask(handle, method, *args)
             return handle
+
+        return await self._calls.put(method, change)
 
     async def _ask(self, handle: ReplicaHandle, method: str, *args: Any) -> None:
         """Ask for a change; give up a replica that may make it at any later moment."""

@@ -24,6 +24,7 @@ from tensair_dask.batches import MiniBatch, as_pair, as_refusal, stack
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
+    KilledReplicasError,
     NonFiniteError,
     RecordError,
 )
@@ -521,6 +522,8 @@ class _Asked:
         When it came, on the clock of the delay.
     prediction
         What the model returned; None where it could not.
+    deadly
+        Why it is not learned: replicas were lost with its prediction.
     """
 
     item: Any = field(repr=False)
@@ -530,6 +533,7 @@ class _Asked:
     key: Hashable | None
     moment: float
     prediction: Any = field(default=None, repr=False)
+    deadly: KilledReplicasError | None = None
 
 
 @Stream.register_api()
@@ -701,6 +705,8 @@ class predict_then_train(_OrderedNode):
             asked.prediction = await self.trainer._predict(asked.pair[0])
         except BatchError as error:
             # Learning refuses it as well, and reports it.
+            if isinstance(error, KilledReplicasError):
+                asked.deadly = error  # to learn it would end further ones
             self._not_scored(asked.samples, error)
 
     async def _hold(self, asked: _Asked) -> None:
@@ -742,7 +748,10 @@ class predict_then_train(_OrderedNode):
         except Exception as error:
             self._not_scored(asked.samples, error)
 
-    def _learn(self, asked: _Asked) -> Awaitable[None] | None:
+    def _learn(self, asked: _Asked) -> Awaitable[Any] | None:
+        if asked.deadly is not None:
+            return self._refuse(asked.item, asked.deadly, asked.metadata)
+
         def add_prediction(report: Report) -> None:
             report.prediction = asked.prediction
 

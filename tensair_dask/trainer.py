@@ -857,6 +857,8 @@ class Trainer:
         ------
         ModelError
             If it puts other parameters in the place of those that are trained.
+        KilledReplicasError
+            If it ends the processes in which it is called.
         Exception
             What the function raises. The models are then as they were.
         """
@@ -891,7 +893,9 @@ class Trainer:
         Raises
         ------
         BatchError
-            If the model cannot take ``x``.
+            If the model cannot take ``x``; `KilledReplicasError` if it ends the
+            processes that answer: it is then put to no further one, and never to the
+            last.
 
         Notes
         -----
@@ -1024,7 +1028,7 @@ class Trainer:
 
     async def _state_dicts(self) -> dict[str, dict[str, Any]]:
         await self._ready()
-        states = await self._calls.ask_all("state_dict")
+        states = await self._calls.ask_each("state_dict")
         return dict(
             zip(_names(list(states)), map(unpack, states.values()), strict=True)
         )

@@ -192,6 +192,34 @@ def test_a_mini_batch_that_kills_its_worker_is_refused_before_all_are_killed(cli
         assert trainer.events["kind"].tolist().count("lost") <= 3
 
 
+def test_a_prediction_that_kills_its_worker_leaves_one_replica_alive(client):
+    client.cluster.scale(3)
+    client.wait_for_workers(3)
+    (item,) = class_data(1)
+    deadly_input = item[0].copy()
+    deadly_input[0, 0] = 666
+    with ta.Trainer(client, **classes(model=deadly)) as trainer:
+        trainer.train(*item)
+        with pytest.raises(errors.KilledReplicasError, match="call again"):
+            trainer.predict(deadly_input)
+        source = Stream()
+        answers = source.predict(trainer, on_error="dead-letter").sink_to_list()
+        wait_until(lambda: sum(info.alive for info in trainer.replicas) == 3)
+        for x in (item[0], deadly_input, item[0]):
+            source.emit(x)
+        assert len(answers) == 2
+        (letter,) = trainer.dead_letters
+        assert type(letter.error) is errors.KilledReplicasError
+        assert trainer.train(*item).error is None
+        # The model lives on: no replica began anew.
+        assert all(version > 0 for version in versions(trainer))
+
+
+def versions(trainer):
+    trainer.drain()
+    return [info.version for info in trainer.replicas if info.alive]
+
+
 def test_ctrl_c_while_it_starts_leaves_no_replica_behind(client):
     tasks = client.cluster.scheduler.tasks
 
