@@ -170,6 +170,7 @@ class Learner:
                     f"The loss cannot be differentiated: {error}. It must depend on "
                     "the model's parameters."
                 ) from error
+            self._check_parameters()
             self._check_gradients(value)
             changes = self._stepper.step_locally()
         finally:
@@ -248,7 +249,41 @@ class Learner:
 
     def apply(self, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients (or updates)."""
+        self.keep_whole()
         self._stepper.apply(self._recipe.share, gradients)
+
+    def keep_whole(self) -> None:
+        """See that the parameters lie where the exchange looks for them.
+
+        Call it before the exchange reads or changes them.
+        """
+        try:
+            self._bring_back()
+        except ModelError as error:
+            self.notices.say(
+                "restructured",
+                f"The model has changed its parameters while it answered: {error} It "
+                "has those that it had.",
+            )
+
+    def _check_parameters(self) -> None:
+        try:
+            self._bring_back()
+        except ModelError as error:
+            raise ForwardError(
+                f"The model has changed its parameters while it ran: {error}"
+            ) from error
+
+    def _bring_back(self) -> None:
+        # Once a step: 2 µs of the 600 of the 85k MLP.
+        homes = self.arena.homes
+        if homes.hold():
+            return
+        moved, thawed = homes.mend()
+        if moved:
+            self.notices.say("moved", _moved(moved))
+        if thawed:
+            self.notices.say("thawed", _thawed(thawed))
 
     def forward(self, x: Any) -> Any:
         """Call the model: a tuple as positional, a dict as keyword arguments."""
@@ -526,6 +561,31 @@ def _metric_error(name: str, error: Exception, prediction: Any, y: Any) -> Metri
         "with (prediction, target) and must return a scalar (prediction: "
         f"{shapes(prediction)}; target: {shapes(y)})."
     )
+
+
+def _moved(names: list[str]) -> str:
+    return (
+        f"The model puts other tensors in the place of {_some(names)} while it runs, "
+        "as parameter.data = ..., module.to(...), flatten_parameters() and "
+        "load_state_dict(assign=True) do. Their values are copied back each time to "
+        "where peers' gradients are applied, and nothing is lost; that costs a copy. "
+        "Change values in place, for example with parameter.copy_(...), within "
+        "torch.no_grad()."
+    )
+
+
+def _thawed(names: list[str]) -> str:
+    return (
+        f"The model asks for gradients of {_some(names)} while it runs, which were "
+        "frozen when training began: they are frozen again, and not trained. Thaw "
+        "them in the model factory, or with trainer.apply(lambda model, optimizers: "
+        "model.layer.requires_grad_(True))."
+    )
+
+
+def _some(names: list[str]) -> str:
+    told = ", ".join(map(repr, names[:3]))
+    return told if len(names) <= 3 else f"{told} and {len(names) - 3} others"
 
 
 @contextmanager

@@ -129,6 +129,7 @@ class Replica:
             learner.apply,
             self._thread.wake,
             plan.settings,
+            learner.keep_whole,
         )
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange

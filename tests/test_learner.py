@@ -477,3 +477,89 @@ def test_sparse_adam_alone_trains_a_model_of_tables():
     x, y = torch.randint(0, 20, (8, 3)), torch.randint(0, 2, (8,))
     losses = [ours.learn(x, y, 8)[0].loss for _ in range(5)]
     assert losses == sorted(losses, reverse=True)
+
+
+class Restless(nn.Module):
+    """Does something to itself whenever it is called in training mode."""
+
+    def __init__(self, do: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.do = do
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.do(self)
+        return self.frozen(self.layer(x))
+
+
+def nothing(model):
+    pass
+
+
+def assign_data(model):
+    model.layer.weight.data = model.layer.weight.data.clone()
+
+
+def assign_state(model):
+    model.load_state_dict(model.state_dict(), assign=True)
+
+
+def thaw(model):
+    model.frozen.requires_grad_(True)
+
+
+def layer_anew(model):
+    old, model.layer = model.layer, nn.Linear(3, 2)
+    model.layer.load_state_dict(old.state_dict())
+
+
+@pytest.mark.parametrize("share", ["gradient", "update"])
+@pytest.mark.parametrize("optimizer", [SGD, torch.optim.Adam])
+@pytest.mark.parametrize("do", [assign_data, assign_state, thaw, layer_anew])
+def test_a_model_that_moves_its_parameters_learns_as_one_that_does_not(
+    do, optimizer, share
+):
+    ours, plain = (
+        learner(lambda do=each: Restless(do), optimizer=optimizer, share=share)
+        for each in (do, nothing)
+    )
+    x, y = data()
+    for _ in range(5):
+        for each in (ours, plain):
+            each.learn(x, y, 8)
+            gradients = [torch.full_like(one, 0.1) for one in each.arena.buffers]
+            each.apply(Gradients(gradients))
+    for mine, theirs in zip(
+        ours.model.parameters(), plain.model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    assert len(ours.notices.take()) == 1
+    assert not plain.notices.take()
+
+
+def test_a_layer_that_appears_while_it_runs_is_refused_with_advice():
+    def append(model):
+        model.late = nn.Linear(2, 2)
+
+    ours = learner(lambda: Restless(append))
+    for _ in range(2):
+        with pytest.raises(ForwardError, match=r"'late.weight' has appeared.*factory"):
+            ours.learn(*data(), 8)
+
+
+def test_a_model_that_restructures_itself_to_answer_goes_on_as_it_was():
+    class Growing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                self.weight = nn.Parameter(torch.zeros(5, 3))
+                return x
+            return super().forward(x)
+
+    ours = learner(lambda: Growing(3, 2))
+    x, y = data()
+    ours.predict(x)
+    ours.apply(Gradients([torch.zeros_like(each) for each in ours.arena.buffers]))
+    assert "restructured" in ours.notices.take()
+    ours.learn(x, y, 8)

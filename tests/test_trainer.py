@@ -21,6 +21,7 @@ from helpers import (
     FEATURES,
     class_data,
     classes,
+    expected_weight,
     linear,
     linear_data,
     mlp,
@@ -1074,3 +1075,29 @@ async def test_mini_batches_go_through_the_scheduler_where_the_client_cannot_con
             assert not any(handle._direct for handle in trainer._handles)
             reports = await train_all(trainer, linear_data(30))
             assert all(report.error is None for report in reports)
+
+
+class Reassigning(nn.Module):
+    """Puts another tensor in the place of its weight at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CLASSES, FEATURES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data = self.weight.data.clone()
+        return x @ self.weight.T
+
+
+@two()
+@pytest.mark.parametrize("share", ["gradient", "update"])
+async def test_a_parameter_that_leaves_the_exchange_is_brought_back(c, s, a, b, share):
+    data = linear_data(100)
+    async with ta.Trainer(c, **linear(model=Reassigning, share=share)) as trainer:
+        await train_all(trainer, data)
+        for state in (await trainer.state_dicts()).values():
+            assert torch.allclose(
+                state["weight"].double(), expected_weight(data), atol=1e-4
+            )
+        (said,) = [text for text in trainer.events["text"] if "in the place" in text]
+        assert "'weight'" in said

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tensair_dask.errors import ModelError
+from tensair_dask.exchange.homes import Homes
 
 __all__ = ["Arena", "Layout"]
 
@@ -91,6 +92,8 @@ class Arena:
         Their two kinds, each in the order of ``parameters``.
     layout, buffers
         Of the dense ones.
+    homes
+        Sees that the parameters stay there.
 
     Raises
     ------
@@ -126,6 +129,7 @@ class Arena:
             ):
                 view.copy_(parameter.data)
                 parameter.data = view
+        self.homes = Homes(model, self.parameters)
 
 
 def _sparse_tables(model: torch.nn.Module) -> set[int]:

@@ -75,6 +75,8 @@ class Exchange:
         Called from the event loop when a message has arrived.
     settings
         What is exchanged, and how; None for the configured.
+    prepare
+        Called before the parameters are looked at to publish how they have changed.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Exchange:
         apply: Callable[[Gradients], None],
         wake: Callable[[], None],
         settings: Settings | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.origin = origin
         self.clock = VectorClock()
@@ -104,6 +107,7 @@ class Exchange:
         self._run_id = run_id
         self._apply = apply
         self._wake = wake
+        self._prepare = prepare
         self._arena = arena
         settings = settings or Settings.configured()
         accumulate = Movement if settings.share == "update" else GradientSum
@@ -409,6 +413,7 @@ class Exchange:
     def publish(self) -> None:
         """Hand what has gathered to the outboxes of the peers."""
         start = time.perf_counter()
+        self._prepare()
         message = self._accumulator.take()
         if message is None:
             return
@@ -430,6 +435,7 @@ class Exchange:
             self.publish()
             return
         start = time.perf_counter()
+        self._prepare()
         message = self._accumulator.take_everything(self.steps, self.clock)
         content = message.gradients.to(torch.device("cpu"))
         if self._compressor is not None:
