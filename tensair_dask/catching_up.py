@@ -92,18 +92,33 @@ class CatchingUp:
         behind = [each for each, status in answers.items() if status.missed]
         if not behind:
             return
+        # Who has refused what is NaN or infinite is behind one whose model is that.
+        finite = await self._calls.ask_all("is_finite")
+        sound = [each for each in answers if finite.get(each)] or list(answers)
         source = max(
-            answers, key=lambda each: (each not in behind, answers[each].version)
+            sound, key=lambda each: (each not in behind, answers[each].version)
         )
-        others = [each for each in behind if each is not source]
+        others = [
+            each
+            for each in answers
+            if each is not source and (each in behind or each not in sound)
+        ]
+        if source in behind:
+            # None holds all: what the source has missed is lost. Before it is copied,
+            # or those that take it over would still wait for that.
+            clock = {each.name: status.steps for each, status in answers.items()}
+            await self._calls.ask(source, "overlook", clock)
         copied = await self._interventions.copy(source, others) if others else []
         if others and not copied:
             return  # one of both ends is gone: the next round knows
         told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
+        poisoned = len(set(copied).difference(sound))
+        if poisoned:
+            told = (
+                f"{len(copied)} replicas took over a peer's model: that of {poisoned} "
+                "was NaN or infinite, and the others had refused what it sent"
+            )
         if source in behind:
-            # None holds all: what the source has missed is lost.
-            clock = {each.name: status.steps for each, status in answers.items()}
-            await self._calls.ask(source, "overlook", clock)
             told += ", which had missed some, too"
             logger.warning("Gradients were lost: %s", told)
         self._note("note", told)

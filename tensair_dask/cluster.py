@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import uuid
 from collections.abc import Awaitable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -217,6 +218,8 @@ class Starter:
         self.device = device
         self.settings = settings
         self._name = name
+        # What only replicas of this run know: others may publish to its topic, too.
+        self._token = uuid.uuid4().hex
         self._count = 0
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -326,7 +329,15 @@ class Starter:
         number = self._count
         self._count += 1
         name = f"replica-{number}"
-        plan = ReplicaPlan(self.run_id, name, place, payload, self.settings, self._name)
+        plan = ReplicaPlan(
+            self.run_id,
+            name,
+            place,
+            payload,
+            self.settings,
+            self._name,
+            self._token,
+        )
         future = self.client.submit(
             start_replica,
             pickle.dumps(plan),

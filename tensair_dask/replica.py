@@ -61,6 +61,8 @@ class ReplicaPlan:
         Of the exchange; None for what the worker has configured.
     trainer
         What people call the trainer; None if heartbeats shall not tell of it.
+    token
+        Proves to the other replicas of the run that this is one; see `GradientMessage`.
     """
 
     run_id: str
@@ -69,6 +71,7 @@ class ReplicaPlan:
     recipe: bytes
     settings: Settings | None = None
     trainer: str | None = None
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Replica:
             self._thread.wake,
             plan.settings,
             learner.keep_whole,
+            token=plan.token,
         )
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
@@ -351,6 +355,10 @@ class Replica:
         holding = await self._thread.call(lambda: self.exchange.seal(origins))
         self.exchange.forget_sealed()
         return holding
+
+    async def is_finite(self) -> bool:
+        """Whether none of its parameters is NaN or infinite."""
+        return await self._thread.call(self.learner.is_finite)
 
     async def overlook(self, clock: dict[str, int]) -> None:
         """Go on without gradients of peers that nobody has any more."""

@@ -340,6 +340,8 @@ class TrainingThread:
         """How the replica stands; on the thread."""
         exchange = self._exchange
         assert exchange is not None
+        if self._learner is not None:
+            exchange.tell(self._learner.notices)
         return Status(
             exchange.steps,
             exchange.samples,

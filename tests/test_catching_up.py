@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from helpers import feed, linear, linear_data, spread, until
+import pytest
+import torch
+from helpers import feed, linear, linear_data, spread, train_all, until
 from test_membership import (
     SILENT,
     assert_learned_once,
@@ -17,7 +19,12 @@ from test_membership import (
 
 import tensair_dask as ta
 from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.replica import Replica
+
+
+def told(trainer: Any) -> str:
+    return " ".join(trainer.events["text"])
 
 
 def swallow_a_message(exchange: Any) -> None:
@@ -107,6 +114,59 @@ async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
         # And nothing more waits until it is asked again.
         await learn(data[:10])
         await speaker.call("flush", 10)
+
+
+def poison(trainer: Any, worker: Any, value: float) -> Any:
+    """Spoil the model of one replica, and let it publish a step of the kind."""
+    replica = worker.state.actors[handle_on(trainer, worker).key]
+    exchange = replica.exchange
+
+    def spoil() -> None:
+        exchange._arena.buffers[0].fill_(value)
+        exchange.before_step()
+        bad = torch.full_like(exchange._arena.dense[0], value)
+        exchange.learned(4, 1e-3, Changes([bad]))
+        exchange.publish()
+
+    return replica._thread.call(spoil)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_replica_that_is_not_finite_takes_over_the_model_of_one_that_is(count, value):
+    @cluster(count)
+    async def run(c, s, *workers):
+        data = linear_data(200)
+        async with ta.Trainer(c, **linear(replicas=count)) as trainer:
+            await train_all(trainer, data[:100])
+            await poison(trainer, workers[0], value)
+            others = [exchange_of(trainer, each) for each in workers[1:]]
+            await until(lambda: all(each.is_behind for each in others))
+            await trainer._membership._catching_up.look()
+            await until(lambda: "NaN or infinite, and" in told(trainer))
+            await train_all(trainer, data[100:])
+            # Nothing but the poison is lost, and it is nowhere.
+            await assert_learned_once(trainer, data)
+            statuses = await trainer._calls.ask_all("status")
+            assert not any(status.missed for status in statuses.values())
+            assert "it holds NaN or infinite values" in told(trainer)
+
+    run()
+
+
+@cluster(2)
+async def test_where_no_model_is_finite_any_more_nothing_waits(c, s, a, b):
+    async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+        await train_all(trainer, linear_data(20))
+        nan = float("nan")
+        await asyncio.gather(poison(trainer, a, nan), poison(trainer, b, nan))
+        exchanges = [exchange_of(trainer, each) for each in (a, b)]
+        await until(lambda: all(each.is_behind for each in exchanges))
+        await trainer._membership._catching_up.look()
+        assert not any(each.is_behind for each in exchanges)
+        await trainer.drain()
+        reports = await train_all(trainer, linear_data(4))
+        assert all(report.error is not None for report in reports)
 
 
 @cluster(2)

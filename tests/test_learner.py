@@ -21,8 +21,9 @@ from tensair_dask.errors import (
     NonFiniteError,
     OptimizerError,
 )
+from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.learner import Learner, Recipe, all_finite
+from tensair_dask.learner import Learner, Recipe
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CPU = torch.device("cpu")

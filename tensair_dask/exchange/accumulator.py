@@ -48,7 +48,7 @@ class Accumulator:
 
     Parameters
     ----------
-    run_id, origin
+    run_id, origin, token
         Written into the messages.
     arena
         Of the model.
@@ -64,8 +64,9 @@ class Accumulator:
 
     leaves_out = False
 
-    def __init__(self, run_id: str, origin: str, arena: Arena) -> None:
+    def __init__(self, run_id: str, origin: str, arena: Arena, token: str = "") -> None:
         self._run_id = run_id
+        self._token = token
         self._origin = origin
         self._arena = arena
         self._touched: set[int] = set()
@@ -171,6 +172,7 @@ class Accumulator:
             clock=self._clock,
             oldest=self.oldest,
             content=self._take(everything),
+            token=self._token,
         )
         self.oldest = None
         return message

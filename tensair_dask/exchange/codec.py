@@ -40,6 +40,7 @@ def encode(message: GradientMessage) -> tuple[Header, list[Frame]]:
     parts = content if isinstance(content, tuple) else (content,)
     header = {
         "run_id": message.run_id,
+        "token": message.token,
         "origin": message.origin,
         "first": message.first,
         "last": message.last,
@@ -121,6 +122,7 @@ def decode(header: Mapping[str, Any], frames: Sequence[Frame]) -> GradientMessag
         clock=dict(header["clock"]),
         oldest=time.monotonic() - header["age"],
         content=content,
+        token=header["token"],
     )
 
 

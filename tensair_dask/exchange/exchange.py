@@ -20,11 +20,12 @@ from tensair_dask.exchange.compression import make_compressor
 from tensair_dask.exchange.gate import Gate
 from tensair_dask.exchange.gradient_sum import GradientSum
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.exchange.inbox import Inbox
+from tensair_dask.exchange.inbox import Arrival, Inbox
 from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
 from tensair_dask.exchange.settings import Settings
+from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
@@ -77,6 +78,8 @@ class Exchange:
         What is exchanged, and how; None for the configured.
     prepare
         Called before the parameters are looked at to publish how they have changed.
+    token
+        Of the run; see `GradientMessage`.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Exchange:
         wake: Callable[[], None],
         settings: Settings | None = None,
         prepare: Callable[[], None] = lambda: None,
+        token: str = "",
     ) -> None:
         self.origin = origin
         self.clock = VectorClock()
@@ -111,9 +115,9 @@ class Exchange:
         self._arena = arena
         settings = settings or Settings.configured()
         accumulate = Movement if settings.share == "update" else GradientSum
-        self._accumulator = accumulate(run_id, origin, arena)
+        self._accumulator = accumulate(run_id, origin, arena, token)
         self._compressor = make_compressor(settings.compression)
-        self._gate = Gate(run_id, origin, arena)
+        self._gate = Gate(run_id, origin, arena, token)
         self._inbox = Inbox()
         self._pacer = Pacer(settings.share_of_time, settings.staleness)
         self._pub: Pub | None = None
@@ -373,32 +377,59 @@ class Exchange:
         if self._adopting:
             return 0
         fresh, repeated = self._inbox.take(self.clock, self._sealed)
-        messages = [arrival.message for arrival in fresh]
-        worst = self._apply_all(messages) if messages else 0
-        for arrival in (*fresh, *repeated):
+        worst = self._apply_all(fresh) if fresh else 0
+        for arrival in repeated:
             arrival.applied()
         return worst
 
-    def _apply_all(self, messages: list[GradientMessage]) -> int:
-        total = messages[0].gradients
-        for message in messages[1:]:
-            total = total + message.gradients
+    def _apply_all(self, arrivals: list[Arrival]) -> int:
+        if self._apply_sum([each.message.gradients for each in arrivals]):
+            return max([self._note_applied(each) for each in arrivals])
+        # One is not finite, or the sum of all is not: each by itself.
+        worst = 0
+        for each in arrivals:
+            message = each.message
+            if message.origin in self._inbox.missed:
+                self._inbox.leave_out(each)
+            elif self._apply_sum([message.gradients]):
+                worst = max(worst, self._note_applied(each))
+            else:
+                told = f"steps {message.first} to {message.last}"
+                self._gate.refuse("values", message.origin, told)
+                self._inbox.leave_out(each)
+        return worst
+
+    def _apply_sum(self, parts: list[Gradients]) -> bool:
+        """Apply a sum, unless it would make the parameters NaN or infinite."""
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        if not total.is_finite():
+            return False
         total = total.to(self._arena.device)
         self._apply(total)
         self._accumulator.applied(total)
-        now = self.changed = time.monotonic()
-        worst = 0
-        for message in messages:
-            staleness = self.clock.ahead_of(message.clock)
-            worst = max(worst, staleness)
-            self._stalenesses.append(staleness)
-            self._ages.append(now - message.oldest)
-            self._received += 1
-            self._received_bytes += message.nbytes
-            self.clock.advance(message.origin, message.last)
-            before = self._taken_by.get(message.origin, 0)
-            self._taken_by[message.origin] = max(before, message.taken)
-        return worst
+        self.changed = time.monotonic()
+        return True
+
+    def _note_applied(self, arrival: Arrival) -> int:
+        """Write down what is applied now, and acknowledge it; give its staleness."""
+        message = arrival.message
+        staleness = self.clock.ahead_of(message.clock)
+        self._stalenesses.append(staleness)
+        self._ages.append(self.changed - message.oldest)
+        self._received += 1
+        self._received_bytes += message.nbytes
+        self.clock.advance(message.origin, message.last)
+        before = self._taken_by.get(message.origin, 0)
+        self._taken_by[message.origin] = max(before, message.taken)
+        arrival.applied()
+        return staleness
+
+    def tell(self, notices: Notices) -> None:
+        """Tell the user what was refused of what came."""
+        for key, text in self._gate.news():
+            notices.say(key, text)
 
     def due(self, busy: bool) -> float | None:
         """When `publish` should be called next, on the monotonic clock.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +32,7 @@ REASONS = {
     "layout": "its tensors are not those of this replica's model",
     "size": "its frames are not as long as its header says",
     "rows": "its row numbers do not ascend, or are not in the table",
+    "values": "it holds NaN or infinite values",
 }
 
 # Reasons and senders that have been logged; beyond, refusals are only counted.
@@ -43,6 +44,7 @@ _OLDEST = 1e9
 _TOLD = 200
 _FIELDS = {
     "run_id": str,
+    "token": str,
     "origin": str,
     "first": int,
     "last": int,
@@ -75,7 +77,7 @@ class Gate:
 
     A refused message is counted, logged once for each reason and sender, and done
     with: nothing is raised, and the sender need not repeat it. Belongs to the event
-    loop.
+    loop, but for `refuse` and `news`.
 
     Parameters
     ----------
@@ -83,6 +85,8 @@ class Gate:
         Of this replica.
     arena
         Of its model.
+    token
+        Of the run: a message without it is not from one of its replicas.
 
     Attributes
     ----------
@@ -90,9 +94,11 @@ class Gate:
         How many messages have been refused, by the reason: a key of `REASONS`.
     """
 
-    def __init__(self, run_id: str, origin: str, arena: Arena) -> None:
+    def __init__(self, run_id: str, origin: str, arena: Arena, token: str = "") -> None:
         self.refused: Counter[str] = Counter()
+        self._news: deque[tuple[str, str]] = deque()
         self._run_id = run_id
+        self._token = token
         self._origin = origin
         self._buffers = [
             (_name(dtype), (size,))
@@ -124,8 +130,7 @@ class Gate:
             # The envelope also names the class, for Dask: here it is not looked at.
             header: Any = envelope.get("sub-header")
             self._check(header, frames)
-            if header["origin"] != sender.member:
-                raise _Refusal("origin", f"{header['origin']!r} did not send it")
+            self._check_sender(header, sender)
             return decode(header, frames)
         except _Refusal as refusal:
             self.refuse(refusal.reason, sender, str(refusal))
@@ -133,21 +138,54 @@ class Gate:
             self.refuse("format", sender, in_words(error))
         return None
 
-    def refuse(self, reason: str, sender: Member, told: str) -> None:
-        """Count a refusal, and log the first of its kind."""
+    def refuse(self, reason: str, sender: Member | str, told: str) -> None:
+        """Count a refusal, log the first of its kind, and keep it for the user.
+
+        Parameters
+        ----------
+        reason
+            A key of `REASONS`.
+        sender
+            Who sent the message; the name of the replica, where it is one.
+        told
+            What the message claims, for people.
+        """
         self.refused[reason] += 1
         kind = (reason, sender)
         if kind in self._logged or len(self._logged) >= _LOGGED:
             return
         self._logged.add(kind)
+        who = _named(sender)
         logger.warning(
             "Replica %r refused a gradient message from %s: %s (%s). Further ones for "
             "this reason are counted only.",
             self._origin,
-            sender,
+            who,
             REASONS[reason],
             told[:_TOLD],
         )
+        self._news.append(
+            (
+                f"a refused message: {reason}, {who}",
+                f"A gradient message from {who} was refused: {REASONS[reason]} "
+                f"({told[:_TOLD]}). Nothing of it was learned; further ones are only "
+                "counted (trainer.exchange_stats()). Only the replicas of a run may "
+                "publish to its topic.",
+            )
+        )
+
+    def news(self) -> Iterator[tuple[str, str]]:
+        """Give key and text of what was refused for the first time, once each."""
+        while self._news:
+            yield self._news.popleft()
+
+    def _check_sender(self, header: Any, sender: Member) -> None:
+        if header["origin"] != sender.member:
+            raise _Refusal("origin", f"{header['origin']!r} did not send it")
+        if sender.kind != "worker":
+            raise _Refusal("origin", f"a {sender.kind} sent it, and no replica is one")
+        if header["token"] != self._token:
+            raise _Refusal("origin", f"{header['origin']!r} does not know its token")
 
     def _check(self, header: Any, frames: Sequence[Frame]) -> None:
         self._check_fields(header)
@@ -223,6 +261,12 @@ class Gate:
             raise _Refusal("format", "the touched parameters are not counted")
         if len(touched) > self._dense or max(touched, default=-1) >= self._dense:
             raise _Refusal("layout", f"touched parameters of {self._dense}")
+
+
+def _named(sender: Member | str) -> str:
+    if isinstance(sender, str):
+        return f"replica {sender!r}"
+    return f"{str(sender.member)[:_TOLD]!r} ({sender.kind} {sender.address[:_TOLD]})"
 
 
 def _check_plain(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.rows import Rows, sum_rows
 
 __all__ = ["Gradients"]
@@ -60,6 +61,12 @@ class Gradients:
                 table: Rows(part.ids.to(device), part.values.to(device))
                 for table, part in self.rows.items()
             },
+        )
+
+    def is_finite(self) -> bool:
+        """Whether nothing in it is NaN or infinite."""
+        return all_finite(
+            [*self.buffers, *(part.values for part in self.rows.values())]
         )
 
     @property

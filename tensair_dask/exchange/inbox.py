@@ -95,6 +95,14 @@ class Inbox:
                 repeated.append(arrival)
         return fresh, repeated
 
+    def leave_out(self, arrival: Arrival) -> None:
+        """Do without a message that came next: it leaves a gap, as a lost one does."""
+        self.missed.add(arrival.message.origin)
+        if self._told:
+            arrival.applied()
+        else:
+            self._withheld.append(arrival)
+
     def told(self) -> list[Arrival]:
         """Say that others get to know now whether anything is `missed`.
 

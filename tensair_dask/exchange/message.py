@@ -39,6 +39,9 @@ class GradientMessage:
     content
         The sum: plain, or compressed. Several compressed ones stand for their sum,
         as long as together they are smaller than it.
+    token
+        Given by the client to each replica of the run, and to nobody else: the run id
+        is in the name of the topic, where others read it.
     """
 
     run_id: str
@@ -50,6 +53,7 @@ class GradientMessage:
     clock: dict[str, int]
     oldest: float
     content: Gradients | tuple[Encodings, ...]
+    token: str = ""
 
     def merge(self, later: GradientMessage) -> GradientMessage:
         """Sum this message with the one that follows it (lossless conflation).

@@ -27,6 +27,7 @@ from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.exchange.gate import REASONS, Gate
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.rows import Rows
+from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Member, Pub
 from tensair_dask.pubsub.inlet import Inlet
 from tensair_dask.pubsub.parcel import Parcel
@@ -164,6 +165,8 @@ def test_all_that_replicas_of_such_a_model_send_is_let_in(compression, share):
         ("origin", "me", "origin"),
         ("origin", "b", "origin"),
         ("origin", None, "format"),
+        ("token", "of another run", "origin"),
+        ("token", None, "format"),
         ("first", 0, "steps"),
         ("first", 5, "steps"),
         ("first", 1.0, "format"),
@@ -419,6 +422,170 @@ def test_who_has_been_seen_to_publish_is_known_also_after_leaving():
     assert one.knows("a")
 
 
+# ---- values -------------------------------------------------------------------------
+
+
+BAD = {
+    "float32": [math.nan, math.inf, -math.inf],
+    "bfloat16": [math.nan, math.inf],
+    "float16": [math.nan, -math.inf],
+}
+
+
+def spoil_values(header, frames, dice) -> None:
+    """Write NaN or infinity over some number of a message."""
+    numbers = [
+        (frame, described[0])
+        for described, frame in zip(described_frames(header), frames, strict=True)
+        if described[0] in BAD and len(frame)
+    ]
+    frame, dtype = dice.choice(numbers)
+    kind = getattr(torch, dtype)
+    bad = torch.tensor([dice.choice(BAD[dtype])], dtype=kind)
+    place = dice.randrange(len(frame) // kind.itemsize) * kind.itemsize
+    frame[place : place + kind.itemsize] = bad.view(torch.uint8).numpy().tobytes()
+
+
+def described_frames(header):
+    """Dtype and shape of each frame, in their order."""
+    found = []
+
+    def add(one) -> None:
+        if isinstance(one, dict):
+            found.append(one["codes"])
+            if one["scales"] is not None:
+                found.append(one["scales"])
+        else:
+            found.append(one)
+
+    for part in header["parts"]:
+        for one in part["buffers"]:
+            add(one)
+        for _, ids, values in part["rows"]:
+            add(ids)
+            add(values)
+    return found
+
+
+def exchange(applied: list[Gradients], *senders: Member) -> Exchange:
+    """An exchange without a cluster, which has seen its senders."""
+    one = Exchange("run", "me", ARENA, applied.append, lambda: None)
+    one._gate.see(View.of("topic", 1, senders or [SENDER], []))
+    return one
+
+
+async def put(one: Exchange, sender: Member, parcel: Parcel) -> None:
+    """Give a message to an exchange, as the subscription does."""
+    answer = one._receive(parcel, sender)
+    assert answer is None or isinstance(answer, asyncio.Future)
+
+
+def finite(total: Gradients) -> bool:
+    values = [*total.buffers, *(rows.values for rows in total.rows.values())]
+    return all(bool(torch.isfinite(each.float()).all()) for each in values)
+
+
+@every_content
+def test_nothing_that_is_nan_or_infinite_gets_in(name):
+    async def run() -> None:
+        dice = random.Random(name)
+        refused = 0
+        for _ in range(150):
+            applied: list[Gradients] = []
+            one = exchange(applied)
+            header, frames = real(name)
+            frames = [bytearray(frame) for frame in frames]
+            spoil_values(header, frames, dice)
+            if dice.random() < 0.3:
+                mutate(header, frames, dice)
+            await put(one, SENDER, parcel(header, frames))
+            one.apply_arrived()
+            assert all(map(finite, applied))
+            assert len(applied) + one.statistics()["refused"] == 1
+            refused += one.statistics().get("refused_values", 0)
+        assert refused > 75
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_sends_nan_is_left_out_and_the_others_are_heard():
+    async def run() -> None:
+        other = SENDER._replace(id="2", member="b")
+        applied: list[Gradients] = []
+        one = exchange(applied, SENDER, other)
+        poison = gradients()
+        poison.buffers[0][7] = math.nan
+        bad = message(1, 3, 0.0, content=poison, clock={})
+        good = message(1, 2, 0.0, content=gradients(1), origin="b", clock={})
+        await put(one, SENDER, Parcel(bad))
+        await put(one, other, Parcel(good))
+        one.apply_arrived()
+        (total,) = applied
+        assert torch.equal(total.buffers[0], gradients(1).buffers[0])
+        assert one.clock.snapshot() == {"b": 2}
+        assert one.statistics()["refused_values"] == 1
+        assert one.is_behind
+
+        # What the bad one sends next does not fit any more, however sound.
+        next_one = message(4, 4, 0.0, content=gradients(2), clock={})
+        await put(one, SENDER, Parcel(next_one))
+        one.apply_arrived()
+        assert len(applied) == 1
+        assert one.statistics()["refused_gap"] == 1
+
+    asyncio.run(run())
+
+
+def test_what_is_nan_is_acknowledged_only_when_the_client_knows():
+    async def run() -> None:
+        one = exchange([])
+        poison = gradients()
+        poison.rows[0].values[0, 0] = math.inf
+        answer = one._receive(Parcel(message(1, 1, 0.0, content=poison)), SENDER)
+        one.apply_arrived()
+        await asyncio.sleep(0)
+        assert not answer.done()
+        assert one.missed()
+        await answer
+
+    asyncio.run(run())
+
+
+def test_finite_messages_whose_sum_overflows_are_applied_one_by_one():
+    async def run() -> None:
+        other = SENDER._replace(id="2", member="b")
+        applied: list[Gradients] = []
+        one = exchange(applied, SENDER, other)
+        for sender in (SENDER, other):
+            huge = gradients(rows=0)
+            huge.buffers[0].fill_(3e38)
+            await put(
+                one,
+                sender,
+                Parcel(message(1, 1, 0.0, content=huge, origin=sender.member)),
+            )
+        one.apply_arrived()
+        assert len(applied) == 2
+        assert all(map(finite, applied))
+        assert not one.statistics()["refused"]
+
+    asyncio.run(run())
+
+
+def test_what_was_refused_is_told_to_the_user_once():
+    one = exchange([])
+    notices = Notices()
+    for _ in range(3):
+        one._gate.refuse("origin", SENDER, "told")
+    one._gate.refuse("values", "replica-1", "steps 1 to 3")
+    one.tell(notices)
+    strange, poisonous = notices.take().values()
+    assert "'a' (worker tcp://127.0.0.1:1) was refused" in strange
+    assert "replica 'replica-1' was refused: it holds NaN" in poisonous
+    one.tell(notices)
+    assert not notices.take()
+
+
 # ---- in a cluster -------------------------------------------------------------------
 
 
@@ -464,6 +631,44 @@ async def test_strange_messages_are_acknowledged_counted_and_change_nothing(
         # The run goes on, on all replicas.
         await train_all(trainer, data)
         assert {info.version for info in trainer.replicas} == {40}
+
+
+@pytest.mark.parametrize("who", ["a client", "a member", "a namesake"])
+def test_who_is_no_replica_of_the_run_changes_nothing_and_leaves_no_gap(who):
+    @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
+    async def run(c, s, *workers):
+        data = linear_data(20)
+        async with ta.Trainer(c, **linear(replicas=2)) as trainer:
+            await train_all(trainer, data)
+            before = await trainer.state_dicts()
+            exchanges = [each.exchange for each in replicas_of(*workers)]
+            name = "replica-1" if who == "a namesake" else "stranger"
+            heard = 1 if who == "a namesake" else 2
+            (size,) = exchanges[0]._arena.layout.sizes
+            mine = {"client": c} if who == "a client" else {"worker": workers[2]}
+            topic = f"tensair/{trainer.run_id}/gradients"
+            async with Pub(topic, member=name, **mine) as pub:
+                await pub.wait_for(lambda view: len(view.subscribers) == 2)
+                for first, value in ((1, math.nan), (2, 1e6), (900, 1e6)):
+                    content = Gradients([torch.full((size,), value)])
+                    told = {"run_id": trainer.run_id, "origin": name}
+                    pub.put(message(first, first, 0.0, content=content, **told))
+                await pub.flushed(timeout="10s")
+            stats = list((await trainer.exchange_stats()).values())
+            after = await trainer.state_dicts()
+            for old, new in zip(before.values(), after.values(), strict=True):
+                assert torch.equal(old["weight"], new["weight"])
+            assert sorted(one.get("refused_origin", 0) for one in stats) == sorted(
+                [3] * heard + [0] * (2 - heard)
+            )
+            assert not any(each.is_behind for each in exchanges)
+            await train_all(trainer, data)
+            assert {info.version for info in trainer.replicas} == {40}
+            told = [text for text in trainer.events["text"] if "was refused" in text]
+            assert len(told) == 1
+            assert f"'{name}'" in told[0]
+
+    run()
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60)
