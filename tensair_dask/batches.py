@@ -8,12 +8,13 @@ so that the cost of a message does not grow with the number of mini-batches in i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
+from numpy.ma import MaskedArray
 
 from tensair_dask.errors import (
     BatchError,
@@ -32,6 +33,7 @@ __all__ = [
     "as_refusal",
     "collate",
     "flatten",
+    "made_of",
     "rebuild",
 ]
 
@@ -52,7 +54,8 @@ class MiniBatch:
     Attributes
     ----------
     leaves
-        The arrays of x, then those of y; each of shape (samples, ...).
+        The arrays of x, then those of y; each of shape (samples, ...). Nobody writes
+        to them: they are copies, read-only, and copied where torch might.
     kind
         Structure, dtypes and trailing shapes. Mini-batches of equal kind can be
         joined along the first dimension.
@@ -71,8 +74,15 @@ class MiniBatch:
     learn: bool = True
 
     @classmethod
-    def of(cls, x: Any, y: Any = ABSENT) -> MiniBatch:
-        """Check and flatten one pair.
+    def of(cls, x: Any, y: Any = ABSENT, owned: bool = False) -> MiniBatch:
+        """Check and flatten one pair, and take its values in.
+
+        Parameters
+        ----------
+        x, y
+            Arrays, or tuples or dicts of them.
+        owned
+            Whether arrays and tensors are no one else's any more, and need no copy.
 
         Raises
         ------
@@ -81,6 +91,8 @@ class MiniBatch:
             are no rows.
         DtypeError
             If a leaf is not numeric or boolean.
+        BatchError
+            If one is masked.
         """
         leaves, x_structure, x_bits = flatten(x, "x")
         if not leaves:
@@ -108,6 +120,7 @@ class MiniBatch:
                 )
             nbytes += leaf.nbytes
             signature.append((leaf.dtype.str, shape[1:]))
+        leaves = [_taken(leaf, owned) for leaf in leaves]
         if samples == 0:
             raise ShapeError("The mini-batch has no rows; at least 1 is needed.")
         kind = (x_structure, y_structure, bits, tuple(signature))
@@ -295,6 +308,7 @@ def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
             f"{name} is a {type(value).__name__}; one level of tuple or dict is "
             "allowed, with arrays below it. Flatten the structure before training."
         )
+    check_unmasked(value, name)
     try:
         return _check(np.asarray(value), name), False
     except ValueError as error:  # ragged lists
@@ -325,6 +339,33 @@ def _check(leaf: np.ndarray, name: str) -> np.ndarray:
     if min(leaf.strides) < 0:
         return leaf.copy()
     return leaf
+
+
+def _taken(leaf: np.ndarray, owned: bool) -> np.ndarray:
+    """Give the values of a leaf, which nobody can change any more."""
+    # What a mini-batch was made of may be used again for the next one, and this one
+    # waits, or is learned once more by another replica.
+    taken = leaf.view() if owned else leaf.copy()
+    # A replica in this process gets the array itself: where it is read-only, torch
+    # is given a copy (see `to_tensors`), so that no model writes to it.
+    taken.flags.writeable = False
+    return taken
+
+
+def check_unmasked(value: Any, name: str) -> None:
+    """Refuse masked values: an array does not have them, and what lies below is none.
+
+    Raises
+    ------
+    BatchError
+        If there is one.
+    """
+    if isinstance(value, MaskedArray) and np.ma.is_masked(value):
+        raise BatchError(
+            f"{name} has {np.ma.count_masked(value)} masked values of {value.size}; "
+            "a mini-batch has a value everywhere. Give them one with .filled(value), "
+            "or leave out the rows that have some."
+        )
 
 
 def describe_kind(kind: tuple[Any, ...], samples: int | str = "n") -> str:
@@ -376,6 +417,33 @@ def as_pair(item: Any) -> tuple[Any, Any]:
         + "; a mini-batch is a pair (x, y) of arrays, or a tuple of such records as "
         "Stream.partition(n) makes. Put .map(parse) before, or give collate=."
     )
+
+
+def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> MiniBatch:
+    """Make the mini-batch of an item of a stream.
+
+    Parameters
+    ----------
+    item
+        What the stream gave.
+    collate
+        Makes ``(x, y)`` of it, or the mini-batch itself.
+    owned
+        Whether the arrays of the item are no one else's, and need no copy.
+
+    Raises
+    ------
+    BatchError
+        If it is none, or what ``collate`` raises.
+    """
+    made = collate(item)
+    if isinstance(made, MiniBatch):
+        return made
+    x, y = made
+    # What else it is made of may be a buffer that collate uses again.
+    pair = isinstance(item, (tuple, list)) and len(item) == 2
+    owned = owned and pair and item[0] is x and item[1] is y
+    return MiniBatch.of(x, y, owned)
 
 
 def as_refusal(error: Exception) -> TensairError:
@@ -447,6 +515,8 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
             import torch
 
             return torch.stack(list(samples))
+        for masked in [each for each in samples if isinstance(each, MaskedArray)]:
+            check_unmasked(masked, name)
         return _narrow(np.stack([np.asarray(sample) for sample in samples]), first)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ShapeError(

@@ -28,6 +28,7 @@ from tensair_dask.errors import (
     NonFiniteError,
     RecordError,
 )
+from tensair_dask.holding import take_values
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential import Prequential
@@ -37,6 +38,7 @@ from tensair_dask.reports import Report
 from tensair_dask.sources.positions import Tracker
 from tensair_dask.trainer import Trainer
 from tensair_dask.try_map import try_map
+from tensair_dask.values import as_values
 
 __all__ = ["predict", "predict_then_train", "train", "try_map"]
 
@@ -69,6 +71,8 @@ class _TrainerNode(Stream):
             "give an open tensair_dask.Trainer, such as stream.train(trainer)",
         )
         self._on_error = check_on_error(on_error)
+        # Whether its items are copies that the node before it has made.
+        self._are_values = take_values(upstream)
         # What is raised at the next emit, or drain; further ones are only counted.
         self._failure: Exception | None = None
         self._further = 0
@@ -96,6 +100,10 @@ class _TrainerNode(Stream):
     def _on_client_loop(self) -> bool:
         return self.loop.asyncio_loop is self._client_loop
 
+    def _value(self, item: Any) -> Any:
+        """Take the values of an item that waits here before it is a mini-batch."""
+        return item if self._are_values else as_values(item)
+
     def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
         """Take an item; the result is awaited where no replica has room."""
         metadata = metadata or []
@@ -106,7 +114,7 @@ class _TrainerNode(Stream):
             # would never begin.
             return None if rest is None else asyncio.ensure_future(rest)
         work = asyncio.run_coroutine_threadsafe(
-            self._accept_from_elsewhere(x, metadata), self._client_loop
+            self._accept_from_elsewhere(self._value(x), metadata), self._client_loop
         )
         return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
 
@@ -171,6 +179,7 @@ class _TrainerNode(Stream):
         collate: Callable[[Any], tuple[Any, Any]],
         metadata: list[Any],
         deliver: Callable[[Report], None] | None = None,
+        is_value: bool = False,
     ) -> Awaitable[None] | None:
         """Give an item to the trainer; emit its report; let go when it is learned."""
 
@@ -188,6 +197,7 @@ class _TrainerNode(Stream):
             functools.partial(self._let_go, metadata),
             metadata,
             self._on_error,
+            is_value or self._are_values or not self._on_client_loop,
         )
 
     def _let_go(self, metadata: list[Any]) -> None:
@@ -388,12 +398,12 @@ class train(_TrainerNode):
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         if self._overload is None:
             return self._feed(x, self._collate, metadata)
-        self._overload.offer((x, metadata))
+        self._overload.offer((self._value(x), metadata))
         return None
 
     def _feed_one(self, held: tuple[Any, list[Any]]) -> Awaitable[Any] | None:
         item, metadata = held
-        return self._feed(item, self._collate, metadata)
+        return self._feed(item, self._collate, metadata, is_value=True)
 
     def _drop(self, held: tuple[Any, list[Any]]) -> None:
         _, metadata = held
@@ -454,7 +464,7 @@ class predict(_OrderedNode):
         self._details = details
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
-        return self._predict(x, metadata)
+        return self._predict(self._value(x), metadata)
 
     async def _predict(self, item: Any, metadata: list[Any]) -> None:
         before, room = self._queue_up()
@@ -650,9 +660,12 @@ class predict_then_train(_OrderedNode):
         if self._one_pass:
             return self._train_at_once(x, metadata)
         number, self._number = self._number, self._number + 1
+        x = self._value(x)
         try:
             pair = self._collate(x)
-            samples = MiniBatch.of(*pair).samples
+            if self._collate is not as_pair:  # it may use its arrays again
+                pair = as_values(pair)
+            samples = MiniBatch.of(*pair, owned=True).samples
             moment = self._moment_of(x, samples)
         except Exception as error:
             return self._refuse(x, error, metadata)
@@ -756,7 +769,7 @@ class predict_then_train(_OrderedNode):
             report.prediction = asked.prediction
 
         return self._feed(
-            asked.item, lambda _: asked.pair, asked.metadata, add_prediction
+            asked.item, lambda _: asked.pair, asked.metadata, add_prediction, True
         )
 
     def _not_scored(self, records: int, error: Exception) -> None:
@@ -772,7 +785,7 @@ class predict_then_train(_OrderedNode):
 
         def collate(given: Any) -> tuple[Any, Any]:
             pair = self._collate(given)
-            targets.append(pair[1])
+            targets.append(as_values(pair[1]))  # scored when it has been learned
             return pair
 
         def score(report: Report) -> None:

@@ -29,7 +29,7 @@ from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal
+from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
@@ -64,6 +64,7 @@ from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
 from tensair_dask.telemetry.curves import Curves
 from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
 from tensair_dask.telemetry.reporter import Reporter
+from tensair_dask.values import as_values
 from tensair_dask.waiting import within
 
 if TYPE_CHECKING:
@@ -497,7 +498,12 @@ class Trainer:
         TrainerClosedError, NoReplicasError, TensairTimeoutError
             If it could not be learned for reasons of the system.
         """
+        x, y = self._given((x, y))
         return self._sync(self._train, x, y)
+
+    def _given(self, item: Any) -> Any:
+        """Take the values of what a call is given that may begin after it returns."""
+        return as_values(item) if self.client.asynchronous else item
 
     async def _train(self, x: Any, y: Any) -> Report:
         await self._ready()
@@ -530,6 +536,7 @@ class Trainer:
         settle: Callable[[], Any] | None = None,
         metadata: Sequence[Any] = (),
         on_error: str = "dead-letter",
+        is_value: bool = False,
     ) -> Awaitable[None] | None:
         """Take one item of a stream; for stream nodes, on the client's event loop.
 
@@ -538,7 +545,7 @@ class Trainer:
         item
             What the stream gave; kept in the dead letters if it is refused.
         collate
-            Makes ``(x, y)`` of it.
+            Makes ``(x, y)`` of it, or a `MiniBatch`.
         deliver
             Called once with the report; what it returns is awaited before the
             mini-batch's place is given to another.
@@ -551,6 +558,9 @@ class Trainer:
             Of streamz: holds where its records were in their sources.
         on_error
             What is done if it is refused; see `tensair_dask.bad_input`.
+        is_value
+            Whether its arrays are no one else's; else they are copied, since who has
+            given them may change them, or use them again for the next one.
 
         Returns
         -------
@@ -567,8 +577,10 @@ class Trainer:
         if settled is not None:
             self._under_way[index] = None
             settled = functools.partial(self._settle, index, settled)
+        if not is_value:
+            item = as_values(item)
         try:
-            batch = MiniBatch.of(*collate(item))
+            batch = made_of(item, collate, owned=not is_value)
         except Exception as error:
             nothing: Any = None
             refused = Pending(
@@ -903,7 +915,7 @@ class Trainer:
         are under way for each replica, the others wait. For many records at a time,
         one call with a mini-batch of them costs least.
         """
-        return self._sync(self._predict, x, details)
+        return self._sync(self._predict, self._given(x), details)
 
     def predict_one(self, record: Any, details: bool = False) -> Any:
         """Predict for one record, given and answered without the batch axis.
@@ -927,7 +939,7 @@ class Trainer:
         BatchError
             If the model cannot take the record, or its output has no batch axis.
         """
-        return self._sync(self._predict_one, record, details)
+        return self._sync(self._predict_one, self._given(record), details)
 
     async def _predict(self, x: Any, details: bool = False) -> Any:
         prediction = await self._prediction(x)

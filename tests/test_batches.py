@@ -87,9 +87,10 @@ def test_a_block_is_not_pickled(monkeypatch):
         return b""
 
     monkeypatch.setattr("distributed.protocol.pickle.dumps", refuse)
-    _, frames = serialize(Block.join("run", [MiniBatch.of(X, Y)]))
+    batch = MiniBatch.of(X, Y)
+    _, frames = serialize(Block.join("run", [batch]))
     assert [memoryview(frame).nbytes for frame in frames] == [X.nbytes, Y.nbytes]
-    assert np.shares_memory(np.frombuffer(frames[0], "uint8"), X)
+    assert np.shares_memory(np.frombuffer(frames[0], "uint8"), batch.leaves[0])
 
 
 def test_a_dict_whose_names_do_not_travel_is_refused():

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["wording"],
+    ["wording", "values"],
     ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
-    ["bad_input", "mended", "overload"],
+    ["bad_input", "mended", "holding", "overload"],
     [
         "metrics",
         "memory",
@@ -77,7 +77,15 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Who may import what, at module level or within functions.
 ONLY_IN = {
     "bokeh": {"plots", "drift_plots", "charts", "dashboard"},
-    "streamz": {"mended", "try_map", "streams", "sources", "continuation", "pipelines"},
+    "streamz": {
+        "mended",
+        "holding",
+        "try_map",
+        "streams",
+        "sources",
+        "continuation",
+        "pipelines",
+    },
     "confluent_kafka": {"sources"},
     "rich": {"terminal", "cli", "running", "monitor", "live_view", "pipelines"},
     "click": {"cli", "programs", "running", "scored", "adaptive", "pipelines"},

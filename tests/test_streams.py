@@ -141,7 +141,7 @@ async def test_bad_items_leave_the_stream_running(c, s, a, b):
     }
     items = {letter.index: letter.item for letter in trainer.dead_letters}
     assert items[3] == "text"
-    assert items[2][0] is nan
+    assert np.isnan(items[2][0]).all()
 
 
 def test_references_are_held_until_the_report_has_passed(slow):
@@ -222,7 +222,7 @@ def test_references_stay_held_where_no_replica_is_left_to_learn(slow):
         trainer._dispatcher.lose(trainer._dispatcher.lanes[0], OSError("killed"))
         await until(lambda: reports)
         assert isinstance(reports[0].error, errors.NoReplicasError)
-        assert trainer.dead_letters[0].item[0] is X
+        assert np.array_equal(trainer.dead_letters[0].item[0], X)
         assert ref.count == 1
         slow.gate.set()
         await trainer.close()
