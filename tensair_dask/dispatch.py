@@ -27,6 +27,8 @@ from tensair_dask.errors import (
     TensairTimeoutError,
     TrainerClosedError,
 )
+from tensair_dask.exchange.wire import Packed, unpack
+from tensair_dask.predictions import unknown_type
 from tensair_dask.reports import Report
 from tensair_dask.waiting import within
 
@@ -522,21 +524,29 @@ class Dispatcher:
             report = Report(
                 pending.index,
                 outcome.losses[position],
-                dict(zip(names, values, strict=True)) if values else {},
+                _by_name(names, values),
                 pending.batch.samples,
                 outcome.seconds[position],
                 outcome.stalenesses[position],
                 lane.address,
                 error,
-                outcome.predictions[position],
+                self._prediction(outcome.predictions[position]),
                 now,
                 (pending.batch.learn or pending.lives_on) and error is None,
             )
             self._deliver(pending, report)
 
+    def _prediction(self, kept: Any) -> Any:
+        if type(kept) is not Packed:
+            return kept
+        return unpack(kept, lambda name: self._say_once(name, unknown_type(name)))
+
     def _deliver(self, pending: Pending, report: Report) -> None:
         try:
             self._observe(pending, report)
+        except Exception:  # who waits for the report gets it all the same
+            logger.exception("What looks at the reports raised; the stream goes on")
+        try:
             rest = pending.deliver(report)
         except Exception as error:
             logger.error(
@@ -898,6 +908,15 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Scores of one mini-batch; the newest names may have no values in it."""
+    return {
+        name: value
+        for name, value in zip(names, values, strict=False)
+        if value is not None
+    }
 
 
 def nobody_alive(replicas: int, so: str) -> NoReplicasError:

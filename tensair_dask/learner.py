@@ -21,7 +21,6 @@ from tensair_dask.errors import (
     BatchError,
     ForwardError,
     LossError,
-    MetricError,
     ModelError,
     NonFiniteError,
     OptimizerError,
@@ -31,10 +30,12 @@ from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
+from tensair_dask.exchange.wire import pack
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
+from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
 from tensair_dask.wording import in_words
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
@@ -79,7 +80,7 @@ class Step:
     """The outcome of learning one mini-batch, or of only scoring it."""
 
     loss: float
-    metrics: list[float]
+    metrics: list[float | None]
     samples: int
     seconds: float
     prediction: Any = None
@@ -127,17 +128,14 @@ class Learner:
             for each in self.optimizers
         ]
         self._stepper = Stepper(self.optimizers, self.arena)
-        self._metrics = {
-            name: _on_device(metric, device) for name, metric in recipe.metrics.items()
-        }
-        self._measures = [_measure(*each) for each in self._metrics.items()]
+        self._score = Scoring(recipe.metrics, self.notices, device)
         # The last mini-batch that was learned, to tell users what is allowed.
         self.learned_kind: tuple[Any, ...] | None = None
 
     @property
     def metric_names(self) -> list[str]:
-        """Names of the metrics, in the order of ``Step.metrics``."""
-        return list(self._metrics)
+        """Names of the scores, in the order of ``Step.metrics``; more may come."""
+        return self._score.names
 
     def learn(self, x: Any, y: Any, samples: int) -> tuple[Step, Changes]:
         """Score one mini-batch, then learn from it.
@@ -164,6 +162,7 @@ class Learner:
         try:
             prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
+            kept = self._kept(prediction)
             try:
                 loss.backward()
             except RuntimeError as error:
@@ -177,7 +176,7 @@ class Learner:
         finally:
             for parameter in parameters:
                 parameter.grad = None
-        return self._told(start, value, metrics, samples, prediction), changes
+        return self._told(start, value, metrics, samples, kept), changes
 
     def score(self, x: Any, y: Any, samples: int) -> Step:
         """Score one mini-batch in evaluation mode, and learn nothing from it.
@@ -188,7 +187,8 @@ class Learner:
         with evaluating(self.model), torch.no_grad():
             prediction, _, value = self._assess(x, y)
             metrics = self._score(prediction, y)
-        return self._told(start, value, metrics, samples, prediction)
+            kept = self._kept(prediction)
+        return self._told(start, value, metrics, samples, kept)
 
     def _assess(self, x: Any, y: Any) -> tuple[Any, torch.Tensor, float]:
         """Predict, and compare with the target: prediction, loss, and its value."""
@@ -217,12 +217,27 @@ class Learner:
         self,
         start: float,
         loss: float,
-        metrics: list[float],
+        metrics: list[float | None],
         samples: int,
-        prediction: Any,
+        kept: Any,
     ) -> Step:
-        kept = to_arrays(prediction) if self._recipe.keep_predictions else None
         return Step(loss, metrics, samples, time.perf_counter() - start, kept)
+
+    def _kept(self, prediction: Any) -> Any:
+        """Copy a prediction for its report: an array, or packed if it is of several."""
+        if not self._recipe.keep_predictions:
+            return None
+        try:
+            arrays = to_arrays(prediction)
+            return arrays if type(arrays) is np.ndarray else pack(arrays, typed=True)
+        except Exception as error:  # watching does not decide what is learned
+            self.notices.say(
+                f"prediction kept {type(error).__name__}",
+                f"The model returned {shapes(prediction)}, of which reports cannot "
+                f"carry a copy ({in_words(error)}): report.prediction is "
+                "None. The mini-batch is learned all the same.",
+            )
+            return None
 
     def change(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
         """Call a function with model and optimizers; it may change both in place.
@@ -319,16 +334,9 @@ class Learner:
             )
         return loss
 
-    def _score(self, prediction: Any, y: Any) -> list[float]:
-        if not self._metrics:
-            return []
-        # Detached, so that nothing of a metric is recorded for the backward pass.
-        prediction = map_tensors(torch.Tensor.detach, prediction)
-        return [measure(prediction, y) for measure in self._measures]
-
     def evaluation(self) -> Evaluation:
         """Begin an evaluation on held-out mini-batches."""
-        return Evaluation(self, self._metrics)
+        return Evaluation(self, self._score.totals())
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the model's parameters and buffers to the CPU."""
@@ -408,24 +416,11 @@ class Learner:
 class Evaluation:
     """Loss and metrics over held-out mini-batches, in evaluation mode."""
 
-    def __init__(self, learner: Learner, metrics: Mapping[str, Any]) -> None:
+    def __init__(self, learner: Learner, totals: Totals) -> None:
         self._learner = learner
         self._samples = 0
         self._loss = 0.0
-        # Stateful metrics accumulate over all mini-batches, apart from training's.
-        self._stateful = {
-            name: copy.deepcopy(metric)
-            for name, metric in metrics.items()
-            if is_stateful(metric)
-        }
-        for metric in self._stateful.values():
-            metric.reset()
-        self._plain = {
-            name: _measure(name, metric)
-            for name, metric in metrics.items()
-            if name not in self._stateful
-        }
-        self._sums = dict.fromkeys(self._plain, 0.0)
+        self._totals = totals
 
     def add(self, x: Any, y: Any, samples: int) -> None:
         """Score one mini-batch."""
@@ -433,23 +428,14 @@ class Evaluation:
         with evaluating(learner.model), torch.no_grad():
             prediction = learner.forward(x)
             self._loss += samples * learner._loss(prediction, y).item()
-            for name, measure in self._plain.items():
-                self._sums[name] += samples * measure(prediction, y)
-            for name, metric in self._stateful.items():
-                try:
-                    metric.update(prediction, y)
-                except Exception as error:
-                    raise _metric_error(name, error, prediction, y) from error
+            self._totals.add(prediction, y, samples)
         self._samples += samples
 
     def result(self) -> dict[str, float]:
         """Means weighted by samples; torchmetrics objects give their own value."""
         samples = self._samples or math.nan  # the mean of nothing is no number
         result = {"loss": self._loss / samples, "samples": float(self._samples)}
-        result.update({name: total / samples for name, total in self._sums.items()})
-        for name, metric in self._stateful.items():
-            result[name] = float(metric.compute())
-        return result
+        return result | self._totals.result()
 
 
 def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
@@ -526,44 +512,6 @@ def _check_groups(optimizer: torch.optim.Optimizer, needed: set[str]) -> None:
             )
 
 
-def _on_device(metric: Any, device: torch.device) -> Any:
-    return metric.to(device) if is_stateful(metric) else metric
-
-
-def is_stateful(metric: Any) -> bool:
-    """Whether a metric keeps state as torchmetrics objects do."""
-    return all(hasattr(metric, name) for name in ("update", "compute", "reset"))
-
-
-def _measure(name: str, metric: Any) -> Callable[[Any, Any], float]:
-    """Make a function of prediction and target of a metric; it names what raises.
-
-    Decided once, because it is called at every step: 2 in place of 9 µs.
-    """
-    stateful = is_stateful(metric)
-
-    def measure(prediction: Any, y: Any) -> float:
-        try:
-            if stateful:
-                # The value on this mini-batch alone: state would grow with the stream.
-                metric.reset()
-                metric.update(prediction, y)
-                return float(metric.compute())
-            return float(metric(prediction, y))
-        except Exception as error:
-            raise _metric_error(name, error, prediction, y) from error
-
-    return measure
-
-
-def _metric_error(name: str, error: Exception, prediction: Any, y: Any) -> MetricError:
-    return MetricError(
-        f"Metric {name!r} raised {in_words(error)}. It is called "
-        "with (prediction, target) and must return a scalar (prediction: "
-        f"{shapes(prediction)}; target: {shapes(y)})."
-    )
-
-
 def _moved(names: list[str]) -> str:
     return (
         f"The model puts other tensors in the place of {_some(names)} while it runs, "
@@ -601,17 +549,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    """Apply a function to the tensors of a tuple, list or dict."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, Mapping):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return tuple(map_tensors(function, value) for value in tree)
-    return tree
-
-
 def to_arrays(tree: Any) -> Any:
     """Copy tensors to numpy; bfloat16 becomes float32."""
 
@@ -622,18 +559,6 @@ def to_arrays(tree: Any) -> Any:
         return np.array(tensor.numpy())
 
     return map_tensors(convert, tree)
-
-
-def shapes(tree: Any) -> str:
-    """Describe a prediction or target in an error message."""
-    if isinstance(tree, torch.Tensor):
-        return f"a tensor {tuple(tree.shape)} {str(tree.dtype).removeprefix('torch.')}"
-    if isinstance(tree, Mapping):
-        return f"a dict of {sorted(map(str, tree))}"
-    if isinstance(tree, (tuple, list)):
-        inner = ", ".join(shapes(value) for value in tree)
-        return f"{type(tree).__name__}({inner})"
-    return f"a {type(tree).__name__}"
 
 
 def to_tensors(group: Group, device: torch.device) -> Iterator[tuple[Any, Any, int]]:

@@ -130,7 +130,7 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         How many of the newest events to take.
     """
     curves = trainer._curves.frame()
-    metrics = list(trainer._recipe.metrics)
+    metrics = trainer._curves.metrics
     dashboard, training = dashboard_link(trainer)
     return Overview(
         name=trainer.name,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tensair_dask import outputs
 from tensair_dask.batches import stack
 from tensair_dask.errors import ShapeError
 
-__all__ = ["Prediction", "as_batch", "without_batch_axis"]
+__all__ = ["Prediction", "as_batch", "unknown_type", "without_batch_axis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def without_batch_axis(output: Any, name: str = "output") -> Any:
     Parameters
     ----------
     output
-        An array or tensor of shape (1, ...), or a tuple or dict of them.
+        An array or tensor of shape (1, ...), or a container of them, which stays of
+        its type.
     name
         For the error message.
 
@@ -85,15 +86,11 @@ def without_batch_axis(output: Any, name: str = "output") -> Any:
     ShapeError
         If the first axis is missing, or is not of length 1.
     """
-    if isinstance(output, Mapping):
-        return {
-            key: without_batch_axis(value, f"{name}[{key!r}]")
-            for key, value in output.items()
-        }
-    if isinstance(output, (tuple, list)):
-        return tuple(
-            without_batch_axis(value, f"{name}[{position}]")
-            for position, value in enumerate(output)
+    items = outputs.contents(output)
+    if items is not None:
+        return outputs.filled(
+            output,
+            [without_batch_axis(value, f"{name}[{key!r}]") for key, value in items],
         )
     shape = getattr(output, "shape", None)
     if shape is None:  # neither array nor tensor: the same for every record
@@ -105,3 +102,19 @@ def without_batch_axis(output: Any, name: str = "output") -> Any:
             "of one, and take the answer out yourself."
         )
     return output[0]
+
+
+def unknown_type(name: str) -> str:
+    """Say that predictions are of a type which only the workers have.
+
+    Parameters
+    ----------
+    name
+        Its full name.
+    """
+    return (
+        f"The model returns {name}, which cannot be imported where predictions are "
+        "asked for: named tuples arrive as tuples, dataclasses and other mappings as "
+        "dicts. Define the type at the top of a module that the client can import, or "
+        "of the notebook, for predictions of that type."
+    )

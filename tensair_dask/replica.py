@@ -414,7 +414,8 @@ class Replica:
                     "version": version,
                     "age": age,
                     "replica": self._plan.place.address,
-                }
+                },
+                typed=True,
             )
             self._thread.counters.predictions += samples
             return packed

@@ -180,7 +180,7 @@ class Page:
         drawn, marks = [], []
         if trainer is not None:
             events = trainer.events
-            metrics = list(trainer._recipe.metrics)
+            metrics = trainer._curves.metrics
             drawn = charts.panels(trainer.curves, events, metrics)
             marks = charts.legend(events)
         figures = run.figures()

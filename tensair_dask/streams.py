@@ -635,7 +635,7 @@ class predict_then_train(_OrderedNode):
         # In one pass: what there is to score, by number, until all before has come.
         self._number = 0
         self._settled = 0
-        self._outcomes: dict[int, tuple[Any, Any] | None] = {}
+        self._outcomes: dict[int, tuple[Any, Any, int] | None] = {}
         self.unscored = 0
 
     @property
@@ -789,8 +789,10 @@ class predict_then_train(_OrderedNode):
             return pair
 
         def score(report: Report) -> None:
-            learned = targets and report.error is None
-            self._settle(number, (targets[0], report.prediction) if learned else None)
+            outcome = None
+            if targets and report.error is None:
+                outcome = targets[0], report.prediction, report.samples
+            self._settle(number, outcome)
 
         rest = self._feed(item, collate, metadata, score)
         return None if rest is None else self._when_fed(rest, number)
@@ -802,7 +804,7 @@ class predict_then_train(_OrderedNode):
             self._settle(number, None)  # nobody will report it
             raise
 
-    def _settle(self, number: int, outcome: tuple[Any, Any] | None) -> None:
+    def _settle(self, number: int, outcome: tuple[Any, Any, int] | None) -> None:
         """Score in the order of the stream, whichever replica was faster."""
         if number < self._settled:
             return
@@ -811,11 +813,11 @@ class predict_then_train(_OrderedNode):
             ready = self._outcomes.pop(self._settled)
             self._settled += 1
             if ready is not None and self._scores is not None:
-                y, prediction = ready
+                y, prediction, samples = ready
                 try:
                     self._scores.add(y, self._decide(prediction))
                 except Exception as error:
-                    self._not_scored(len(prediction), error)
+                    self._not_scored(samples, error)
 
 
 def _check_kinds(trainer: Any, scores: Any, **functions: Any) -> None:

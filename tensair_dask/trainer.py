@@ -32,6 +32,7 @@ from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.columns import columns
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
 from tensair_dask.dashboard.plugin import TrainingDashboard
 from tensair_dask.dead_letters import DeadLetter, DeadLetters
@@ -55,7 +56,12 @@ from tensair_dask.notices import Notices
 from tensair_dask.one_by_one import OneByOne
 from tensair_dask.overview import dashboard_link, look_at
 from tensair_dask.placement import Wish
-from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
+from tensair_dask.predictions import (
+    Prediction,
+    as_batch,
+    unknown_type,
+    without_batch_axis,
+)
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.saving import Every, Path, Saving
 from tensair_dask.scaling import Demand, LagScaling, cluster_of
@@ -135,7 +141,10 @@ class Trainer:
         only the former and most others only the latter.
     metrics
         By name, ``(prediction, y) -> scalar`` or torchmetrics objects; computed for
-        every mini-batch before it is learned.
+        every mini-batch before it is learned. One that returns a dict, as a
+        `torchmetrics.MetricCollection` does, makes columns ``name.key``. Where one
+        raises, the score is NaN, the mini-batch is learned all the same, and a warning
+        and an event say it once.
     replicas
         How many: ``"all"`` for one on each worker, also on those that come later; a
         number; or a pair ``(least, most)`` for one on each worker within these
@@ -258,6 +267,7 @@ class Trainer:
         self._recipe = Recipe(
             model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
         )
+        names = columns(metrics or {})
         wish = Wish.of(replicas)
         settings = Settings.configured(share, compression, staleness)
         watching = as_detector(detector, mode)
@@ -273,7 +283,7 @@ class Trainer:
         self._events = Events()
         self._notices = Notices()
         self._curves = Curves(
-            list(metrics or {}),
+            names,
             self._now,
             config.get_seconds("curves.interval"),
             int(config.get("curves.rows")),
@@ -351,7 +361,7 @@ class Trainer:
                 "run_id": self.run_id,
                 "name": plain(self.name),
                 "client": client.id,
-                "metrics": [plain(each) for each in metrics or {}],
+                "metrics": [plain(each) for each in names],
                 "target": None if wish.most == math.inf else int(wish.most),
             },
             self._told,
@@ -445,6 +455,7 @@ class Trainer:
             "dropped": self.dropped,
             "mode": self.mode,
             "phase": self.phase,
+            "metrics": [plain(each) for each in self._curves.metrics],
         }
         if self._handles:
             told["target"] = self._membership.target
@@ -899,8 +910,10 @@ class Trainer:
         Returns
         -------
         prediction
-            What the model returns in evaluation mode: numpy arrays if ``x`` was given
-            as such, else tensors on the CPU.
+            What the model returns in evaluation mode, of numpy arrays if ``x`` was
+            given as such, else of tensors on the CPU. Named tuples, dataclasses and
+            dicts of a class of their own stay such where that can be imported here;
+            else they are tuples and dicts, which is said once.
 
         Raises
         ------
@@ -955,10 +968,14 @@ class Trainer:
         block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
-            answer = Prediction(**unpack(await self._calls.ask_any("predict", block)))
+            packed = await self._calls.ask_any("predict", block)
+        answer = Prediction(**unpack(packed, self._miss_type))
         if _has_tensors(x):
             return answer
         return replace(answer, value=to_arrays(answer.value))
+
+    def _miss_type(self, name: str) -> None:
+        self.say_once(name, unknown_type(name))
 
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
@@ -1223,7 +1240,7 @@ class Trainer:
         """
         from tensair_dask.charts import Plot
 
-        metrics = list(self._recipe.metrics)
+        metrics = self._curves.metrics
         return Plot(self.curves, self.events, metrics, title or self.name)
 
     def monitor(self) -> Monitor:

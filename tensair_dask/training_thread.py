@@ -72,7 +72,7 @@ class Outcome:
 
     metric_names: list[str]
     losses: list[float] = field(default_factory=list)
-    metrics: list[list[float]] = field(default_factory=list)
+    metrics: list[list[float | None]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     stalenesses: list[int] = field(default_factory=list)
     predictions: list[Any] = field(default_factory=list)

@@ -19,6 +19,7 @@ LEVELS = [
     ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
     ["bad_input", "mended", "holding", "overload"],
     [
+        "columns",
         "metrics",
         "memory",
         "notices",
@@ -31,13 +32,14 @@ LEVELS = [
     ],
     ["drift", "prequential"],
     ["files", "templates", "images"],
-    ["batches", "exchange", "predictions", "telemetry", "transfer", "text"],
+    ["outputs", "batches", "exchange", "predictions", "telemetry", "transfer", "text"],
     ["checkpoints"],
     ["dashboard"],
     [
         "optimization",
         "refusals",
         "rollback",
+        "scoring",
         "learner",
         "reports",
         "dead_letters",

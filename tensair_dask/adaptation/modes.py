@@ -16,6 +16,7 @@ from typing import Any
 from tensair_dask.adaptation.convergence import Convergence
 from tensair_dask.adaptation.order import InOrder
 from tensair_dask.adaptation.policies import Policy
+from tensair_dask.columns import columns, is_stateful
 from tensair_dask.drift import OPTWIN, Detector, Shift, make
 from tensair_dask.errors import (
     CheckpointError,
@@ -545,8 +546,9 @@ def as_watch(
         if detector is not None and detector.errors_only:
             raise _losses_error(detector, metrics)
         return _loss
-    if isinstance(given, str) and given in metrics:
-        if _is_better(metrics[given]):
+    watched = _watched(given, metrics)
+    if watched:
+        if any(map(_is_better, watched)):
             raise ConfigurationError(
                 f"watch={given!r} was given, of which larger is better, and what is "
                 f"watched must be worse where it is larger. Give {_one_minus(given)}."
@@ -554,12 +556,31 @@ def as_watch(
         return lambda report: report.metrics[given]
     if callable(given):
         return given
-    names = ", ".join(map(repr, ["loss", *metrics]))
+    names = ", ".join(map(repr, ["loss", *columns(metrics)]))
     raise ConfigurationError(
         f"watch={given!r} was given; allowed are {names}, or a function of a report of "
         "which larger values are worse, for example "
         "lambda report: 1 - report.metrics['accuracy']."
     )
+
+
+def _watched(given: Any, metrics: Any) -> list[Any]:
+    """The metric whose score has that name, alone; nothing if there is none.
+
+    Of ``name.key`` that of a collection, or the function that returns a dict.
+    """
+    if not isinstance(given, str):
+        return []
+    if given in metrics:
+        one = columns({given: metrics[given]}) == [given]
+        return [metrics[given]] if one else []
+    name, _, key = given.partition(".")
+    if not key or name not in metrics:
+        return []
+    try:
+        return [metrics[name][key]]
+    except (KeyError, TypeError, AttributeError):
+        return [] if is_stateful(metrics[name]) else [metrics[name]]
 
 
 def _losses_error(detector: Detector, metrics: Any) -> ConfigurationError:

@@ -7,13 +7,15 @@ unpickles does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
+from tensair_dask import outputs
 from tensair_dask.errors import ModelError
 
 __all__ = [
@@ -81,6 +83,10 @@ class Packed:
         self.description = description
         self.frames = frames
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As part of something that is pickled: still without a copy."""
+        return Packed, (self.description, [*map(pickle.PickleBuffer, self.frames)])
+
 
 @dask_serialize.register(Packed)
 def _to_frames(packed: Packed) -> tuple[dict[str, Any], list[Frame]]:
@@ -92,13 +98,16 @@ def _from_frames(header: dict[str, Any], frames: Sequence[Frame]) -> Packed:
     return Packed(header["description"], frames)
 
 
-def pack(tree: Any) -> Packed:
+def pack(tree: Any, typed: bool = False) -> Packed:
     """Make a structure ready to travel, without a copy of what lies on the CPU.
 
     Parameters
     ----------
     tree
-        Tensors, arrays, numbers, strings and None, in lists, tuples and dicts. Other
+        Tensors, arrays, numbers, strings and None, in lists, tuples and dicts.
+    typed
+        Whether containers of other types (named tuples, dataclasses, mappings) travel
+        with the names of these, so that `unpack` can make them again. Otherwise other
         mappings arrive as dicts, and named tuples as tuples.
 
     Raises
@@ -107,23 +116,31 @@ def pack(tree: Any) -> Packed:
         If there is something else in it.
     """
     frames: list[Frame] = []
-    return Packed(_describe(tree, frames, ""), frames)
+    return Packed(_describe(tree, frames, "", typed), frames)
 
 
-def _describe(tree: Any, frames: list[Frame], where: str) -> Any:
+def _describe(tree: Any, frames: list[Frame], where: str, typed: bool) -> Any:
     """Describe what is not plain as a list that begins with its kind."""
     if type(tree) in _PLAIN and (type(tree) is not int or tree in _INTEGERS):
         return tree
     if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
         frames.append(to_frame(tree))
         return ["tensor", *described(tree)]
+    if typed and not outputs.is_plain(tree):
+        # What it holds, as a tuple, list or dict, and of what type it is.
+        items = outputs.contents(tree) or []
+        held: Any = dict(items)
+        if isinstance(tree, (tuple, list)):
+            held = [value for _, value in items]
+            held = tuple(held) if isinstance(tree, tuple) else held
+        return ["type", *outputs.name_of(tree), _describe(held, frames, where, typed)]
     if isinstance(tree, Mapping):
         return [
             "dict",
             *(
                 [
-                    _describe(key, frames, f"{where}, a key"),
-                    _describe(value, frames, f"{where}[{key!r}]"),
+                    _describe(key, frames, f"{where}, a key", typed),
+                    _describe(value, frames, f"{where}[{key!r}]", typed),
                 ]
                 for key, value in tree.items()
             ),
@@ -133,7 +150,7 @@ def _describe(tree: Any, frames: list[Frame], where: str) -> Any:
         return [
             kind,
             *(
-                _describe(value, frames, f"{where}[{position}]")
+                _describe(value, frames, f"{where}[{position}]", typed)
                 for position, value in enumerate(tree)
             ),
         ]
@@ -152,25 +169,58 @@ def _describe(tree: Any, frames: list[Frame], where: str) -> Any:
     )
 
 
-def unpack(packed: Packed) -> Any:
-    """Reverse `pack`; tensors share the memory of frames that are writable."""
-    return _build(packed.description, iter(packed.frames))
+def unpack(packed: Packed, unknown: Callable[[str], Any] | None = None) -> Any:
+    """Reverse `pack`; tensors share the memory of frames that are writable.
+
+    Parameters
+    ----------
+    packed
+        If it is ``typed``, its types are looked for only where there is ``unknown``:
+        that imports the modules which are named in it.
+    unknown
+        Called with the name of a type that is not here: the tuple, list or dict is
+        then a plain one, and a dataclass a dict.
+    """
+    return _build(packed.description, iter(packed.frames), unknown)
 
 
-def _build(description: Any, frames: Iterator[Frame]) -> Any:
+def _build(
+    description: Any,
+    frames: Iterator[Frame],
+    unknown: Callable[[str], Any] | None,
+) -> Any:
     if not isinstance(description, (list, tuple)):
         return description
     kind, *rest = description
+
+    def build(part: Any) -> Any:
+        return _build(part, frames, unknown)
+
     if kind == "tensor":
         return from_frame(rest, next(frames))
     if kind == "dict":
-        return {_build(key, frames): _build(value, frames) for key, value in rest}
+        return {build(key): build(value) for key, value in rest}
     if kind == "list":
-        return [_build(value, frames) for value in rest]
+        return [build(value) for value in rest]
     if kind == "tuple":
-        return tuple(_build(value, frames) for value in rest)
+        return tuple(build(value) for value in rest)
     if kind in ("array", "scalar"):
         dtype, shape = rest
         array = np.frombuffer(_writable(next(frames)), dtype).reshape(tuple(shape))
         return array if kind == "array" else array[()]
+    if kind == "type":
+        module, name, held = rest
+        return _typed(module, name, build(held), unknown)
     return _SPELT[kind](rest[0])
+
+
+def _typed(
+    module: str, name: str, held: Any, unknown: Callable[[str], Any] | None
+) -> Any:
+    if unknown is None:
+        return held
+    try:
+        return outputs.made(outputs.find(module, name), held)
+    except Exception:
+        unknown(f"{module}.{name}")
+        return held

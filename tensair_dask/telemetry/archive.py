@@ -73,6 +73,11 @@ class Tier:
         """Whether no row has gone yet."""
         return self.added <= len(self._ring)
 
+    def widen(self, columns: int) -> None:
+        """Add so many columns, 0 in the rows that there are."""
+        more = np.zeros((len(self._ring), columns))
+        self._ring = np.concatenate([self._ring, more], axis=1)
+
     def since(self, number: int = 0) -> np.ndarray:
         """Rows from that number on, as far as they are kept: shape (rows, columns)."""
         first = max(number, self.added - self.length, 0)
@@ -121,6 +126,13 @@ class Archive:
             if finer.added % step:
                 break
             coarser.add(self._consolidated(finer.since(finer.added - step)))
+
+    def widen(self, columns: Mapping[str, Consolidation]) -> None:
+        """Add columns, with how rows become one; 0 in the rows that there are."""
+        self.columns += columns
+        self._consolidations += columns.values()
+        for tier in self.tiers:
+            tier.widen(len(columns))
 
     def _consolidated(self, rows: np.ndarray) -> list[float]:
         return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["Counters", "Total", "plain"]
@@ -53,7 +53,8 @@ class Counters:
     Parameters
     ----------
     metrics
-        Names of the trainer's metrics.
+        Names of the scores; a list that grows is looked at again when a score comes
+        that had no name.
 
     Attributes
     ----------
@@ -74,10 +75,11 @@ class Counters:
         Sum of loss times samples.
     sums, weights
         Of each metric times samples, and of these samples: a metric that was NaN for
-        a mini-batch does not count.
+        a mini-batch does not count, and neither does one that has no value (None).
     """
 
     __slots__ = (
+        "_names",
         "began",
         "busy",
         "loss",
@@ -91,29 +93,40 @@ class Counters:
         "weights",
     )
 
-    def __init__(self, metrics: Iterable[object] = ()) -> None:
+    def __init__(self, metrics: Sequence[object] = ()) -> None:
         self.began = time.time()
-        self.metrics = [plain(name) for name in metrics]
+        self._names = metrics
+        self.metrics: list[str] = []
         self.steps = self.samples = self.predicted = 0
         self.refused = self.predictions = 0
         self.busy = 0.0
         self.loss = Total()
-        self.sums = [Total() for _ in self.metrics]
-        self.weights = [0] * len(self.metrics)
+        self.sums: list[Total] = []
+        self.weights: list[int] = []
+        self._grow()
+
+    def _grow(self) -> None:
+        """Make room for the scores that have got a name; the names come last."""
+        for name in self._names[len(self.sums) :]:
+            self.weights.append(0)
+            self.sums.append(Total())
+            self.metrics.append(plain(name))
 
     def scored(
         self,
         samples: int,
         loss: float,
-        metrics: Sequence[float],
+        metrics: Sequence[float | None],
         seconds: float,
         learned: bool = True,
     ) -> None:
         """Count one mini-batch."""
         self.busy += seconds
         self.loss.add(loss * samples)
+        if len(metrics) > len(self.sums):
+            self._grow()
         for place, value in enumerate(metrics):
-            if self.sums[place].add(value * samples):
+            if value is not None and self.sums[place].add(value * samples):
                 self.weights[place] += samples
         self.steps += 1
         self.samples += samples
@@ -135,8 +148,9 @@ class Counters:
             "loss_rest": self.loss.rest,
             "metrics": {
                 name: [total.value, total.rest, weight]
+                # They may grow just now.
                 for name, total, weight in zip(
-                    self.metrics, self.sums, self.weights, strict=True
+                    list(self.metrics), self.sums, self.weights, strict=False
                 )
             },
         }

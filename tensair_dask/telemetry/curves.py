@@ -39,6 +39,9 @@ COLUMNS = (
 # run of any length is shown by a quarter of a tier's rows at least.
 TIERS = tuple(4**power for power in range(9))
 
+# Scores that are added up; those that come beyond are in the reports only.
+MOST_METRICS = 256
+
 # Rows that one idle stretch takes at most, as a share of those of a tier: a source that
 # rests often must not push out the stretches in which something was learned.
 _IDLE = 0.1
@@ -57,7 +60,7 @@ class Curves:
     Parameters
     ----------
     metrics
-        Names of the trainer's metrics.
+        Names of the scores; others may come with the reports.
     state
         Called for each row: ``backlog`` (mini-batches), ``lag`` (seconds) and
         ``replicas`` (how many are alive) as they are now.
@@ -113,6 +116,11 @@ class Curves:
             self._last_state = self._state()
             self._ended = max(time.time(), self._newest)
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores that have come, or are known to come."""
+        return list(self._metrics)
+
     # ---- what comes in --------------------------------------------------------------
 
     def observe(self, report: Any, taken: float) -> None:
@@ -147,9 +155,24 @@ class Curves:
             self._staleness_most = staleness
         for name, value in report.metrics.items():
             if value - value == 0.0:  # neither NaN nor infinite: these would stay
-                place = self._metrics[name]
+                place = self._metrics.get(name)
+                if place is None:
+                    if len(self._metrics) >= MOST_METRICS:
+                        continue
+                    place = self._widen(name)
                 self._sums[place] += value * samples
                 self._weights[place] += samples
+
+    def _widen(self, name: str) -> int:
+        """Begin to add up a score that no report had before."""
+        place = self._metrics[name] = len(self._sums)
+        self._sums.append(0.0)
+        self._weights.append(0)
+        more = _of_metric(place)
+        self._archive.widen(more)
+        if self._held is not None:
+            self._held |= dict.fromkeys(more, 0.0)
+        return place
 
     def _advance(self, now: float, taken: float) -> None:
         """Make the rows that are due before a report of this time is added up."""
@@ -334,6 +357,9 @@ def _consolidations(metrics: int) -> dict[str, Callable[[np.ndarray], float]]:
         "replicas": latest,
         **_EXTREMES,
         **dict.fromkeys(_COUNTS, latest),
-        **{f"sum_{place}": latest for place in range(metrics)},
-        **{f"weight_{place}": latest for place in range(metrics)},
+        **{name: latest for each in range(metrics) for name in _of_metric(each)},
     }
+
+
+def _of_metric(place: int) -> dict[str, Callable[[np.ndarray], float]]:
+    return {f"sum_{place}": latest, f"weight_{place}": latest}

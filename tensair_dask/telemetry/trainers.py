@@ -187,6 +187,9 @@ class TrainerRecord:
         """Take in what the client says."""
         self._heard = time.monotonic()
         self.told.update(told)
+        for name in told.get("metrics", ()):
+            if name not in self.metrics:
+                self.metrics.append(name)
         if not self.is_over:
             self.state = told.get("state", self.state)
 
