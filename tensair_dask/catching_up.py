@@ -48,6 +48,7 @@ class CatchingUp:
         self._interventions = interventions
         self._dispatcher = dispatcher
         self._note = note
+        self._mending = asyncio.Lock()
 
     async def confirm_the_idle(self) -> None:
         """Ask those that report nothing what their peers have applied meanwhile.
@@ -78,12 +79,32 @@ class CatchingUp:
         Whatever the reason: a replica whose peers go on without it would else drift
         away from them unnoticed.
         """
+        await self._mend_the_inexact()
         statuses = [each.lane.status for each in self._calls.alive()]
         if not any(status is not None and status.missed for status in statuses):
             return
         # Most of the way without holding anything.
         await self._interventions.flush()
         await self._interventions.undisturbed(self._catch_up)
+        for handle, status in (await self._calls.ask_all("status")).items():
+            handle.lane.status = status
+
+    async def _mend_the_inexact(self) -> None:
+        """Let replicas share updates where gradients do not tell all."""
+        async with self._mending:
+            statuses = [each.lane.status for each in self._calls.alive()]
+            if any(status is not None and status.inexact for status in statuses):
+                await self._share_updates()
+
+    async def _share_updates(self) -> None:
+        await self._interventions.flush()
+        await self._interventions.share_updates()
+        self._note(
+            "note",
+            "The model changes its own parameters when it is called, which gradients "
+            "do not tell: from here on the replicas share updates, and began again "
+            "with the model of one of them. Give share='update' to begin with that.",
+        )
         for handle, status in (await self._calls.ask_all("status")).items():
             handle.lane.status = status
 

@@ -88,6 +88,10 @@ class Interventions:
         """Put a `snapshot` of an earlier run into all replicas, with its clock."""
         await self._everywhere("go_on_from", snapshot)
 
+    async def share_updates(self) -> None:
+        """Let all replicas share updates, and begin with the same model."""
+        await self._everywhere("share_updates")
+
     async def snapshot(self) -> Any:
         """Take the model and the optimizer state of one replica."""
         return await self._calls.ask_any("snapshot")

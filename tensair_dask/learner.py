@@ -32,7 +32,7 @@ from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.wire import pack
 from tensair_dask.notices import Notices
-from tensair_dask.optimization import Stepper
+from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
@@ -59,7 +59,8 @@ class Recipe:
     metrics
         By name, ``(prediction, target) -> scalar`` or torchmetrics objects.
     share
-        ``"gradient"`` or ``"update"``: what is published.
+        ``"gradient"`` or ``"update"``: what is published; None for gradients where
+        these are exact, else updates.
     seed
         For the factory, so that all replicas begin with the same parameters.
     keep_predictions
@@ -70,7 +71,7 @@ class Recipe:
     loss: Callable[[Any, Any], torch.Tensor]
     optimizer: OptimizerFactory | Mapping[str, OptimizerFactory]
     metrics: Mapping[str, Callable[[Any, Any], Any]]
-    share: Share
+    share: Share | None
     seed: int
     keep_predictions: bool
 
@@ -102,6 +103,13 @@ class Learner:
     ----------
     notices
         What the user is to be told once; the thread passes it on.
+    share
+        ``"gradient"`` or ``"update"``: what is published, and what peers publish.
+    moves
+        Whether calling the model may change its parameters.
+    is_inexact
+        Whether gradients are shared, and do not tell how the model moves, although it
+        was left to the replicas to choose.
 
     Raises
     ------
@@ -127,7 +135,9 @@ class Learner:
             set(each.defaults).intersection(*each.param_groups)
             for each in self.optimizers
         ]
-        self._stepper = Stepper(self.optimizers, self.arena)
+        self.moves = _with_max_norm(self.model) is not None
+        self.is_inexact = False
+        self._settle()
         self._score = Scoring(recipe.metrics, self.notices, device)
         # The last mini-batch that was learned, to tell users what is allowed.
         self.learned_kind: tuple[Any, ...] | None = None
@@ -159,6 +169,7 @@ class Learner:
         """
         start = time.perf_counter()
         parameters = self.arena.parameters
+        writes = self._stepper.writes()
         try:
             prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
@@ -172,6 +183,8 @@ class Learner:
                 ) from error
             self._check_parameters()
             self._check_gradients(value)
+            if self._stepper.writes() != writes:
+                self._saw_it_move()
             changes = self._stepper.step_locally()
         finally:
             for parameter in parameters:
@@ -261,12 +274,58 @@ class Learner:
         except BaseException:
             before.restore()
             raise
+        self._settle()
+
+    def _settle(self, share: Share | None = None) -> None:
+        """See how to step, and what to share, with the optimizers as they are now.
+
+        Parameters
+        ----------
+        share
+            What a peer shares whose model was taken over; None to decide it here.
+        """
         self._stepper = Stepper(self.optimizers, self.arena)
+        reason = self._why_inexact()
+        asked = self._recipe.share
+        if share is None:
+            share = asked or ("gradient" if reason is None else "update")
+        self.share: Share = share
+        self.is_inexact = False
+        if asked == "gradient" and reason is not None:
+            self.notices.say(
+                "share",
+                f"share='gradient' was given, and {reason}: each replica makes its own "
+                "step of its peers' gradients, and these steps differ. So the replicas "
+                "drift apart, by as much as they learn in a few hundred mini-batches, "
+                "and learn something else than one would alone. Leave share out, or "
+                "give share='update': it sends what the steps have changed, which "
+                "they agree on, and takes one more copy of the parameters.",
+            )
+
+    def _why_inexact(self) -> str | None:
+        """Say why gradients do not tell how the model moves; None if they do."""
+        for optimizer in self.optimizers:
+            if reason := why_not_linear(optimizer):
+                return reason
+        if (name := _with_max_norm(self.model)) is not None:
+            return f"{name or 'the model'} has max_norm, which changes rows in forward"
+        return "the model changes its own parameters in forward" if self.moves else None
+
+    def _saw_it_move(self) -> None:
+        """Take note that the model changes its parameters besides the steps."""
+        self.moves = True
+        if self.share == "gradient":
+            self._settle(self.share)
+            self.is_inexact = self._recipe.share is None
+
+    def share_updates(self) -> None:
+        """Share updates from now on; all peers must, too."""
+        self._settle("update")
 
     def apply(self, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients (or updates)."""
         self.keep_whole()
-        self._stepper.apply(self._recipe.share, gradients)
+        self._stepper.apply(self.share, gradients)
 
     def keep_whole(self) -> None:
         """See that the parameters lie where the exchange looks for them.
@@ -354,6 +413,7 @@ class Learner:
             "optimizers": [
                 copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
             ],
+            "share": self.share,
         }
 
     def is_finite(self) -> bool:
@@ -361,8 +421,20 @@ class Learner:
         with torch.no_grad():
             return all_finite([*self.arena.buffers, *self.arena.tables])
 
-    def load(self, state: Mapping[str, Any], optimizers: Sequence[Any]) -> None:
+    def load(
+        self,
+        state: Mapping[str, Any],
+        optimizers: Sequence[Any],
+        share: Share | None = None,
+    ) -> None:
         """Take over a peer's parameters, buffers and optimizer state.
+
+        Parameters
+        ----------
+        state, optimizers
+            As in a `snapshot`.
+        share
+            What the peer shares; None for what is right for this state.
 
         Raises
         ------
@@ -378,7 +450,7 @@ class Learner:
         ):
             optimizer.load_state_dict(dict(its_state))
             _check_groups(optimizer, needed)
-        self._stepper = Stepper(self.optimizers, self.arena)
+        self._settle(share)
 
     def try_step(self) -> None:
         """See that the optimizers can step with the state that they have taken over.
@@ -406,7 +478,7 @@ class Learner:
             ) from error
         finally:
             before.restore()
-            self._stepper = Stepper(self.optimizers, self.arena)
+            self._settle(self.share)
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
         """Say what was given and what is allowed; see `explain`."""
@@ -510,6 +582,14 @@ def _check_groups(optimizer: torch.optim.Optimizer, needed: set[str]) -> None:
                 f"The state is not of {type(optimizer).__name__}, which needs "
                 f"{', '.join(missing)}; it holds {', '.join(sorted(group))}."
             )
+
+
+def _with_max_norm(model: torch.nn.Module) -> str | None:
+    """Name an embedding that keeps its rows short, in forward, if there is one."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None:
+            return name
+    return None
 
 
 def _moved(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
 
-__all__ = ["Stepper"]
+__all__ = ["Stepper", "why_not_linear"]
 
 
 class Stepper:
@@ -65,6 +65,10 @@ class Stepper:
                 if gradient is not None:
                     table.add_(gradient, alpha=-self._rate)
 
+    def writes(self) -> int:
+        """Count how often the parameters were written to, by whomever."""
+        return sum(parameter._version for parameter in self._arena.parameters)
+
     def apply(self, share: str, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients or updates."""
         arena = self._arena
@@ -116,17 +120,37 @@ def _copies(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | Non
     return [None if each is None else each.clone() for each in gradients]
 
 
-def _is_plain_sgd(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
-    """Whether a step is no more than ``parameter -= lr * gradient``, for all."""
-    if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) != 1:
-        return False
+def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
+    """Say why a step is more than ``parameter -= lr * gradient``; None if it is not.
+
+    Steps that are no more than that commute, and their sum is the step with the sum of
+    their gradients: replicas that exchange gradients agree.
+    """
+    kind = type(optimizer)
+    if kind is not torch.optim.SGD:
+        return f"{kind.__name__} is not linear in the gradient"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "SGD has step hooks"
+    step = vars(optimizer).get("step")
+    # A scheduler of torch puts its own around it, which only counts.
+    if step is not None and not hasattr(step, "_wrapped_by_lr_sched"):
+        return "the step of SGD was replaced"
+    used = [
+        name
+        for name in ("momentum", "weight_decay", "nesterov")
+        if any(group[name] for group in optimizer.param_groups)
+    ]
+    return f"SGD has {' and '.join(used)}" if used else None
+
+
+def _is_plain_sgd(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
+    """Whether one factor times the gradient is the whole step, for all parameters."""
+    if why_not_linear(optimizer) is not None or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
     held = {id(parameter) for parameter in group["params"]}
     return (
         isinstance(group["lr"], (int, float))
-        and not any(group[name] for name in ("momentum", "weight_decay", "nesterov"))
         and not group["maximize"]
         and not group["differentiable"]
         and held == {id(parameter) for parameter in arena.parameters}

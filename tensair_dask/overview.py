@@ -61,6 +61,8 @@ class Overview:
         ``"starting"``, ``"open"`` or ``"closed"``.
     doing
         Phase and mode, where the mode may stop the learning; else empty.
+    share
+        ``"gradient"`` or ``"update"``, what the replicas publish; empty at the start.
     time
         Seconds since the epoch.
     replicas
@@ -84,6 +86,7 @@ class Overview:
     run_id: str
     status: str
     doing: str
+    share: str
     time: float
     replicas: list[ReplicaRow]
     emitted: int
@@ -137,6 +140,7 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         run_id=trainer.run_id,
         status=trainer.status,
         doing=_doing(trainer),
+        share=trainer.share,
         time=time.time(),
         replicas=replica_rows(trainer),
         emitted=trainer.emitted,

@@ -135,6 +135,7 @@ class Replica:
             learner.keep_whole,
             token=plan.token,
         )
+        exchange.publish_as(learner.share)
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
         self._thread.attach(learner, exchange)
@@ -240,7 +241,10 @@ class Replica:
         await self._thread.call(take_over)
 
     def _load(self, snapshot: dict[str, Any]) -> None:
-        self.learner.load(snapshot["model"], snapshot["optimizers"])
+        # There is none in a checkpoint: what comes of it goes to the peers.
+        share = snapshot.get("share")
+        self.learner.load(snapshot["model"], snapshot["optimizers"], share)
+        self.exchange.publish_as(self.learner.share)
 
     async def change(self, function: bytes, seed: int) -> None:
         """Let a pickled ``function(model, optimizers)`` change both in place.
@@ -263,6 +267,17 @@ class Replica:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.learner.change(call)
+            self.exchange.publish_as(self.learner.share)
+            self.exchange.replaced()
+
+        await self._thread.call(run)
+
+    async def share_updates(self) -> None:
+        """Share updates from now on; see `Exchange.publish_as`."""
+
+        def run() -> None:
+            self.learner.share_updates()
+            self.exchange.publish_as(self.learner.share)
             self.exchange.replaced()
 
         await self._thread.call(run)
@@ -400,6 +415,7 @@ class Replica:
         learner, exchange = self.learner, self.exchange
 
         def run() -> Packed:
+            self._before_calling()
             group = block.groups[0]
             x, _, samples = next(to_tensors(group, learner.device))
             version = exchange.clock.version
@@ -436,6 +452,7 @@ class Replica:
         learner = self.learner
 
         def run() -> dict[str, float]:
+            self._before_calling()
             evaluation = self._evaluations.pop(session, None) or learner.evaluation()
             if block is None:
                 return evaluation.result()
@@ -545,6 +562,11 @@ class Replica:
         """The exchange, once the model is built."""
         assert self._exchange is not None, "build() comes first"
         return self._exchange
+
+    def _before_calling(self) -> None:
+        """Have the peers told of it, if calling the model changes its parameters."""
+        if self.learner.moves:
+            self.exchange.before_step()
 
     def _check_run(self, block: Block) -> None:
         if block.run_id != self._plan.run_id:

@@ -331,7 +331,7 @@ def _arguments(trainer: Any) -> list[tuple[str, str]]:
         ),
         "metrics": ", ".join(recipe.metrics) or "none",
         "replicas": trainer._membership.wish,
-        "share": settings.share,
+        "share": trainer.share or settings.share,
         "compression": settings.compression,
         "staleness": f"{settings.staleness:g} s",
         "share of time": settings.share_of_time,

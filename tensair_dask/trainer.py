@@ -151,9 +151,12 @@ class Trainer:
         bounds. As many are kept as workers come, go, and are lost.
     share
         What replicas publish. ``"gradient"``: each receiver puts it through its own
-        optimizer, as in the paper; exact for SGD. ``"update"``: the change that the
-        sender's optimizer made, which is a sum, so that replicas agree also under
-        momentum or Adam.
+        optimizer, as in the paper; exact for plain SGD. ``"update"``: the change that
+        the sender's optimizer made, which is a sum, so that replicas agree with any
+        optimizer, at the price of one more copy of the parameters. None: gradients
+        where that is exact (`torch.optim.SGD` without momentum, weight decay, hooks or
+        a schedule, and no ``max_norm`` in the model), else updates; the attribute
+        `share` tells which. ``"gradient"`` where it is not exact warns.
     compression
         Of what is published: ``"none"``, ``"bfloat16"`` or ``"float16"`` (half the
         bytes), ``"int8"`` (a quarter). What rounding leaves out is kept and sent
@@ -240,7 +243,7 @@ class Trainer:
         optimizer: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]],
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         replicas: int | tuple[int, int] | str | None = "all",
-        share: Share = "gradient",
+        share: Share | None = None,
         compression: str = "none",
         staleness: float | str | None = None,
         device: str = "auto",
@@ -301,6 +304,7 @@ class Trainer:
         # Of the streams that it learns from, until it is closed.
         self.nodes: set[Any] = set()
         self._handles: list[ReplicaHandle] = []
+        self._shared = share or ""
         self._calls = Calls(self._handles, self._dispatcher)
         interventions = Interventions(self._calls, self._dispatcher)
         self._starter = Starter(
@@ -390,6 +394,7 @@ class Trainer:
             if self._shown:
                 await self._reporter.open()
             await self._membership.start()
+            await self._membership.look()  # what they share, and have to say
             self._adapting.interventions.missing = self._starter.missing
             await self._go_on()
             await self._adapting.start()
@@ -456,6 +461,7 @@ class Trainer:
             "mode": self.mode,
             "phase": self.phase,
             "metrics": [plain(each) for each in self._curves.metrics],
+            "share": self.share,
         }
         if self._handles:
             told["target"] = self._membership.target
@@ -1191,6 +1197,12 @@ class Trainer:
         return infos
 
     @property
+    def share(self) -> str:
+        """What replicas publish: ``"gradient"`` or ``"update"``; empty at the start."""
+        known = (each.lane.status for each in self._handles if each.lane.alive)
+        return next((each.share for each in known if each is not None), self._shared)
+
+    @property
     def history(self) -> pd.DataFrame:
         """The newest reports as a DataFrame, in order of completion."""
         return self._history.frame()
@@ -1506,9 +1518,10 @@ class Trainer:
 
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
+        shares = f"share {self.share!r}, " if self.share else ""
         return (
             f"<Trainer: {self._state}, {alive} of {len(self._handles)} replicas alive, "
-            f"{self._index} mini-batches, backlog {self.backlog}>"
+            f"{shares}{self._index} mini-batches, backlog {self.backlog}>"
         )
 
     # ---- talking to replicas --------------------------------------------------------

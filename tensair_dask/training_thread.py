@@ -64,6 +64,10 @@ class Status:
     missed: bool = False
     # What is to be said once to the user, by key; see `tensair_dask.notices`.
     notices: dict[str, str] = field(default_factory=dict)
+    # "gradient" or "update": what it publishes.
+    share: str = ""
+    # Whether that is wrong for this model, and another was not asked for.
+    inexact: bool = False
 
 
 @dataclass(slots=True)
@@ -295,8 +299,9 @@ class TrainingThread:
         try:
             if bad is not None:
                 raise bad
-            if group.learn:
+            if group.learn or self._learner.moves:
                 self._exchange.before_step()
+            if group.learn:
                 step, changes = self._learner.learn(x, y, samples)
             else:
                 step = self._learner.score(x, y, samples)
@@ -352,6 +357,8 @@ class TrainingThread:
             self.leaving,
             exchange.missed(),
             self._learner.notices.take() if self._learner is not None else {},
+            exchange.share,
+            self._learner is not None and self._learner.is_inexact,
         )
 
     def refuse_waiting(self, error: Exception) -> None:

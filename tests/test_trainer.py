@@ -1034,7 +1034,8 @@ class Touchy(torch.optim.Adam):
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
 async def test_a_replica_that_cannot_go_on_leaves_and_the_others_do(c, s, *workers):
     Touchy.healthy = 0
-    async with ta.Trainer(c, **classes(optimizer=Touchy)) as trainer:
+    arguments = classes(optimizer=Touchy, share="gradient")
+    async with ta.Trainer(c, **arguments) as trainer:
         reports = await train_all(trainer, class_data(100))
         await until(lambda: sum(info.alive for info in trainer.replicas) == 2)
         reports += await train_all(trainer, class_data(20))

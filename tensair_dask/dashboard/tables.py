@@ -58,6 +58,7 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
         (f"trainer, {record.state}", record.name),
         *_phase(record),
         ("replicas", f"{alive} of {record.told.get('target', alive)}"),
+        *_share(record),
         ("samples/s", f"{row['samples']:,.0f}"),
         ("mini-batches/s", f"{row['steps']:,.0f}"),
         ("samples", f"{record.totals['samples']:,.0f}"),
@@ -86,6 +87,12 @@ def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
     if mode == "always" or record.is_over:
         return []
     return [(f"mode {mode}", str(record.told["phase"]))]
+
+
+def _share(record: TrainerRecord) -> list[tuple[str, str]]:
+    """What the replicas send each other, once that is known."""
+    share = record.told.get("share")
+    return [("they share", f"{share}s")] if share else []
 
 
 def _short(value: float, digits: int = 3) -> str:

@@ -24,7 +24,7 @@ from tensair_dask.exchange.inbox import Arrival, Inbox
 from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
-from tensair_dask.exchange.settings import Settings
+from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.parcel import Parcel
@@ -109,13 +109,13 @@ class Exchange:
         # When the parameters last changed, on the monotonic clock.
         self.changed = time.monotonic()
         self._run_id = run_id
+        self._token = token
         self._apply = apply
         self._wake = wake
         self._prepare = prepare
         self._arena = arena
         settings = settings or Settings.configured()
-        accumulate = Movement if settings.share == "update" else GradientSum
-        self._accumulator = accumulate(run_id, origin, arena, token)
+        self._accumulator = self._gathering(settings.share)
         self._compressor = make_compressor(settings.compression)
         self._gate = Gate(run_id, origin, arena, token)
         self._inbox = Inbox()
@@ -322,6 +322,25 @@ class Exchange:
         self._inbox.caught_up()
         self._adopting = False
         self.replaced()
+
+    def publish_as(self, share: Share) -> None:
+        """Publish gradients, or updates, from now on; all peers must do so, too.
+
+        There must be no gradient under way: call it where the model is `replaced` or
+        `adopted`, before that.
+        """
+        if share != self.share:
+            self._accumulator.drop()
+            self._accumulator = self._gathering(share)
+
+    @property
+    def share(self) -> Share:
+        """What is published."""
+        return "update" if isinstance(self._accumulator, Movement) else "gradient"
+
+    def _gathering(self, share: Share | None) -> Movement | GradientSum:
+        gathering = Movement if share == "update" else GradientSum
+        return gathering(self._run_id, self.origin, self._arena, self._token)
 
     def replaced(self) -> None:
         """Record that the parameters were set on all replicas, to be the same.

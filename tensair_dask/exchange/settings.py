@@ -21,14 +21,15 @@ class Settings:
     Attributes
     ----------
     share
-        ``"gradient"`` or ``"update"``: what is published.
+        ``"gradient"`` or ``"update"``: what is published; None for what is exact, as
+        the replicas find when their optimizer is built.
     compression
         Of what is published; one of `COMPRESSIONS`.
     share_of_time, staleness
         How often is published; see `Pacer`.
     """
 
-    share: Share
+    share: Share | None
     compression: str
     share_of_time: float
     staleness: float
@@ -36,7 +37,7 @@ class Settings:
     @classmethod
     def configured(
         cls,
-        share: Share = "gradient",
+        share: Share | None = None,
         compression: str = "none",
         staleness: Any = None,
     ) -> Settings:
@@ -47,9 +48,10 @@ class Settings:
         ConfigurationError
             If a value is not allowed.
         """
-        if share not in ("gradient", "update"):
+        if share not in ("gradient", "update", None):
             raise ConfigurationError(
-                f"share={share!r} was given; 'gradient' or 'update' is allowed."
+                f"share={share!r} was given; 'gradient' or 'update' is allowed, or "
+                "None for what is exact."
             )
         make_compressor(compression)
         try:

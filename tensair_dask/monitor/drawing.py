@@ -270,6 +270,7 @@ def _facts(told: Told) -> list[_Fact]:
             "exchange",
             _number(rate_of_bytes(now["sent_bytes_per_second"]), "sent"),
             _number(rate_of_bytes(now["received_bytes_per_second"]), "received"),
+            *([_named("of", f"{told['share']}s")] if told.get("share") else []),
         ),
         _fact(
             "queue",

@@ -280,6 +280,7 @@ class TrainerRecord:
             "state": self.state,
             "mode": self.told.get("mode", "always"),
             "phase": self.told.get("phase", "training"),
+            "share": self.told.get("share", ""),
             "started": self.started,
             "ended": self.ended,
             "target": self.told.get("target", 0),
