@@ -31,6 +31,11 @@ class Homes:
         Its trained parameters lie in their homes now.
     parameters
         These, each once.
+
+    Attributes
+    ----------
+    changed
+        Whether what was last brought back had other values than its home.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class Homes:
     ) -> None:
         self._model = model
         self._parameters = parameters
+        self.changed = False
         self._remember()
 
     def _remember(self) -> None:
@@ -109,6 +115,7 @@ class Homes:
         except ModelError:
             self._put_back()
             raise
+        self.changed = False
         moved = [
             name
             for name, parameter in self._names.items()
@@ -147,6 +154,7 @@ class Homes:
         if found is parameter and parameter.data_ptr() == home.data_ptr():
             return False
         if found.data_ptr() != home.data_ptr():
+            self.changed |= not torch.equal(home, found)
             home.copy_(found)
         # Of one that was replaced behind its use, the gradient came to the old one.
         gradient = parameter.grad if found.grad is None else found.grad
