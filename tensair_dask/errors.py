@@ -28,6 +28,7 @@ __all__ = [
     "PackageMissingError",
     "RaisedError",
     "RecordError",
+    "RefusedError",
     "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
@@ -148,6 +149,10 @@ class StreamError(TensairError, RuntimeError):
 
 class RecordError(SourceError):
     """One record was refused before it was part of a mini-batch; the stream goes on."""
+
+
+class RefusedError(TensairError):
+    """More than half of a stream was refused, or all of it."""
 
 
 class BatchError(TensairError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,9 +89,18 @@ class Report:
 
 
 class History:
-    """The newest reports, bounded, as a pandas DataFrame on request."""
+    """The newest reports, bounded, as a pandas DataFrame on request.
 
-    def __init__(self, maxlen: int) -> None:
+    Parameters
+    ----------
+    maxlen
+        How many are kept.
+    metrics
+        Names that have a column from the start.
+    """
+
+    def __init__(self, maxlen: int, metrics: Iterable[str] = ()) -> None:
+        self._names = list(metrics)
         # Without the predictions: a bound on rows is then a bound on memory.
         self._rows: deque[tuple[Any, ...]] = deque(maxlen=maxlen)
         self._metrics: list[dict[str, float]] | deque[dict[str, float]]
@@ -122,6 +132,23 @@ class History:
         frame = pd.DataFrame(list(self._rows), columns=COLUMNS)
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         scores = pd.DataFrame(list(self._metrics), index=frame.index)
-        for position, name in enumerate(scores.columns):
-            frame.insert(3 + position, name, scores[name], allow_duplicates=True)
+        for position, name in enumerate(self._columns(scores)):
+            values = scores[name] if name in scores else float("nan")
+            frame.insert(3 + position, name, values, allow_duplicates=True)
         return frame
+
+    def _columns(self, scores: pd.DataFrame) -> list[str]:
+        """Names of all metrics; one that gives several values has a column for each."""
+        given = list(scores.columns)
+        missing = [
+            name
+            for name in self._names
+            if name not in given
+            and not any(each.startswith(f"{name}.") for each in given)
+        ]
+        order = {name: place for place, name in enumerate(self._names)}
+
+        def place(name: str) -> int:
+            return order.get(name, order.get(name.partition(".")[0], len(order)))
+
+        return sorted([*given, *missing], key=place)

@@ -27,12 +27,17 @@ from rich.console import Console
 
 from tensair_dask.checkpoints.checkpointer import parse_every
 from tensair_dask.continuation import Continuation
-from tensair_dask.errors import ConfigurationError, SchedulerLostError
+from tensair_dask.errors import (
+    ConfigurationError,
+    RefusedError,
+    SchedulerLostError,
+)
 from tensair_dask.happenings import Happenings
 from tensair_dask.interrupts import Interrupts, kept_from_children
 from tensair_dask.joining import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.pace import Pace
 from tensair_dask.programs import execute
+from tensair_dask.refused import verdict
 from tensair_dask.run_page import Table, written
 from tensair_dask.tally import Tally
 from tensair_dask.terminal import LiveLine, View
@@ -305,6 +310,23 @@ class Run:
             await pace.wait(count(item))
             await source.emit(item)
 
+    def check(self) -> None:
+        """See that the stream was learned, at the end of the run.
+
+        Raises
+        ------
+        RefusedError
+            If all of it was refused, or more than half.
+        """
+        if self.trainer is None:
+            return
+        batches, records = self.trainer._refused, self.tally
+        text = verdict(
+            batches.kept, batches.sound, records.refused_records, batches.samples
+        )
+        if text:
+            raise RefusedError(f"{text} The first: {records.first_refusal}")
+
     def went_on(self) -> dict[str, Any]:
         """What a script wants to know of checkpoints; nothing if there are none."""
         if self.checkpoint is None:
@@ -465,7 +487,8 @@ def command(
     Returns
     -------
     decorator
-        Gives a click command. It exits with 0; 1 if the run failed; 2 if the options
+        Gives a click command. It exits with 0; 1 if the run failed, or
+        more than half of its stream was refused; 2 if the options
         are wrong; 130 after Ctrl-C.
     """
 
@@ -492,6 +515,8 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
     async def reported() -> None:
         with written(run):
             await main(run)
+        if run.interrupts.received is None:
+            run.check()
 
     with kept_from_children():
         return execute(

@@ -21,6 +21,7 @@ from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
 from tensair_dask.batches import MiniBatch, as_pair, as_refusal, stack
+from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
@@ -280,6 +281,9 @@ def _note_sources(upstream: Stream, trainer: Trainer) -> None:
         tracker = getattr(node, "tracker", None)
         if isinstance(tracker, Tracker):
             trainer.reads(tracker)
+        letters = getattr(node, "dead_letters", None)
+        if isinstance(letters, Letters):
+            trainer.hears(letters)
 
 
 class _OrderedNode(_TrainerNode):

@@ -35,7 +35,7 @@ from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.columns import columns
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
 from tensair_dask.dashboard.plugin import TrainingDashboard
-from tensair_dask.dead_letters import DeadLetter, DeadLetters
+from tensair_dask.dead_letters import DeadLetter, DeadLetters, Letters
 from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
 from tensair_dask.drift import Detector
 from tensair_dask.errors import (
@@ -44,6 +44,7 @@ from tensair_dask.errors import (
     RaisedError,
     RecordError,
     SchedulerLostError,
+    TensairError,
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
@@ -62,6 +63,7 @@ from tensair_dask.predictions import (
     unknown_type,
     without_batch_axis,
 )
+from tensair_dask.refused import Refused, kind_of, told
 from tensair_dask.reports import COLUMNS, History, Report
 from tensair_dask.saving import Every, Path, Saving
 from tensair_dask.scaling import Demand, LagScaling, cluster_of
@@ -282,7 +284,10 @@ class Trainer:
             as_watch(watch, metrics or {}, watching),
             int(config.get("drift.reorder")),
         )
-        self._history = History(int(config.get("history")))
+        self._history = History(int(config.get("history")), names)
+        self._refused = Refused()
+        # Of the sources that it learns from: how to hear no more of them.
+        self._heard: dict[Letters[Any], Callable[[], None]] = {}
         self._events = Events()
         self._notices = Notices()
         self._curves = Curves(
@@ -634,6 +639,7 @@ class Trainer:
             sound = report if report.error is None else None
             self._adapting.observe(report.index, sound, self._index)
         if report.error is None:
+            self._refused.learned(report.samples)
             return
         if is_raised(report.error, pending.on_error):
             pending.settle = None  # its source is to read it again
@@ -649,11 +655,28 @@ class Trainer:
             pending.on_error,
         )
 
-    def _bury(self, letter: DeadLetter, on_error: str) -> None:
-        if policy_for(letter.error, on_error) == "dead-letter":
+    def _bury(
+        self, letter: DeadLetter, on_error: str, *, is_question: bool = False
+    ) -> None:
+        error = letter.error
+        is_kept = policy_for(error, on_error) == "dead-letter"
+        is_batch = letter.index >= 0
+        what = f"Mini-batch {letter.index}" if is_batch else "A record"
+        if is_question:  # it was not to be learned
+            what = "What was to be predicted"
+        else:
+            self._refused.refuse(error, is_batch=is_batch, is_kept=is_kept)
+        if is_kept:
+            self.say_once(f"refused: {kind_of(error)}", told(what, error))
             self.dead_letters.append(letter)
         else:
             self.dead_letters.pass_over()
+
+    def _tell_refused(self, at_the_end: bool = False) -> None:
+        """Warn where nothing was learned, or less than half."""
+        if text := self._refused.news(at_the_end):
+            logger.warning("%s", text)
+            self._note("note", text)
 
     def refuse_record(
         self,
@@ -695,7 +718,8 @@ class Trainer:
             As in `feed`.
         """
         marks = tuple(marks_of(metadata))
-        self._bury(DeadLetter(-1, item, error, "", time.time(), marks), on_error)
+        letter = DeadLetter(-1, item, error, "", time.time(), marks)
+        self._bury(letter, on_error, is_question=True)
 
     def pass_over(self, settle: Callable[[], Any], metadata: Sequence[Any]) -> None:
         """Be done with records that will not be learned; for stream nodes.
@@ -722,6 +746,26 @@ class Trainer:
             If another source of the same name is open.
         """
         self._look(functools.partial(self._ledger.reads, tracker))
+
+    def hears(self, letters: Letters[Any]) -> None:
+        """Count what a source refuses of a stream that is learned; for stream nodes.
+
+        Parameters
+        ----------
+        letters
+            Its dead letters.
+        """
+
+        def refuse(letter: Any) -> None:
+            self.client.loop.add_callback(self._hear, letter.error)
+
+        if letters not in self._heard:
+            self._heard[letters] = letters.subscribe(refuse)
+
+    def _hear(self, error: TensairError) -> None:
+        self._refused.refuse(error, is_batch=False, is_kept=True)
+        text = told("A record", error, "the dead_letters of the source")
+        self.say_once(f"refused: {kind_of(error)}", text)
 
     # ---- replicas -------------------------------------------------------------------
 
@@ -1204,8 +1248,19 @@ class Trainer:
 
     @property
     def history(self) -> pd.DataFrame:
-        """The newest reports as a DataFrame, in order of completion."""
-        return self._history.frame()
+        """The newest reports as a DataFrame, in order of completion.
+
+        ``error`` is None, or says why the mini-batch was refused. ``attrs["refused"]``
+        is what `refused` gives.
+        """
+        frame = self._history.frame()
+        frame.attrs["refused"] = self.refused
+        return frame
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """How many mini-batches and records were refused, by the name of the error."""
+        return self._refused.by_kind()
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -1404,6 +1459,7 @@ class Trainer:
             await self._apply_everywhere(left)
             settled = self._membership.settled
             settled &= self._dispatcher.redispatched == sent_again
+        self._tell_refused()
         for node in list(self.nodes):
             node.check()
 
@@ -1436,6 +1492,9 @@ class Trainer:
         if self._closing is None:
             if self._state == "closed":  # it could not start
                 return
+            self._tell_refused(at_the_end=True)
+            while self._heard:
+                self._heard.popitem()[1]()
             for node in list(self.nodes):
                 node.closed()
             self._curves.end()
@@ -1519,9 +1578,10 @@ class Trainer:
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
         shares = f"share {self.share!r}, " if self.share else ""
+        refused = f", {self.dead_letters.total} refused" * bool(self.dead_letters.total)
         return (
             f"<Trainer: {self._state}, {alive} of {len(self._handles)} replicas alive, "
-            f"{shares}{self._index} mini-batches, backlog {self.backlog}>"
+            f"{shares}{self._index} mini-batches{refused}, backlog {self.backlog}>"
         )
 
     # ---- talking to replicas --------------------------------------------------------

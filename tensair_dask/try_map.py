@@ -84,7 +84,8 @@ class try_map(Stream):
     def _refuse(self, record: Any, error: Exception, metadata: list[Any]) -> None:
         self.refused += 1
         name = getattr(self.function, "__name__", repr(self.function))
-        refusal = RecordError(f"{name} raised {in_words(error)} (on a record)")
+        kind, _, text = in_words(error).partition(": ")
+        refusal = RecordError(f"{name} raised {kind} on a record: {text}")
         refusal.__cause__ = RaisedError.unless_fit(error)
         self._retain_refs(metadata)
 

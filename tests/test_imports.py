@@ -41,6 +41,7 @@ LEVELS = [
         "rollback",
         "scoring",
         "learner",
+        "refused",
         "reports",
         "dead_letters",
         "ledger",

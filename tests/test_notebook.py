@@ -249,7 +249,8 @@ async def test_a_trainer_shows_itself_as_html(c, s, a, b):
             assert part in text
         assert page.count("<details") == 2
         assert "<details open" not in page
-        assert page.count("<svg") == 3
+        assert "note Mini-batch 100 was refused (ShapeError)" in text
+        assert page.count("<svg") == 4  # two curves, two events
         live = notebook.draw(look_at(trainer), live=True)
         assert "<details" not in live
         assert a.address in text_of(live)

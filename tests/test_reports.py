@@ -60,3 +60,20 @@ def test_a_metric_of_only_some_reports_leaves_gaps():
     frame = history.frame()
     assert frame["two"].isna().tolist() == [True, False]
     assert list(frame.columns)[3:5] == ["one", "two"]
+
+
+def test_metrics_have_their_columns_from_the_start():
+    history = History(10, ["one", "two"])
+    assert list(history.frame().columns)[2:6] == ["loss", "one", "two", "samples"]
+    history.append(Report.refused(0, 4, ShapeError("too wide")))
+    assert history.frame()["two"].isna().tolist() == [True]
+    history.append(Report(1, 0.5, {"two": 3.0, "more": 1.0}, 8))
+    assert list(history.frame().columns)[3:6] == ["one", "two", "more"]
+
+
+def test_a_metric_of_several_values_has_their_columns_in_its_place():
+    history = History(10, ["one", "many", "last"])
+    history.append(Report(1, 0.5, {"last": 1.0, "many.a": 2.0, "many.b": 3.0}, 8))
+    frame = history.frame()
+    assert list(frame.columns)[3:7] == ["one", "many.a", "many.b", "last"]
+    assert "many" not in frame
