@@ -10,7 +10,7 @@ from typing import Any
 
 from tensair_dask import config
 from tensair_dask.cluster import ReplicaHandle, Starter
-from tensair_dask.errors import TensairError
+from tensair_dask.errors import ModelError, TensairError
 from tensair_dask.faults import Moment, reach
 from tensair_dask.usable_workers import UsableWorkers
 
@@ -87,7 +87,11 @@ class Inheritance:
 
         async def keep(handle: ReplicaHandle) -> None:
             with contextlib.suppress(OSError, TensairError):
-                await handle.call_within(seconds, "keep", True)
+                try:
+                    await handle.call_within(seconds, "keep", True)
+                except ModelError as error:
+                    self._note("note", f"the model cannot be handed over: {error}")
+                    raise
                 status = await handle.call_within(seconds, "status")
                 versions[handle] = status.version
 

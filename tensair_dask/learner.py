@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,6 +31,7 @@ from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.wire import pack
+from tensair_dask.model_state import ModelState
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.refusals import explain
@@ -128,6 +129,8 @@ class Learner:
                 f"{type(self.model).__name__} has no parameter that requires a "
                 "gradient: there is nothing to train. Leave at least one unfrozen."
             )
+        self._state = ModelState(self.model, device)
+        self._state_was_checked = False
         self.optimizers = _build_optimizers(recipe, self.arena)
         # Now: torch adds to the defaults of those that take over a state. And only what
         # its groups hold: one that wraps another may have defaults of its own.
@@ -189,7 +192,23 @@ class Learner:
         finally:
             for parameter in parameters:
                 parameter.grad = None
+        if not self._state_was_checked:
+            self._check_state()
         return self._told(start, value, metrics, samples, kept), changes
+
+    def _check_state(self) -> None:
+        """Tell at the first step what would come out at the first checkpoint."""
+        self._state_was_checked = True
+        try:
+            state = self._state.copy()
+            self._state.check(state)
+            pack(state)
+        except Exception as error:
+            self.notices.say(
+                "state",
+                "The state of the model cannot be taken over: no checkpoint can be "
+                f"saved, and no replica can join. {error}",
+            )
 
     def score(self, x: Any, y: Any, samples: int) -> Step:
         """Score one mini-batch in evaluation mode, and learn nothing from it.
@@ -409,9 +428,18 @@ class Learner:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """Copy all that a peer needs to go on from here."""
+        """Copy all that a peer needs to go on from here.
+
+        Raises
+        ------
+        ModelError
+            If a model that has just been built could not take it over.
+        """
+        state = self._state.copy()
+        self._state.check(state)
         return {
-            "model": self.state_dict(),
+            "model": state,
+            "made": self._state.made(),
             "optimizers": [
                 copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
             ],
@@ -428,25 +456,28 @@ class Learner:
         state: Mapping[str, Any],
         optimizers: Sequence[Any],
         share: Share | None = None,
+        made: Collection[str] = (),
     ) -> None:
         """Take over a peer's parameters, buffers and optimizer state.
 
         Parameters
         ----------
-        state, optimizers
+        state, optimizers, made
             As in a `snapshot`.
         share
             What the peer shares; None for what is right for this state.
 
         Raises
         ------
+        ModelError
+            If a buffer has no place here.
         OptimizerError
             If the state is of an optimizer of another kind, which torch takes in
             without a word. What is here is then half taken over.
         Exception
             Of torch, if something else does not fit; the same holds.
         """
-        self.model.load_state_dict(state)
+        self._state.put(state, made)
         for optimizer, needed, its_state in zip(
             self.optimizers, self._needed, optimizers, strict=True
         ):

@@ -84,7 +84,7 @@ class Membership:
         self._dispatcher = dispatcher
         self._admitted = admitted
         self._background = Background()
-        self._workers = workers = UsableWorkers(client)
+        self._workers = workers = UsableWorkers(client, note)
         self._newcomers = Newcomers(
             starter, workers, handles, calls, interventions, self._admit, note
         )
@@ -329,7 +329,8 @@ class Membership:
                 raise TensairTimeoutError(
                     f"{open_now} replicas are there after {timeout:g} s, not "
                     f"{self.wish.count(workers)}: {workers} workers can hold them. "
-                    "Start workers, or raise tensair.timeouts.start."
+                    f"{self._workers.why()}Start workers, or raise "
+                    "tensair.timeouts.start."
                 )
             await asyncio.sleep(0.05)
         await self.recovered(max(0.0, deadline - time.monotonic()))

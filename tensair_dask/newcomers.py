@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tensair_dask import config
 from tensair_dask.calls import Calls
 from tensair_dask.cluster import ReplicaHandle, Starter
-from tensair_dask.errors import NoReplicasError, TensairError, TrainerClosedError
+from tensair_dask.errors import (
+    ModelError,
+    NoReplicasError,
+    TensairError,
+    TrainerClosedError,
+)
 from tensair_dask.faults import Moment, reach
 from tensair_dask.interventions import Interventions
 from tensair_dask.placement import Place
@@ -117,6 +122,8 @@ class Newcomers:
             joined, held = await self._introduce(joining)
         except TrainerClosedError:
             raise
+        except ModelError as error:  # not now, and not soon
+            self._blame(dict.fromkeys(joining, error))
         except (OSError, TensairError) as error:
             logger.warning("No replica can join now: %s", error)
         finally:
@@ -176,7 +183,7 @@ class Newcomers:
             self._blame(failed)
         return joined
 
-    def _blame(self, failed: dict[ReplicaHandle, Exception]) -> None:
+    def _blame(self, failed: Mapping[ReplicaHandle, Exception]) -> None:
         for handle, error in failed.items():
             self._workers.blame(handle.place.address, error)
 

@@ -243,7 +243,8 @@ class Replica:
     def _load(self, snapshot: dict[str, Any]) -> None:
         # There is none in a checkpoint: what comes of it goes to the peers.
         share = snapshot.get("share")
-        self.learner.load(snapshot["model"], snapshot["optimizers"], share)
+        made = snapshot.get("made", ())
+        self.learner.load(snapshot["model"], snapshot["optimizers"], share, made)
         self.exchange.publish_as(self.learner.share)
 
     async def change(self, function: bytes, seed: int) -> None:
@@ -308,14 +309,19 @@ class Replica:
         Raises
         ------
         CheckpointError
-            If its parameters are not finite.
+            If its parameters are not finite, or no model could take its state over.
         ReplicaLeavingError
             If it leaves.
         """
         if not self._departure.alone:
             self._departure.check()
-        copied = await self._thread.call(self._copy_whole)
-        return None if copied is None else pack(copied)
+        try:
+            copied = await self._thread.call(self._copy_whole)
+            return None if copied is None else pack(copied)
+        except ModelError as error:
+            raise CheckpointError(
+                f"No checkpoint can be saved, since none could restore it. {error}"
+            ) from error
 
     async def keep(self, last: bool = False) -> None:
         """Keep a `snapshot` of now, for `kept`; training may then go on.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 __all__ = ["Rollback"]
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class Rollback:
@@ -25,17 +29,20 @@ class Rollback:
         self._model = model
         self._optimizers = optimizers
         self._modules = [
-            (module, dict(module._modules), dict(module._parameters), module.training)
+            (module, dict(module.__dict__), _contents(module.__dict__))
             for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
         ]
+        self._training = [(module, module.training) for module in model.modules()]
         self._parameters = [
             (parameter, parameter.data, parameter.requires_grad)
             for parameter in model.parameters()
         ]
-        self._values = {
-            name: value.clone() if isinstance(value, torch.Tensor) else value
-            for name, value in model.state_dict().items()
-        }
+        self._tensors = [
+            (each, each.detach().clone())
+            for each in (*model.parameters(), *model.buffers())
+        ]
+        self._own_way = _given_in_their_own_way(model)
         self._groups = [
             [dict(group, params=list(group["params"])) for group in each.param_groups]
             for each in optimizers
@@ -57,17 +64,58 @@ class Rollback:
 
     def restore(self) -> None:
         """Put everything back."""
-        for module, modules, parameters, training in self._modules:
-            module._modules = modules
-            module._parameters = parameters
+        for module, attributes, contents in self._modules:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, content in contents.items():
+                _refill(attributes[name], content)
+        for module, training in self._training:
             module.training = training
         for parameter, data, trained in self._parameters:
             parameter.data = data
             parameter.requires_grad_(trained)
             parameter.grad = None
-        self._model.load_state_dict(self._values)
+        with torch.no_grad():
+            for tensor, value in self._tensors:
+                tensor.copy_(value)
+        if self._own_way:
+            self._model.load_state_dict(self._own_way)
         for optimizer, groups, state in zip(
             self._optimizers, self._groups, self._states, strict=True
         ):
             optimizer.param_groups[:] = groups
             optimizer.load_state_dict(state)
+
+
+def _given_in_their_own_way(model: torch.nn.Module) -> dict[str, Any]:
+    """Copy a state that holds more than parameters and buffers; empty if not."""
+    state = model.state_dict()
+    usual = {
+        name
+        for named in (model.named_parameters, model.named_buffers)
+        for name, _ in named(remove_duplicate=False)
+    }
+    if usual.issuperset(state):
+        return {}
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copy what a module keeps in containers of its own: its layers, for one."""
+    return {
+        name: copy.copy(value)
+        for name, value in attributes.items()
+        if type(value) in _CONTAINERS
+    }
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Put a content back into a container that others may hold, too."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)

@@ -152,6 +152,7 @@ class Saving:
         facts["counters"]["again"] += self._facts()["index"] - facts["index"]
         checkpoint = Checkpoint(
             model=snapshot["model"],
+            made=snapshot["made"],
             optimizers=snapshot["optimizers"],
             clock=snapshot["clock"],
             adaptation=adaptation,
@@ -225,6 +226,7 @@ class Saving:
         version = sum(checkpoint.clock.values())
         snapshot = {
             "model": dict(checkpoint.model),
+            "made": list(checkpoint.made),
             "optimizers": list(checkpoint.optimizers),
             "clock": {BEFORE: version},
             "taken": {},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 from distributed import Client
 
 from tensair_dask import config
+from tensair_dask.notices import Notices
 
 __all__ = ["UsableWorkers"]
 
@@ -21,15 +24,25 @@ class UsableWorkers:
     ----------
     client
         Of the trainer.
+    note
+        Called with kind and text of what is to be told once.
 
     Attributes
     ----------
+    reason
+        Why none could be started on the worker that was avoided last; empty if none
+        was.
     avoided
         Workers on which no replica could be started, or that go; and since when, on
         the monotonic clock.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(
+        self, client: Client, note: Callable[..., Any] = lambda *_: None
+    ) -> None:
+        self.reason = ""
+        self._note = note
+        self._notices = Notices()
         self.avoided: dict[str, float] = {}
         self._client = client
 
@@ -57,4 +70,13 @@ class UsableWorkers:
     ) -> None:
         """Avoid a worker on which something failed: it may lack memory just now."""
         self.avoid(address)
-        logger.warning(message, address, error or repr(error))
+        self.reason = " ".join((str(error) or repr(error)).split())
+        logger.warning(message, address, self.reason)
+        if self._notices.say(self.reason, self.reason):
+            self._note("note", message % (address, self.reason))
+
+    def why(self) -> str:
+        """Say why workers are avoided, in a sentence and a space; empty if none is."""
+        if not self.avoided or not self.reason:
+            return ""
+        return f"Others are avoided for a while, the last one since: {self.reason} "

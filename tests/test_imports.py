@@ -40,6 +40,7 @@ LEVELS = [
         "refusals",
         "rollback",
         "scoring",
+        "model_state",
         "learner",
         "refused",
         "reports",

@@ -34,6 +34,9 @@ class Checkpoint:
     ----------
     model
         The ``state_dict()`` of the model.
+    made
+        Names in ``model`` of the buffers that were made, grown or changed in type
+        while it ran: a model that is built anew has others there, or none.
     optimizers
         The ``state_dict()`` of each optimizer.
     clock
@@ -67,6 +70,7 @@ class Checkpoint:
     positions: dict[str, dict[Any, Any]] = field(default_factory=dict)
     name: str = ""
     index: int = 0
+    made: list[str] = field(default_factory=list)
     time: float = field(default_factory=time.time)
     versions: dict[str, str] = field(default_factory=_versions)
 

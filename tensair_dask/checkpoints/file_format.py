@@ -122,6 +122,9 @@ def decode(data: Any, path: str = "the checkpoint") -> Checkpoint:
             found = type(content[name]).__name__ if name in content else "not there"
             raise _foreign(path, f"its {name} is {found}")
         values[name] = content[name]
+    # Files that were written before there was such a thing have none.
+    if isinstance(content.get("made"), list):
+        values["made"] = content["made"]
     return Checkpoint(**values)
 
 
