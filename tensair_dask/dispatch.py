@@ -169,6 +169,8 @@ class Lane:
         Of a lost replica: what may have been lost with it, until `resolve`.
     judged
         Whether it is known what lives on of it.
+    failure
+        By which it is known that the replica is lost, if it is.
     lost
         Resolves when the replica is given up.
     reserved
@@ -193,6 +195,7 @@ class Lane:
         self.alive = True
         self.leaving = False
         self.judged = False
+        self.failure: BaseException | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status: Any = None
         self.scheduled = False
@@ -735,6 +738,7 @@ class Dispatcher:
         """
         if not lane.alive:
             return
+        lane.failure = error
         waiting = list(lane.gathered)
         lane.gathered.clear()
         doubtful = sum(len(sent) for sent in lane.sent.values())

@@ -29,11 +29,13 @@ __all__ = [
     "RaisedError",
     "RecordError",
     "RefusedError",
+    "ReplicaFailedError",
     "ReplicaLeavingError",
     "ReplicaLostError",
     "SchedulerLostError",
     "ShapeError",
     "SourceError",
+    "StepError",
     "StreamError",
     "TensairError",
     "TensairTimeoutError",
@@ -57,8 +59,9 @@ class RaisedError(TensairError):
     def unless_fit(cls, error: BaseException) -> BaseException:
         """Give an exception that can be kept, sent and logged: itself, or one for it.
 
-        Its text may be of any length, or cannot be had; and no future takes a
-        StopIteration.
+        Its text may be of any length, or cannot be had; no future takes a
+        StopIteration; and what ends a program (SystemExit, KeyboardInterrupt) or a
+        task (CancelledError) would do so to a worker, or to who waits for it.
         """
         if isinstance(error, TensairError) or _is_fit(error):
             return error
@@ -66,12 +69,13 @@ class RaisedError(TensairError):
 
 
 def _is_fit(error: BaseException) -> bool:
-    if isinstance(error, (StopIteration, StopAsyncIteration)):
+    ends = not isinstance(error, Exception)
+    if ends or isinstance(error, (StopIteration, StopAsyncIteration)):
         return False
     sized = (each for each in error.args if isinstance(each, (str, bytes, bytearray)))
     try:
         return all(len(each) <= LONGEST for each in (*sized, str(error)))
-    except Exception:  # of __str__
+    except BaseException:  # of __str__
         return False
 
 
@@ -125,6 +129,10 @@ class NoReplicasError(ClusterError):
 
 class ReplicaLostError(ClusterError):
     """The replica that held the work is gone."""
+
+
+class ReplicaFailedError(ReplicaLostError):
+    """Something raised in the replica with which it cannot go on; it has ended."""
 
 
 class ReplicaLeavingError(ReplicaLostError):
@@ -185,3 +193,7 @@ class LossError(BatchError):
 
 class MetricError(BatchError):
     """A metric raised, or did not return a scalar."""
+
+
+class StepError(BatchError):
+    """The optimizer, or a hook of it, raised; the step was undone."""

@@ -24,6 +24,7 @@ from tensair_dask.errors import (
     ModelError,
     NonFiniteError,
     OptimizerError,
+    StepError,
 )
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
@@ -142,6 +143,8 @@ class Learner:
         self.is_inexact = False
         self._settle()
         self._score = Scoring(recipe.metrics, self.notices, device)
+        if not self._stepper.is_plain:
+            self._see_that_it_steps()
         # The last mini-batch that was learned, to tell users what is allowed.
         self.learned_kind: tuple[Any, ...] | None = None
 
@@ -262,7 +265,7 @@ class Learner:
         try:
             arrays = to_arrays(prediction)
             return arrays if type(arrays) is np.ndarray else pack(arrays, typed=True)
-        except Exception as error:  # watching does not decide what is learned
+        except BaseException as error:  # watching does not decide what is learned
             self.notices.say(
                 f"prediction kept {type(error).__name__}",
                 f"The model returned {shapes(prediction)}, of which reports cannot "
@@ -342,9 +345,23 @@ class Learner:
         self._settle("update")
 
     def apply(self, gradients: Gradients) -> None:
-        """Apply the sum of other replicas' gradients (or updates)."""
+        """Apply the sum of other replicas' gradients (or updates).
+
+        Raises
+        ------
+        StepError
+            If the optimizer does; nothing was changed.
+        """
         self.keep_whole()
-        self._stepper.apply(self.share, gradients)
+        try:
+            self._stepper.apply(self.share, gradients)
+        except StepError as error:
+            self.notices.say(
+                "step of peers",
+                f"Gradients of peers could not be applied. {error} It is tried again; "
+                "a replica that cannot apply them takes over the model of a peer.",
+            )
+            raise
 
     def keep_whole(self) -> None:
         """See that the parameters lie where the exchange looks for them.
@@ -391,7 +408,7 @@ class Learner:
             return self.model(x)
         except BatchError:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise ForwardError(f"The model raised {in_words(error)}") from error
 
     def predict(self, x: Any) -> Any:
@@ -402,7 +419,7 @@ class Learner:
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
         try:
             loss = self._recipe.loss(prediction, y)
-        except Exception as error:
+        except BaseException as error:
             raise LossError(
                 f"The loss raised {in_words(error)} (prediction: "
                 f"{shapes(prediction)}; target: {shapes(y)})"
@@ -496,21 +513,47 @@ class Learner:
         OptimizerError
             If one cannot.
         """
-        before = Rollback(self.model, self.optimizers)
-        for parameter in self.arena.dense:
-            parameter.grad = torch.zeros_like(parameter)
         try:
-            for optimizer in self.optimizers:
-                optimizer.step()
-        except Exception as error:
+            self._try_step()
+        except BaseException as error:
             kinds = ", ".join(type(each).__name__ for each in self.optimizers)
             raise OptimizerError(
                 f"The optimizer state is not of {kinds}, which cannot step with it "
                 f"({in_words(error)}). Load it into the optimizer that "
                 "it was saved from."
             ) from error
+
+    def _see_that_it_steps(self) -> None:
+        """Refuse, at the start, optimizers that would refuse every mini-batch."""
+        try:
+            self._try_step()
+        except BaseException as error:
+            kinds = ", ".join(type(each).__name__ for each in self.optimizers)
+            raise OptimizerError(
+                f"{kinds} cannot step with this model ({in_words(error)}). "
+                f"{_advice(self.arena)}"
+            ) from error
+
+    def _try_step(self) -> None:
+        """Step with gradients of zeros, of the kinds that the model will give; undone.
+
+        Raises
+        ------
+        Exception
+            What an optimizer raises.
+        """
+        arena = self.arena
+        tied = _parameters_of_layers(self.model)
+        try:
+            for parameter in arena.dense:
+                parameter.grad = torch.zeros_like(parameter)
+            for table in arena.tables:
+                zeros = torch.zeros_like(table) if id(table) in tied else _no_row(table)
+                table.grad = zeros
+            self._stepper.try_step()
         finally:
-            before.restore()
+            for parameter in arena.parameters:
+                parameter.grad = None
             self._settle(self.share)
 
     def refusal(self, error: BatchError, group: Group, samples: int) -> BatchError:
@@ -548,7 +591,7 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
         torch.manual_seed(recipe.seed)
         try:
             model = recipe.model()
-        except Exception as error:
+        except BaseException as error:
             raise ModelError(
                 f"The model factory raised {in_words(error)}. It is "
                 "called without arguments on the worker and must return a "
@@ -587,7 +630,7 @@ def _build_optimizer(
 ) -> torch.optim.Optimizer:
     try:
         optimizer = factory(parameters)
-    except Exception as error:
+    except BaseException as error:
         raise OptimizerError(
             f"The optimizer factory raised {in_words(error)}. It is "
             "called with the trainable parameters, for example "
@@ -605,6 +648,46 @@ def _build_optimizer(
             "allow. Use a first-order optimizer, for example torch.optim.Adam."
         )
     return optimizer
+
+
+def _advice(arena: Arena) -> str:
+    if arena.tables:
+        return (
+            "The gradients of embeddings that were made with sparse=True are rows, and "
+            "few optimizers take these: give two, for example optimizer={'dense': "
+            "torch.optim.Adam, 'sparse': torch.optim.SparseAdam}; or make the "
+            "embeddings with sparse=False, as where one is also used as a dense layer."
+        )
+    return (
+        "It is stepped once a mini-batch, without a closure, and with gradients that "
+        "are dense: use an optimizer that does with these, for example "
+        "torch.optim.Adam."
+    )
+
+
+def _parameters_of_layers(model: torch.nn.Module) -> set[int]:
+    """Ids of the parameters that others than sparse embeddings hold.
+
+    A table that is tied to a dense layer has a dense gradient.
+    """
+    return {
+        id(parameter)
+        for module in model.modules()
+        if not getattr(module, "sparse", False)
+        for parameter in module._parameters.values()
+    }
+
+
+def _no_row(table: torch.Tensor) -> torch.Tensor:
+    """Make a sparse gradient of a table that touches its first row, with zeros."""
+    rows = min(1, len(table))
+    ids = torch.zeros((1, rows), dtype=torch.int64, device=table.device)
+    return torch.sparse_coo_tensor(
+        ids,
+        table.new_zeros((rows, *table.shape[1:])),
+        table.shape,
+        check_invariants=False,
+    )
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, needed: set[str]) -> None:

@@ -12,7 +12,12 @@ from tensair_dask.background import Background
 from tensair_dask.calls import Calls
 from tensair_dask.cluster import ReplicaHandle
 from tensair_dask.dispatch import Dispatcher, Lane
-from tensair_dask.errors import TensairError, TensairTimeoutError, TrainerClosedError
+from tensair_dask.errors import (
+    ReplicaFailedError,
+    TensairError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
 from tensair_dask.exchange.exchange import Holding
 from tensair_dask.faults import Moment, reach
 from tensair_dask.inheritance import Inheritance
@@ -89,7 +94,12 @@ class Recovery:
         if lane.leaving and not handle.unwanted:
             # Its worker is about to go, and may still be there for a while.
             self._workers.avoid(lane.address)
-        self._note(kind, f"the replica on {lane.address}", handle.name)
+        told = f"the replica on {lane.address}"
+        if isinstance(lane.failure, ReplicaFailedError):
+            # What raised there would do so again at once.
+            self._workers.avoid(lane.address)
+            told += f": {lane.failure}"
+        self._note(kind, told, handle.name)
         if self.settled:
             self._recovering = self._background.go_on_with(self._recover())
 

@@ -227,7 +227,7 @@ class Replica:
             try:
                 self._load(values)
                 self.learner.try_step()
-            except Exception as error:
+            except BaseException as error:
                 before.restore()
                 model, optimizers = self.learner.model, self.learner.optimizers
                 kinds = ", ".join(type(each).__name__ for each in (model, *optimizers))
@@ -428,7 +428,7 @@ class Replica:
             age = time.monotonic() - exchange.changed
             try:
                 value = learner.predict(x)
-            except Exception as error:
+            except BaseException as error:
                 raise _explained(learner, error, group, samples) from error
             packed = pack(
                 {
@@ -466,7 +466,7 @@ class Replica:
                 for x, y, samples in to_tensors(group, learner.device):
                     try:
                         evaluation.add(x, y, samples)
-                    except Exception as error:
+                    except BaseException as error:
                         raise _explained(learner, error, group, samples) from error
             self._evaluations[session] = evaluation
             return {}
@@ -591,7 +591,7 @@ def _unpickled(payload: bytes, plan: ReplicaPlan, what: str) -> Any:
             f"needed. {what} refers to it. Install it on the workers, for example: "
             f"pip install {(error.name or '').partition('.')[0]}."
         ) from error
-    except Exception as error:
+    except BaseException as error:
         raise ModelError(
             f"{what} cannot be unpickled on worker {plan.place.address}: "
             f"{in_words(error)}. The client and the workers should have "
@@ -604,7 +604,7 @@ def _build(plan: ReplicaPlan) -> Learner:
     try:
         device = torch.device(plan.place.device)
         torch.empty(0, device=device)
-    except Exception as error:
+    except BaseException as error:
         raise ConfigurationError(
             f"device={plan.place.device!r} cannot be used on worker "
             f"{plan.place.address}: {error}. Use 'auto', 'cpu' or a CUDA device that "
@@ -613,7 +613,7 @@ def _build(plan: ReplicaPlan) -> Learner:
     return Learner(recipe, device)
 
 
-def _explained(learner: Learner, error: Exception, group: Any, samples: int) -> Any:
+def _explained(learner: Learner, error: BaseException, group: Any, samples: int) -> Any:
     if isinstance(error, BatchError):
         return learner.refusal(error, group, samples)
     return error

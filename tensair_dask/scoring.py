@@ -209,7 +209,7 @@ class Totals:
                 for name, value in measure.named(measure(*given)):
                     self._sums[name] = self._sums.get(name, 0.0) + samples * value
                     self._weights[name] = self._weights.get(name, 0) + samples
-            except Exception as error:
+            except BaseException as error:
                 raise MetricError(
                     failure(measure.name, error, prediction, y)
                 ) from error
@@ -222,7 +222,7 @@ class Totals:
         for measure in self._stateful:
             try:
                 value = _numbers(measure.name, measure.metric.compute())
-            except Exception as error:
+            except BaseException as error:
                 raise MetricError(
                     f"Metric {measure.name!r} raised {in_words(error)}. "
                     "Its compute() must return a number, or a dict of numbers."

@@ -20,6 +20,7 @@ from tensair_dask.errors import (
     ForwardError,
     NonFiniteError,
     RaisedError,
+    ReplicaFailedError,
     ReplicaLostError,
 )
 from tensair_dask.exchange.exchange import Exchange
@@ -88,7 +89,7 @@ class Outcome:
 class _Job:
     """A block being learned, and the future that waits for its outcome."""
 
-    batches: Iterator[tuple[Group, Any, Any, int, Exception | None]]
+    batches: Iterator[tuple[Group, Any, Any, int, BaseException | None]]
     remaining: int
     outcome: Outcome
     future: asyncio.Future[Outcome]
@@ -141,6 +142,8 @@ class TrainingThread:
         self._wakeup = threading.Condition()
         self._stopping = False
         self._ended = False
+        # What it ended by, if it was not closed.
+        self._failure: ReplicaFailedError | None = None
         self._staleness = 0
         self.counters = Counters()
         self.leaving = False
@@ -218,9 +221,10 @@ class TrainingThread:
         try:
             while not self._stopping:
                 self._turn()
-        except Exception:
+        except BaseException as error:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
+            self._failure = _failure(error)
             if self._exchange is not None:
                 # Its peers must not wait for it to apply what they publish.
                 self._exchange.abandon()
@@ -271,20 +275,22 @@ class TrainingThread:
         function, future = self._calls.popleft()
         try:
             result = function()
-        except Exception as error:
+        except BaseException as error:
             self._resolve(future, error=RaisedError.unless_fit(error))
+            if isinstance(error, ReplicaFailedError):
+                raise
         else:
             self._resolve(future, result)
 
     def _batches(
         self, block: Block
-    ) -> Iterator[tuple[Group, Any, Any, int, Exception | None]]:
+    ) -> Iterator[tuple[Group, Any, Any, int, BaseException | None]]:
         assert self._learner is not None
         for group in block.groups:
             try:
                 bad = set(non_finite(group))
                 tensors = list(to_tensors(group, self._learner.device))
-            except Exception as error:  # the device has no room for it, say
+            except BaseException as error:  # the device has no room for it, say
                 for samples in group.lengths:
                     yield group, None, None, samples, error
                 continue
@@ -305,7 +311,10 @@ class TrainingThread:
                 step, changes = self._learner.learn(x, y, samples)
             else:
                 step = self._learner.score(x, y, samples)
-        except Exception as error:
+        except ReplicaFailedError:
+            raise
+        except BaseException as error:
+            # Of user code, whatever it is: nobody interrupts this thread.
             self._refuse(outcome, error, group, samples)
         else:
             if group.learn:
@@ -328,7 +337,7 @@ class TrainingThread:
             self._resolve(job.future, outcome)
 
     def _refuse(
-        self, outcome: Outcome, error: Exception, group: Group, samples: int
+        self, outcome: Outcome, error: BaseException, group: Group, samples: int
     ) -> None:
         assert self._learner is not None
         if not isinstance(error, BatchError):  # the optimizer, or a lack of memory
@@ -367,7 +376,9 @@ class TrainingThread:
             self._resolve(self._jobs.pop().future, error=error)
 
     def _abandon(self) -> None:
-        error = ReplicaLostError("The replica is closed; the work was not done.")
+        error = self._failure or ReplicaLostError(
+            "The replica is closed; the work was not done."
+        )
         with self._wakeup:  # the thread and the event loop may both be here
             while self._calls:
                 self._resolve(self._calls.popleft()[1], error=error)
@@ -388,6 +399,12 @@ class TrainingThread:
 
         with contextlib.suppress(RuntimeError):  # loop closed: nobody waits any more
             self._loop.call_soon_threadsafe(resolve)
+
+
+def _failure(error: BaseException) -> ReplicaFailedError:
+    if isinstance(error, ReplicaFailedError):
+        return error
+    return ReplicaFailedError(f"The replica has ended, by {in_words(error)}")
 
 
 def _not_finite() -> NonFiniteError:

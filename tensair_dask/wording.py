@@ -25,6 +25,6 @@ def in_words(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         text = str(error)
-    except Exception as of_text:
+    except BaseException as of_text:
         return f"{kind}: (no text, since its __str__ raised {type(of_text).__name__})"
     return f"{kind}: {bounded(text, _LONGEST_CAUSE)}"

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import feed, linear, linear_data, spread, train_all, until
+from helpers import (
+    class_data,
+    classes,
+    feed,
+    linear,
+    linear_data,
+    spread,
+    train_all,
+    until,
+)
 from test_membership import (
     SILENT,
     assert_learned_once,
@@ -182,3 +192,122 @@ async def test_where_all_have_missed_gradients_they_agree_again(c, s, *workers):
         await trainer.drain()
         assert await refusals(trainer) == before
         assert spread(await trainer.state_dicts()) < 1e-4
+
+
+def in_the_sum(exchange: Any, raising: Callable[..., Any]) -> None:
+    exchange._apply = raising
+
+
+def in_the_outbox(exchange: Any, raising: Callable[..., Any]) -> None:
+    exchange._send = raising
+
+
+def in_what_is_gathered(exchange: Any, raising: Callable[..., Any]) -> None:
+    exchange._accumulator.add = raising
+
+
+def no_room(*_: Any) -> None:
+    raise MemoryError("no room for it")
+
+
+def lost(trainer: Any) -> list[str]:
+    events = trainer.events
+    return events["text"][events["kind"] == "lost"].tolist()
+
+
+@cluster(3)
+async def test_gradients_that_cannot_be_applied_come_with_a_peers_model(c, s, *workers):
+    data = linear_data(300)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        exchange = exchange_of(trainer, workers[0])
+        apply, failures = exchange._apply, []
+
+        def fail(gradients: Any) -> None:
+            if len(failures) < 4:
+                failures.append(1)
+                raise MemoryError("no room")
+            apply(gradients)
+
+        in_the_sum(exchange, fail)
+        reports = feed(trainer, data[:150])
+        await until(lambda: "missed gradients" in " ".join(trainer.events["text"]))
+        feed(trainer, data[150:], reports)
+        await trainer.drain()
+        assert len(failures) == 4
+        assert not lost(trainer)
+        await assert_learned_once(trainer, data)
+
+
+@cluster(2)
+async def test_an_optimizer_that_fails_now_and_then_costs_no_replica(c, s, a, b):
+    def optimizer(parameters: Any) -> Any:
+        import torch
+
+        made, steps = torch.optim.Adam(parameters, lr=0.01), []
+
+        def log(*_: Any) -> None:
+            steps.append(1)
+            if len(steps) % 5 == 0:
+                raise OSError("the log is full")
+
+        made.register_step_post_hook(log)
+        return made
+
+    arguments = classes(replicas=2, optimizer=optimizer, share="gradient")
+    async with ta.Trainer(c, **arguments) as trainer:
+        reports = feed(trainer, class_data(100))
+        await trainer.drain()
+        await until(lambda: len(reports) == 100)
+        refused = [report.error for report in reports if report.error is not None]
+        assert 0 < len(refused) < 50
+        assert all("the log is full" in str(each) for each in refused)
+        assert len(trainer._calls.alive()) == 2
+        assert not lost(trainer)
+        learned = 100 - len(refused)
+        assert {info.version for info in trainer.replicas} == {learned}
+
+
+@pytest.mark.parametrize("place", [in_the_sum, in_the_outbox, in_what_is_gathered])
+def test_a_replica_whose_exchange_fails_ends_alone_and_says_why(place):
+    @cluster(3)
+    async def run(c, s, *workers):
+        data = linear_data(300)
+        async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+            place(exchange_of(trainer, workers[1]), no_room)
+            reports: list[Any] = []
+            fed = 0
+            while not lost(trainer):
+                feed(trainer, data[fed : fed + 1], reports)
+                fed += 1
+                while len(reports) < fed:
+                    await asyncio.sleep(0.005)
+            feed(trainer, data[fed:], reports)
+            await trainer.drain()
+            await until(lambda: len(reports) == len(data))
+            (text,) = lost(trainer)
+            assert "MemoryError: no room for it" in text
+            assert workers[1].address in text
+            assert len(trainer._calls.alive()) == 2
+            assert all(report.error is None for report in reports)
+            await assert_learned_once(trainer, data)
+
+    run()
+
+
+@pytest.mark.parametrize("place", [in_the_outbox, in_what_is_gathered])
+def test_where_the_exchange_fails_everywhere_one_goes_on_with_the_model(place):
+    @cluster(3)
+    async def run(c, s, *workers):
+        data = linear_data(60)
+        async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+            for worker in workers:
+                place(exchange_of(trainer, worker), no_room)
+            reports = feed(trainer, data)
+            await until(lambda: len(reports) == len(data))
+            await until(lambda: len(lost(trainer)) == 2)
+            await trainer.drain()
+            assert all("no room for it" in text for text in lost(trainer))
+            assert [each.name for each in trainer._calls.alive()] == ["replica-0"]
+            await assert_learned_once(trainer, data)
+
+    run()

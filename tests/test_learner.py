@@ -565,3 +565,90 @@ def test_a_model_that_restructures_itself_to_answer_goes_on_as_it_was():
     ours.apply(Gradients([torch.zeros_like(each) for each in ours.arena.buffers]))
     assert "restructured" in ours.notices.take()
     ours.learn(x, y, 8)
+
+
+class NeedsClosure(torch.optim.SGD):
+    """As optimizers that look ahead do."""
+
+    def step(self, closure: Any = None) -> Any:
+        return closure() + super().step()
+
+
+class Tied(nn.Module):
+    """A table that is the last layer, too, so that its gradient is dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4, sparse=True)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(x))
+
+
+def table() -> nn.Module:
+    return nn.EmbeddingBag(20, 2, sparse=True)
+
+
+class Beside(nn.Module):
+    """A table beside a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = table()
+        self.head = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "words"),
+    [
+        (table, torch.optim.Adam, "sparse gradients.*'sparse': torch.optim.SparseAdam"),
+        (table, torch.optim.RMSprop, "RMSprop cannot step.*sparse=False"),
+        (None, torch.optim.SparseAdam, "dense gradients.*torch.optim.Adam"),
+        (None, functools.partial(NeedsClosure, lr=0.1), "without a closure"),
+        (Beside, {"dense": SGD, "sparse": torch.optim.Adam}, "SGD, Adam cannot step"),
+        (Beside, torch.optim.SparseAdam, "dense gradients"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_with_the_model_is_refused_at_the_start(
+    model, optimizer, words
+):
+    with pytest.raises(OptimizerError, match=words):
+        learner(model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_a_table_that_is_tied_to_a_layer_steps_as_a_layer(kind):
+    ours = learner(Tied, optimizer=kind)
+    before = ours.state_dict()
+    y = torch.arange(8) % 5
+    ours.learn(y, y, 8)
+    assert not torch.equal(before["table.weight"], ours.state_dict()["table.weight"])
+
+
+def test_to_see_at_the_start_that_it_steps_leaves_no_trace():
+    calls: list[str] = []
+
+    class Counting(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> None:
+            self.steps += 1
+            super().step()
+
+    def build(parameters: Any) -> Any:
+        optimizer = Counting(parameters, lr=0.1, momentum=0.9, weight_decay=0.5)
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+        return optimizer
+
+    ours, plain = learner(optimizer=build), learner()
+    (optimizer,) = ours.optimizers
+    assert (calls, optimizer.steps, dict(optimizer.state)) == ([], 0, {})
+    assert all(parameter.grad is None for parameter in ours.arena.parameters)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+    ours.learn(*data(), 8)
+    assert {"before", "after"} == set(calls)
+    assert optimizer.steps == 1

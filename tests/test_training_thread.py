@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,14 @@ from torch import nn
 
 from tensair_dask import training_thread
 from tensair_dask.batches import Block, Group, MiniBatch
-from tensair_dask.errors import ForwardError, NonFiniteError, ReplicaLostError
+from tensair_dask.errors import (
+    BatchError,
+    ForwardError,
+    NonFiniteError,
+    RaisedError,
+    ReplicaFailedError,
+    ReplicaLostError,
+)
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.learner import Learner, Recipe
 from tensair_dask.training_thread import TrainingThread
@@ -45,9 +53,12 @@ class Gated(nn.Module):
 
 @asynccontextmanager
 async def running(
-    permits: threading.Semaphore | None = None, **overrides: Any
+    permits: threading.Semaphore | None = None,
+    recipe: dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[TrainingThread]:
     """A thread that learns; without permits, as fast as it can."""
+    changed = recipe or {}
     recipe = Recipe(
         (lambda: nn.Linear(3, 2)) if permits is None else (lambda: Gated(permits)),
         nn.functional.cross_entropy,
@@ -64,7 +75,7 @@ async def running(
         "is_alive": lambda: True,
     }
     thread = TrainingThread(**{**arguments, **overrides})
-    learner = Learner(recipe, CPU)
+    learner = Learner(dataclasses.replace(recipe, **changed), CPU)
     exchange = Exchange("run", "me", learner.arena, learner.apply, thread.wake)
     thread.attach(learner, exchange)
     try:
@@ -237,3 +248,116 @@ async def test_what_is_queued_while_the_thread_ends_is_answered():
     with pytest.raises(ReplicaLostError):
         await asyncio.wrap_future(late[0])
     await thread.stopped()
+
+
+ENDS = [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+
+
+class Raising:
+    """Raises when it is told to, wherever it is put."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __call__(self, *_: Any) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def in_the_model(raising: Raising) -> dict[str, Any]:
+    def model() -> nn.Module:
+        layer = nn.Linear(3, 2)
+        layer.register_forward_hook(raising)
+        return layer
+
+    return {"model": model}
+
+
+def in_the_loss(raising: Raising) -> dict[str, Any]:
+    def loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        raising()
+        return nn.functional.cross_entropy(prediction, y)
+
+    return {"loss": loss}
+
+
+def in_the_gradient(raising: Raising) -> dict[str, Any]:
+    def model() -> nn.Module:
+        layer = nn.Linear(3, 2)
+        layer.weight.register_hook(raising)
+        return layer
+
+    return {"model": model}
+
+
+def in_the_step(raising: Raising) -> dict[str, Any]:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, lr=0.1)
+        made.register_step_post_hook(raising)
+        return made
+
+    return {"optimizer": optimizer}
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "place", [in_the_model, in_the_loss, in_the_gradient, in_the_step]
+)
+def test_what_would_end_a_program_costs_a_mini_batch(place, error):
+    @gen_test()
+    async def run() -> None:
+        raising = Raising()
+        async with running(recipe=place(raising)) as thread:
+            raising.error = error
+            outcome = await thread.learn(block(2))
+            raising.error = None
+            assert set(outcome.errors) == {0, 1}
+            for refusal in outcome.errors.values():
+                assert isinstance(refusal, BatchError)
+                assert type(error).__name__ in str(refusal)
+            assert not (await thread.learn(block(1))).errors
+            assert thread.counters.refused == 2
+
+    run()
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_a_call_that_would_end_a_program_raises_to_the_caller(error):
+    @gen_test()
+    async def run() -> None:
+        raising = Raising()
+        raising.error = error
+        async with running() as thread:
+            with pytest.raises(RaisedError, match=type(error).__name__):
+                await thread.call(raising)
+            assert await thread.call(lambda: "lives") == "lives"
+
+    run()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), SystemExit(1)])
+def test_all_that_waits_learns_why_a_replica_has_ended(error):
+    @gen_test()
+    async def run() -> None:
+        async with running() as thread:
+            raising = Raising()
+            raising.error = error
+            thread._exchange.learned = raising
+            with pytest.raises(ReplicaFailedError, match=type(error).__name__):
+                await thread.learn(block(2))
+            assert thread.has_ended
+            with pytest.raises(ReplicaFailedError, match=type(error).__name__):
+                await thread.call(lambda: None)
+
+    run()
+
+
+@gen_test()
+async def test_a_call_with_which_the_replica_ends_tells_its_caller_first():
+    def fail() -> None:
+        raise ReplicaFailedError("half way")
+
+    async with running() as thread:
+        with pytest.raises(ReplicaFailedError, match="half way"):
+            await thread.call(fail)
+        await until(lambda: thread.has_ended)

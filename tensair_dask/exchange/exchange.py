@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,11 @@ from typing import Any
 
 import torch
 
-from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
+from tensair_dask.errors import (
+    ReplicaFailedError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
@@ -29,8 +34,19 @@ from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
+from tensair_dask.wording import in_words
 
 __all__ = ["Exchange", "Holding"]
+
+logger = logging.getLogger(__name__)
+
+# How often what has arrived is tried to be applied, before a peer's model is taken over
+# in its place; and how often that, before a replica ends that cannot apply anything.
+ATTEMPTS = 3
+TAKEOVERS = 3
+
+# Seconds that the eldest waits where its exchange raises: do all others end as well?
+PATIENCE = 5.0
 
 # Staleness and ages of the newest messages that the statistics are taken over.
 REMEMBERED = 1000
@@ -119,6 +135,8 @@ class Exchange:
         self._compressor = make_compressor(settings.compression)
         self._gate = Gate(run_id, origin, arena, token)
         self._inbox = Inbox()
+        # How often nothing of what had arrived could be applied, one after the other.
+        self._failures = 0
         self._pacer = Pacer(settings.share_of_time, settings.staleness)
         self._pub: Pub | None = None
         self._sub: Sub | None = None
@@ -273,8 +291,13 @@ class Exchange:
         """Record one local step, how long it took, and its gradients."""
         self._pacer.stepped(seconds)
         step = self.steps + 1
-        if self._sharing:
-            self._accumulator.add(step, samples, changes, self.clock, self.taken + 1)
+        try:
+            if self._sharing:
+                self._accumulator.add(
+                    step, samples, changes, self.clock, self.taken + 1
+                )
+        except BaseException as error:
+            self._part(error)
         self.clock.advance(self.origin, step)
         self.changed = time.monotonic()
         self.samples += samples
@@ -396,7 +419,13 @@ class Exchange:
         if self._adopting:
             return 0
         fresh, repeated = self._inbox.take(self.clock, self._sealed)
-        worst = self._apply_all(fresh) if fresh else 0
+        worst = 0
+        if fresh:
+            try:
+                worst = self._apply_all(fresh)
+                self._failures = 0
+            except BaseException as error:
+                self._not_applied(fresh, error)
         for arrival in repeated:
             arrival.applied()
         return worst
@@ -427,7 +456,10 @@ class Exchange:
             return False
         total = total.to(self._arena.device)
         self._apply(total)
-        self._accumulator.applied(total)
+        try:
+            self._accumulator.applied(total)
+        except BaseException as error:  # it is in the parameters: no second time
+            raise _failed(error) from error
         self.changed = time.monotonic()
         return True
 
@@ -450,6 +482,61 @@ class Exchange:
         for key, text in self._gate.news():
             notices.say(key, text)
 
+    def _not_applied(self, arrivals: list[Arrival], error: BaseException) -> None:
+        """Try again, or wait for the model of a peer that holds what cannot be applied.
+
+        Where applying raises nothing has changed; what came before is written down.
+        """
+        if isinstance(error, ReplicaFailedError):
+            raise error
+        self._failures += 1
+        messages = [(each, each.message) for each in arrivals]
+        left = [
+            each
+            for each, message in messages
+            if message.first > self.clock[message.origin]
+            and message.origin not in self._inbox.missed
+        ]
+        if self._failures % ATTEMPTS:
+            self._inbox.put_back(left)
+            return
+        for each in left:
+            self._inbox.leave_out(each)
+        if self._failures >= ATTEMPTS * TAKEOVERS:
+            self._part(error)
+
+    def _part(self, error: BaseException) -> None:
+        """End since the exchange raises; or go on alone, where all others end, too.
+
+        What raises here may do so at every replica, and with it the model would end. So
+        the eldest waits whether there are any that do without it.
+
+        Raises
+        ------
+        ReplicaFailedError
+            If this one ends.
+        """
+        if isinstance(error, ReplicaFailedError):
+            raise error
+        if not self._outlives_peers():
+            raise _failed(error) from error
+        logger.warning("All peers of %s have ended: it goes on alone", self.origin)
+        self._failures = 0
+        self._drop()
+
+    def _outlives_peers(self) -> bool:
+        pub = self._pub
+        if pub is not None:
+            members = pub.view.subscribers.values()
+            names = {each.member for each in members if each.member}
+            others = names - self._sealed
+            if any(_age(each) < _age(self.origin) for each in others):
+                return False
+        end = time.monotonic() + PATIENCE
+        while self._peers and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self._peers
+
     def due(self, busy: bool) -> float | None:
         """When `publish` should be called next, on the monotonic clock.
 
@@ -462,6 +549,12 @@ class Exchange:
 
     def publish(self) -> None:
         """Hand what has gathered to the outboxes of the peers."""
+        try:
+            self._publish()
+        except BaseException as error:
+            self._part(error)
+
+    def _publish(self) -> None:
         start = time.perf_counter()
         self._prepare()
         message = self._accumulator.take()
@@ -484,6 +577,12 @@ class Exchange:
         if self._compressor is None and not self._accumulator.leaves_out:
             self.publish()
             return
+        try:
+            self._publish_everything()
+        except BaseException as error:
+            self._part(error)
+
+    def _publish_everything(self) -> None:
         start = time.perf_counter()
         self._prepare()
         message = self._accumulator.take_everything(self.steps, self.clock)
@@ -560,6 +659,17 @@ class Exchange:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _failed(error: BaseException) -> ReplicaFailedError:
+    return ReplicaFailedError(
+        f"The exchange with the other replicas raised {in_words(error)}"
+    )
+
+
+def _age(name: str) -> tuple[int, str]:
+    """By what replicas are ordered: their names end in a number."""
+    return len(name), name
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from tensair_dask.exchange.clock import VectorClock
@@ -102,6 +102,10 @@ class Inbox:
             arrival.applied()
         else:
             self._withheld.append(arrival)
+
+    def put_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Take in again, before all others, what could not be applied just now."""
+        self._arrivals.extendleft(reversed(arrivals))
 
     def told(self) -> list[Arrival]:
         """Say that others get to know now whether anything is `missed`.

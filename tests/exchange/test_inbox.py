@@ -64,3 +64,14 @@ def test_origins_are_told_apart():
     put(inbox, message(1, 1, 1.0), message(1, 2, 1.0, origin="b"))
     fresh, _ = inbox.take(VectorClock())
     assert [arrival.message.origin for arrival in fresh] == ["a", "b"]
+
+
+def test_what_could_not_be_applied_comes_before_what_came_meanwhile():
+    inbox = Inbox()
+    put(inbox, message(1, 1, 1.0), message(2, 3, 1.0))
+    fresh, _ = inbox.take(VectorClock())
+    put(inbox, message(4, 4, 1.0))
+    inbox.put_back(fresh)
+    fresh, repeated = inbox.take(VectorClock())
+    assert [arrival.message.first for arrival in fresh] == [1, 2, 4]
+    assert repeated == []
