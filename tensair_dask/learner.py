@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tensair_dask.batches import Group, rebuild, width
+from tensair_dask.broadcasts import Broadcasts
 from tensair_dask.errors import (
     BatchError,
     ForwardError,
@@ -142,6 +143,7 @@ class Learner:
         self.moves = _with_max_norm(self.model) is not None
         self.is_inexact = False
         self._settle()
+        self._call_loss = Broadcasts(recipe.loss, self.notices)
         self._score = Scoring(recipe.metrics, self.notices, device)
         if not self._stepper.is_plain:
             self._see_that_it_steps()
@@ -418,7 +420,7 @@ class Learner:
 
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
         try:
-            loss = self._recipe.loss(prediction, y)
+            loss = self._call_loss(prediction, y)
         except BaseException as error:
             raise LossError(
                 f"The loss raised {in_words(error)} (prediction: "

@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tensair_dask.errors import ShapeError
+
 __all__ = ["accuracy", "binary_accuracy"]
+
+# Fewer numbers from 0 to 1 may well be logits.
+_TELLING = 16
 
 
 def accuracy(prediction: Any, target: Any) -> float:
@@ -22,34 +27,114 @@ def accuracy(prediction: Any, target: Any) -> float:
     prediction
         Scores or probabilities, (samples, classes) or (samples, classes, ...).
     target
-        Class numbers, (samples,) or (samples, ...), integers.
+        Class numbers, (samples,) or (samples, ...); an axis of length 1 in the place
+        of the classes does not matter. Or one number for each class, of the shape of
+        the prediction: one-hot, or shares that add up to 1; the highest is the class.
 
     Returns
     -------
     accuracy
         In [0, 1].
+
+    Raises
+    ------
+    ShapeError
+        If the shapes are others: nothing is broadcast.
+
+    Notes
+    -----
+    One number for each sample, (samples,) or (samples, 1), has no highest score: the
+    answer is that of `binary_accuracy`.
     """
     scores, classes = _arrays(prediction, target)
+    shape, given = tuple(scores.shape), tuple(classes.shape)
+    if len(shape) < 2 or shape[1] == 1:
+        return binary_accuracy(scores, classes)
+    if given == shape:
+        shares = classes.sum(1)
+        if not bool((abs(shares - 1) < 1e-3).all()):
+            raise ShapeError(
+                f"accuracy was given a target {given}, of the shape of the prediction, "
+                "whose numbers do not add up to 1: it is no class for each sample. For "
+                "several labels at a time give binary_accuracy, or class numbers, "
+                f"shape {(shape[0], *shape[2:])}."
+            )
+        classes = classes.argmax(1)
+    elif given == (shape[0], 1, *shape[2:]):
+        classes = classes[:, 0]
+    elif given != (shape[0], *shape[2:]):
+        raise ShapeError(
+            f"accuracy was given a prediction {shape} and a target {given}. Allowed "
+            f"are class numbers, shape {(shape[0], *shape[2:])}, or one number for "
+            "each class, of the shape of the prediction. Reshape the target."
+        )
     return _share(scores.argmax(1) == classes)
 
 
-def binary_accuracy(prediction: Any, target: Any) -> float:
-    """Share of samples whose logit has the sign of the target.
+def binary_accuracy(
+    prediction: Any, target: Any, threshold: float | None = None
+) -> float:
+    """Share of predictions that are on the side of the threshold where the target is.
 
     Parameters
     ----------
     prediction
-        Logits, (samples,) or (samples, 1): positive means class 1.
+        One number for each sample (or for each label of each sample): logits or
+        probabilities.
     target
-        0 or 1, of any dtype, with as many elements.
+        0 or 1 (or -1 or 1), of any dtype, of the shape of the prediction; axes of
+        length 1 do not matter.
+    threshold
+        Above it is class 1: 0 for logits, 0.5 for probabilities. None: 0.5 if all
+        predictions are from 0 to 1, else 0.
 
     Returns
     -------
     accuracy
         In [0, 1].
+
+    Raises
+    ------
+    ShapeError
+        If the shapes differ (nothing is broadcast), if the target has more classes, or
+        if there are fewer than 16 numbers, all from 0 to 1, and no threshold is given:
+        they may be either.
     """
-    logits, classes = _arrays(prediction, target)
-    return _share((logits.reshape(-1) > 0) == (classes.reshape(-1) > 0))
+    numbers, classes = _arrays(prediction, target)
+    shape, given = tuple(numbers.shape), tuple(classes.shape)
+    if shape != given and _long(shape) != _long(given):
+        raise ShapeError(
+            f"binary_accuracy was given a prediction {shape} and a target {given}; one "
+            "number for each target is allowed. For a score for each class use "
+            "tensair_dask.metrics.accuracy."
+        )
+    if bool(classes.max() > 1):
+        raise ShapeError(
+            f"binary_accuracy was given a target with the class {classes.max()}, and "
+            f"one number for each ({shape}); 0 and 1 are allowed. Let the model give a "
+            "score for each class, and use tensair_dask.metrics.accuracy."
+        )
+    if threshold is None:
+        threshold = _threshold(numbers, math.prod(shape))
+    return _share((numbers.reshape(-1) > threshold) == (classes.reshape(-1) > 0))
+
+
+def _threshold(numbers: Any, count: int) -> float:
+    """Tell probabilities from logits: some of these are below 0, or above 1."""
+    if bool(numbers.min() < 0) or bool(numbers.max() > 1):
+        return 0.0
+    if count < _TELLING:
+        raise ShapeError(
+            f"binary_accuracy was given {count} predictions, all from 0 to 1, too few "
+            "to tell whether they are logits or probabilities. Give functools.partial("
+            "tensair_dask.metrics.binary_accuracy, threshold=0) for logits, and "
+            "threshold=0.5 for probabilities."
+        )
+    return 0.5
+
+
+def _long(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _arrays(*tensors: Any) -> list[Any]:
@@ -60,7 +145,8 @@ def _arrays(*tensors: Any) -> list[Any]:
     """
     try:
         return [each.numpy() for each in tensors]
-    except (TypeError, RuntimeError):  # on a GPU, of bfloat16, or with a gradient
+    except (AttributeError, TypeError, RuntimeError):
+        # Arrays already; on a GPU, of bfloat16, or with a gradient.
         return list(tensors)
 
 

@@ -41,6 +41,7 @@ LEVELS = [
         "rollback",
         "scoring",
         "model_state",
+        "broadcasts",
         "learner",
         "refused",
         "reports",
