@@ -36,6 +36,7 @@ LEVELS = [
     ["checkpoints"],
     ["dashboard"],
     [
+        "before_step",
         "optimization",
         "refusals",
         "rollback",
