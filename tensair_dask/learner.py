@@ -36,6 +36,7 @@ from tensair_dask.exchange.wire import pack
 from tensair_dask.model_state import ModelState
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
+from tensair_dask.randomness import Drawing, seeded
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
@@ -104,6 +105,8 @@ class Learner:
 
     Attributes
     ----------
+    drawing
+        A context for whatever may draw random numbers.
     notices
         What the user is to be told once; the thread passes it on.
     share
@@ -123,6 +126,7 @@ class Learner:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.device = device
         self.notices = Notices()
+        self.drawing = Drawing()
         self._recipe = recipe
         self.model = _build_model(recipe, device)
         self.arena = Arena(self.model)
@@ -415,7 +419,7 @@ class Learner:
 
     def predict(self, x: Any) -> Any:
         """Predict in evaluation mode; returns tensors on the CPU."""
-        with evaluating(self.model), torch.no_grad():
+        with self.drawing, evaluating(self.model), torch.no_grad():
             return map_tensors(lambda tensor: tensor.detach().cpu(), self.forward(x))
 
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
@@ -575,7 +579,7 @@ class Evaluation:
     def add(self, x: Any, y: Any, samples: int) -> None:
         """Score one mini-batch."""
         learner = self._learner
-        with evaluating(learner.model), torch.no_grad():
+        with learner.drawing, evaluating(learner.model), torch.no_grad():
             prediction = learner.forward(x)
             self._loss += samples * learner._loss(prediction, y).item()
             self._totals.add(prediction, y, samples)
@@ -589,8 +593,7 @@ class Evaluation:
 
 
 def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         try:
             model = recipe.model()
         except BaseException as error:

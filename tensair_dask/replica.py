@@ -30,6 +30,7 @@ from tensair_dask.guard.worker import Departures, leaving_topic
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
+from tensair_dask.randomness import seeded
 from tensair_dask.rollback import Rollback
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import LEAVING, TOPIC
@@ -265,8 +266,7 @@ class Replica:
 
         def run() -> None:
             call = _unpickled(function, self._plan, "The function")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 self.learner.change(call)
             self.exchange.publish_as(self.learner.share)
             self.exchange.replaced()

@@ -307,10 +307,11 @@ class TrainingThread:
                 raise bad
             if group.learn or self._learner.moves:
                 self._exchange.before_step()
-            if group.learn:
-                step, changes = self._learner.learn(x, y, samples)
-            else:
-                step = self._learner.score(x, y, samples)
+            with self._learner.drawing:
+                if group.learn:
+                    step, changes = self._learner.learn(x, y, samples)
+                else:
+                    step = self._learner.score(x, y, samples)
         except ReplicaFailedError:
             raise
         except BaseException as error:

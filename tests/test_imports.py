@@ -39,6 +39,7 @@ LEVELS = [
         "before_step",
         "optimization",
         "refusals",
+        "randomness",
         "rollback",
         "scoring",
         "model_state",
