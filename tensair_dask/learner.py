@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tensair_dask.batches import Group, rebuild, width
-from tensair_dask.broadcasts import Broadcasts
+from tensair_dask.criterion import Criterion
 from tensair_dask.errors import (
     BatchError,
     ForwardError,
@@ -147,7 +147,7 @@ class Learner:
         self.moves = _with_max_norm(self.model) is not None
         self.is_inexact = False
         self._settle()
-        self._call_loss = Broadcasts(recipe.loss, self.notices)
+        self.criterion = Criterion(recipe.loss, device, self.notices)
         self._score = Scoring(recipe.metrics, self.notices, device)
         if not self._stepper.is_plain:
             self._see_that_it_steps()
@@ -203,6 +203,7 @@ class Learner:
                 parameter.grad = None
         if not self._state_was_checked:
             self._check_state()
+            self.criterion.look()
         return self._told(start, value, metrics, samples, kept), changes
 
     def _check_state(self) -> None:
@@ -225,7 +226,7 @@ class Learner:
         Parameters and errors are those of `learn`.
         """
         start = time.perf_counter()
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model, *self.criterion.modules), torch.no_grad():
             prediction, _, value = self._assess(x, y)
             metrics = self._score(prediction, y)
             kept = self._kept(prediction)
@@ -424,7 +425,7 @@ class Learner:
 
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
         try:
-            loss = self._call_loss(prediction, y)
+            loss = self.criterion(prediction, y)
         except BaseException as error:
             raise LossError(
                 f"The loss raised {in_words(error)} (prediction: "
@@ -579,7 +580,8 @@ class Evaluation:
     def add(self, x: Any, y: Any, samples: int) -> None:
         """Score one mini-batch."""
         learner = self._learner
-        with learner.drawing, evaluating(learner.model), torch.no_grad():
+        modules = learner.model, *learner.criterion.modules
+        with learner.drawing, evaluating(*modules), torch.no_grad():
             prediction = learner.forward(x)
             self._loss += samples * learner._loss(prediction, y).item()
             self._totals.add(prediction, y, samples)
@@ -739,10 +741,11 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(*models: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode, then every module back to the mode that it had."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
+    trained = [each for model in models for each in model.modules() if each.training]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:

@@ -44,6 +44,7 @@ LEVELS = [
         "scoring",
         "model_state",
         "broadcasts",
+        "criterion",
         "learner",
         "refused",
         "reports",
