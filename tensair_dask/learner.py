@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tensair_dask.batches import Group, rebuild, width
+from tensair_dask.clipping import Clipping
 from tensair_dask.criterion import Criterion
 from tensair_dask.errors import (
     BatchError,
@@ -33,12 +34,14 @@ from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.wire import pack
+from tensair_dask.hidden_state import StepHooks, hidden_state
 from tensair_dask.model_state import ModelState
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.randomness import Drawing, seeded
 from tensair_dask.refusals import explain
 from tensair_dask.rollback import Rollback
+from tensair_dask.schedule import Schedule, has_schedule
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
 from tensair_dask.wording import in_words
 
@@ -69,6 +72,10 @@ class Recipe:
         For the factory, so that all replicas begin with the same parameters.
     keep_predictions
         Whether steps return the predictions they were scored by.
+    schedule
+        What the learning rates follow; None if they stay as they are.
+    clipping
+        Of the gradients of each mini-batch; None for none.
     """
 
     model: Callable[[], torch.nn.Module]
@@ -78,6 +85,8 @@ class Recipe:
     share: Share | None
     seed: int
     keep_predictions: bool
+    schedule: Callable[[Any], Any] | None = None
+    clipping: Clipping | None = None
 
 
 @dataclass(slots=True)
@@ -109,6 +118,8 @@ class Learner:
         A context for whatever may draw random numbers.
     notices
         What the user is to be told once; the thread passes it on.
+    hidden_state
+        What hooks of the optimizers keep that a `snapshot` does not hold, in words.
     share
         ``"gradient"`` or ``"update"``: what is published, and what peers publish.
     moves
@@ -144,6 +155,10 @@ class Learner:
             set(each.defaults).intersection(*each.param_groups)
             for each in self.optimizers
         ]
+        self.hidden_state = hidden_state(self.optimizers)
+        self._schedule: Schedule | None = None
+        if recipe.schedule is not None:
+            self._schedule = Schedule(recipe.schedule, self.optimizers, self.notices)
         self.moves = _with_max_norm(self.model) is not None
         self.is_inexact = False
         self._settle()
@@ -195,6 +210,8 @@ class Learner:
                 ) from error
             changed = self._check_parameters()
             self._check_gradients(value)
+            if self._recipe.clipping is not None:
+                self._recipe.clipping.clip(parameters)
             if changed or self._stepper.writes() != writes:
                 self._saw_it_move()
             changes = self._stepper.step_locally()
@@ -219,6 +236,22 @@ class Learner:
                 "The state of the model cannot be taken over: no checkpoint can be "
                 f"saved, and no replica can join. {error}",
             )
+
+    def follow(self, version: int) -> None:
+        """Set the learning rates to where the schedule has them; call it before steps.
+
+        Parameters
+        ----------
+        version
+            Gradients that the model holds, its own and its peers'.
+
+        Raises
+        ------
+        OptimizerError
+            If the schedule raises.
+        """
+        if self._schedule is not None:
+            self._schedule.follow(version)
 
     def score(self, x: Any, y: Any, samples: int) -> Step:
         """Score one mini-batch in evaluation mode, and learn nothing from it.
@@ -288,18 +321,24 @@ class Learner:
         ------
         ModelError
             If it puts other parameters in the place of those that are trained.
+        OptimizerError
+            If it attaches hooks to an optimizer, which cannot be copied.
         Exception
             What it raises. Model and optimizers are then as they were.
         """
         before = Rollback(self.model, self.optimizers)
+        hooks = StepHooks(self.optimizers)
         try:
             function(self.model, self.optimizers)
+            hooks.check()
             if not before.keeps_structure():
                 raise ModelError(
                     "The function has put other parameters in the place of those that "
                     "are trained, or frozen some. Change their values in place, for "
                     "example with layer.reset_parameters() or parameter.copy_(...)."
                 )
+            if self._schedule is not None:
+                self._schedule.keep_changes()
         except BaseException:
             before.restore()
             raise
@@ -336,6 +375,8 @@ class Learner:
         for optimizer in self.optimizers:
             if reason := why_not_linear(optimizer):
                 return reason
+        if self._schedule is not None:
+            return "the rates follow a schedule, which replicas follow at other moments"
         if (name := _with_max_norm(self.model)) is not None:
             return f"{name or 'the model'} has max_norm, which changes rows in forward"
         return "the model changes its own parameters in forward" if self.moves else None
@@ -470,6 +511,19 @@ class Learner:
             "share": self.share,
         }
 
+    def say_what_is_hidden(self) -> None:
+        """Tell what a copy for a checkpoint or a newcomer does not hold."""
+        if self.hidden_state is not None:
+            self.notices.say(
+                "hidden-state",
+                f"Step hooks of the optimizer keep a state of their own: "
+                f"{self.hidden_state}. It is neither in checkpoints nor copied to "
+                "replicas that join: there it begins anew. Give schedule= for learning "
+                "rates and clip_gradients= for clipping; or let the optimizer save it, "
+                "with register_state_dict_post_hook and "
+                "register_load_state_dict_pre_hook.",
+            )
+
     def is_finite(self) -> bool:
         """Whether no trained parameter is NaN or infinite."""
         with torch.no_grad():
@@ -507,6 +561,15 @@ class Learner:
         ):
             optimizer.load_state_dict(dict(its_state))
             _check_groups(optimizer, needed)
+        if self._schedule is not None:
+            self._schedule.begin()
+        elif has_schedule(self.optimizers):
+            self.notices.say(
+                "no-schedule",
+                "The optimizer state is of a run with a schedule, and none was given: "
+                "the learning rates stay where that run has left them. Give the same "
+                "schedule= again, or set them with trainer.apply.",
+            )
         self._settle(share)
 
     def try_step(self) -> None:

@@ -266,6 +266,7 @@ class Replica:
 
         def run() -> None:
             call = _unpickled(function, self._plan, "The function")
+            self.learner.follow(self.exchange.clock.version)
             with seeded(seed):
                 self.learner.change(call)
             self.exchange.publish_as(self.learner.share)
@@ -338,7 +339,7 @@ class Replica:
             If it leaves, and is not the last.
         """
         await self._departure.copying(last)
-        self._kept = await self._thread.call(self._copy)
+        self._kept = await self._thread.call(self._copy_for_others)
 
     async def kept(self) -> Packed:
         """Give what was kept."""
@@ -358,6 +359,10 @@ class Replica:
             "sealed": sorted(holding.sealed),
         }
 
+    def _copy_for_others(self) -> dict[str, Any]:
+        self.learner.say_what_is_hidden()
+        return self._copy()
+
     def _copy_whole(self) -> dict[str, Any] | None:
         # Its peers take for applied what it had to refuse.
         if self.exchange.is_behind:
@@ -369,6 +374,7 @@ class Replica:
                 "diverged. Nothing was written, and the checkpoints before are kept: "
                 "restore one of them, with a lower learning rate or scaled inputs."
             )
+        self.learner.say_what_is_hidden()
         return self._copy()
 
     async def seal(self, origins: Sequence[str]) -> Holding:

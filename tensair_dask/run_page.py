@@ -329,6 +329,9 @@ def _arguments(trainer: Any) -> list[tuple[str, str]]:
             if isinstance(optimizer, Mapping)
             else {"optimizer": optimizer}
         ),
+        "schedule": recipe.schedule,
+        "clip_gradients": recipe.clipping
+        and f"{recipe.clipping.kind} {recipe.clipping.limit:g}",
         "metrics": ", ".join(recipe.metrics) or "none",
         "replicas": trainer._membership.wish,
         "share": trainer.share or settings.share,

@@ -31,6 +31,7 @@ from tensair_dask.adapting import Adapting
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of
 from tensair_dask.calls import Calls, closed_error, late_error
+from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.columns import columns
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
@@ -141,6 +142,21 @@ class Trainer:
         made with ``sparse=True`` it may be a dict of two, ``"sparse"`` for the
         tables and ``"dense"`` for all else, since `torch.optim.SparseAdam` takes
         only the former and most others only the latter.
+    schedule
+        Of the learning rates, by the *clock*: the number of gradients that the model
+        holds, those of all replicas together. A function of that number that gives a
+        factor for the rates that the optimizer was built with, ``lambda gradients:
+        0.9999 ** gradients``; or what builds a scheduler of
+        `torch.optim.lr_scheduler` when called with the optimizer,
+        ``functools.partial(StepLR, step_size=1000)``, which makes a step for each
+        gradient. All optimizers follow it. Replicas that join, take over a model or
+        go on from a checkpoint are where its clock is. A rate that a policy or `apply`
+        changes goes on from there, multiplied by what the schedule does.
+    clip_gradients
+        Of each mini-batch, before a step is made of them and before anything is
+        shared: a number, to which the norm of all gradients together is cut, or a pair
+        ``("value", 0.5)``, which cuts off each element. None: they are left as they
+        are.
     metrics
         By name, ``(prediction, y) -> scalar`` or torchmetrics objects; computed for
         every mini-batch before it is learned. One that returns a dict, as a
@@ -243,6 +259,8 @@ class Trainer:
         model: Callable[[], Any],
         loss: Callable[[Any, Any], Any],
         optimizer: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]],
+        schedule: Callable[[Any], Any] | None = None,
+        clip_gradients: float | tuple[str, float] | None = None,
         metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
         replicas: int | tuple[int, int] | str | None = "all",
         share: Share | None = None,
@@ -265,12 +283,21 @@ class Trainer:
         or_begin: bool = False,
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
+        _check_schedule(schedule)
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))
         self.dead_letters = DeadLetters(int(config.get("dead-letters")))
         self._recipe = Recipe(
-            model, loss, optimizer, dict(metrics or {}), share, seed, keep_predictions
+            model,
+            loss,
+            optimizer,
+            dict(metrics or {}),
+            share,
+            seed,
+            keep_predictions,
+            schedule,
+            as_clipping(clip_gradients),
         )
         names = columns(metrics or {})
         wish = Wish.of(replicas)
@@ -1140,7 +1167,9 @@ class Trainer:
 
     async def _save(self, path: Path | None) -> str:
         await self._ready()
-        return await self._saving.save(path)
+        written = await self._saving.save(path)
+        await self._membership.look()  # what there was to say about it
+        return written
 
     @classmethod
     def restore(
@@ -1479,6 +1508,7 @@ class Trainer:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""
         await self._drain()
         await self._saving.finish()
+        await self._membership.look()  # what there was to say about it
 
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
@@ -1749,6 +1779,18 @@ def _check_arguments(
             f"max_in_flight={max_in_flight!r} was given; a whole number from 1 is "
             "allowed."
         )
+
+
+def _check_schedule(schedule: Any) -> None:
+    if schedule is None or callable(schedule):
+        return
+    raise ConfigurationError(
+        f"schedule is a {type(schedule).__name__}, which cannot be called. Give a "
+        "function of the number of gradients, for example schedule=lambda gradients: "
+        "0.999 ** gradients; or what builds a scheduler of torch when called with the "
+        "optimizer, for example schedule=functools.partial(torch.optim.lr_scheduler."
+        "StepLR, step_size=1000)."
+    )
 
 
 _EXAMPLES = {

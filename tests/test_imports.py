@@ -37,9 +37,12 @@ LEVELS = [
     ["dashboard"],
     [
         "before_step",
+        "clipping",
+        "hidden_state",
         "optimization",
         "refusals",
         "randomness",
+        "schedule",
         "rollback",
         "scoring",
         "model_state",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.schedule import scale_rates
 
 if TYPE_CHECKING:
     from tensair_dask.adaptation.modes import Drift
@@ -97,6 +98,8 @@ class RaiseLearningRate(Policy):
 
     Notes
     -----
+    A schedule goes on meanwhile; it is multiplied, too.
+
     Helps where the rate has been chosen small for accuracy, and a drift asks for
     speed. A rate at the edge of divergence must not be raised.
     """
@@ -127,11 +130,11 @@ class RaiseLearningRate(Policy):
 
     def on_drift(self, model: Any, optimizers: Sequence[Any], drift: Drift) -> None:
         """Multiply the learning rates."""
-        _scale(optimizers, self._factor(drift))
+        scale_rates(optimizers, self._factor(drift))
 
     def undo(self, model: Any, optimizers: Sequence[Any], drift: Drift) -> None:
         """Divide them again."""
-        _scale(optimizers, 1 / self._factor(drift))
+        scale_rates(optimizers, 1 / self._factor(drift))
 
     def describe(self, drift: Drift) -> str:
         """Say in few words what is done."""
@@ -303,12 +306,6 @@ def _check_factor(factor: Any) -> float:
             "allowed, for example 5."
         )
     return float(factor)
-
-
-def _scale(optimizers: Sequence[Any], factor: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
 
 
 def _reset(module: Any) -> Callable[[], Any] | None:

@@ -1,0 +1,293 @@
+"""Schedules: learning rates by the number of gradients that the model holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.optim import lr_scheduler
+
+from tensair_dask.errors import OptimizerError
+from tensair_dask.notices import Notices
+from tensair_dask.wording import in_words
+
+__all__ = ["Schedule", "has_schedule", "scale_rates"]
+
+# In a parameter group: what the scheduled rate is multiplied by, since a policy or the
+# user has changed the rate. There, it is copied and saved with the optimizer's state.
+FACTOR = "schedule_factor"
+# As torch calls the rate with which a schedule begins.
+INITIAL = "initial_lr"
+
+# Schedulers of torch whose rates are a function of the count alone, beside those that
+# have a closed form.
+PURE = (lr_scheduler.LambdaLR, lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
+
+_EXAMPLES = (
+    "Give a function of the number of gradients, for example schedule=lambda gradients:"
+    " 0.999 ** gradients, or what builds a scheduler of torch when called with the "
+    "optimizer, for example schedule=functools.partial(torch.optim.lr_scheduler."
+    "StepLR, step_size=1000)."
+)
+
+
+class _Course(Protocol):
+    def rates(self, count: int) -> list[float]:
+        """Learning rates of the groups of one optimizer after so many gradients."""
+
+
+class Schedule:
+    """Has the learning rates follow the clock of a replica.
+
+    So all replicas have the same rates when they hold the same gradients, whoever has
+    computed these, and whenever a replica has come. Nothing of a schedule is saved: it
+    is told where it stands.
+
+    Parameters
+    ----------
+    given
+        See the argument of `Trainer`.
+    optimizers
+        All follow it.
+    notices
+        Told of what has no effect.
+
+    Raises
+    ------
+    OptimizerError
+        If it is no schedule.
+    """
+
+    def __init__(
+        self,
+        given: Callable[[Any], Any],
+        optimizers: Sequence[torch.optim.Optimizer],
+        notices: Notices,
+    ) -> None:
+        self._given = given
+        self._optimizers = optimizers
+        self._notices = notices
+        self.begin()
+        self.follow(0)
+
+    def begin(self) -> None:
+        """Begin anew with the optimizers, which may have taken over another state."""
+        self._count: int | None = None
+        self._courses: list[_Course] = []
+        self._rates: list[list[float]] = []
+        for optimizer in self._optimizers:
+            groups = optimizer.param_groups
+            rates = [float(group["lr"]) for group in groups]
+            for group, rate in zip(groups, rates, strict=True):
+                group.setdefault(FACTOR, 1.0)
+                group.setdefault(INITIAL, rate)
+                _write(group, float(group[INITIAL]))
+            self._courses.append(_course(self._given, optimizer))
+            for group, rate in zip(groups, rates, strict=True):
+                _write(group, rate)
+
+    def follow(self, count: int) -> None:
+        """Set the rates for a model that holds so many gradients.
+
+        Raises
+        ------
+        OptimizerError
+            If the schedule raises, or gives no rates.
+        """
+        if count == self._count:
+            return
+        self._rates = [course.rates(count) for course in self._courses]
+        for group, rate in self._each():
+            _write(group, rate * group[FACTOR])
+        self._count = count
+
+    def keep_changes(self) -> None:
+        """Go on relative to rates that were changed by hand since `follow`."""
+        for group, rate in self._each():
+            found = float(group["lr"])
+            if math.isclose(found, rate * group[FACTOR], rel_tol=1e-6):
+                continue
+            if rate > 0:
+                group[FACTOR] = found / rate
+            else:
+                self._notices.say(
+                    "schedule-at-0",
+                    f"The learning rate was set to {found:g} while the schedule is at "
+                    "0: it has no effect, since the schedule goes on from there. "
+                    "Change it at another time, or with tensair_dask.adaptation."
+                    "RaiseLearningRate, which multiplies the schedule.",
+                )
+
+    def _each(self) -> list[tuple[dict[str, Any], float]]:
+        return [
+            (group, rate)
+            for optimizer, rates in zip(self._optimizers, self._rates, strict=True)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True)
+        ]
+
+
+def has_schedule(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether their state comes from a run with a schedule."""
+    return any(FACTOR in group for each in optimizers for group in each.param_groups)
+
+
+def scale_rates(optimizers: Sequence[Any], factor: float) -> None:
+    """Multiply the learning rates, and those of a schedule that are to come."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+            if FACTOR in group:
+                group[FACTOR] *= factor
+
+
+def _write(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _course(given: Callable[[Any], Any], optimizer: torch.optim.Optimizer) -> _Course:
+    """Find out which of the two was given, by calling it."""
+    try:
+        factor = float(given(0))
+    except Exception as error:
+        no_function = error
+    else:
+        return _Function(given, optimizer, factor)
+    try:
+        scheduler = given(optimizer)
+    except Exception as error:
+        raise OptimizerError(
+            f"schedule was called with 0, and raised {in_words(no_function)}; and with "
+            f"the optimizer, and raised {in_words(error)}. {_EXAMPLES}"
+        ) from error
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        raise OptimizerError(
+            "schedule built a ReduceLROnPlateau, which asks for a score at each step; "
+            "replicas have different ones. Give one that follows the number of steps, "
+            "or change the rate with trainer.apply or on_drift=."
+        )
+    if not isinstance(scheduler, lr_scheduler.LRScheduler):
+        raise OptimizerError(
+            f"schedule was called with 0, and raised {in_words(no_function)}; and with "
+            f"the optimizer, and returned a {type(scheduler).__name__}. {_EXAMPLES}"
+        )
+    if _is_pure(scheduler):
+        return _Pure(scheduler)
+    return _Stepped(given, scheduler)
+
+
+class _Function:
+    """A function of the number of gradients; gives a factor."""
+
+    def __init__(
+        self,
+        function: Callable[[int], Any],
+        optimizer: torch.optim.Optimizer,
+        first: float,
+    ) -> None:
+        self._function = function
+        self._initial = [float(group[INITIAL]) for group in optimizer.param_groups]
+        _check(first, 0)
+
+    def rates(self, count: int) -> list[float]:
+        try:
+            factor = float(self._function(count))
+        except Exception as error:
+            raise OptimizerError(
+                f"schedule({count}) raised {in_words(error)}. It is called with the "
+                "number of gradients that the model holds, and returns a factor."
+            ) from error
+        _check(factor, count)
+        return [initial * factor for initial in self._initial]
+
+
+def _check(factor: float, count: int) -> None:
+    if not 0 <= factor < math.inf:
+        raise OptimizerError(
+            f"schedule({count}) returned {factor:g}; a factor from 0 is allowed, by "
+            "which the learning rates of the optimizer are multiplied."
+        )
+
+
+class _Pure:
+    """A scheduler of torch that can be asked for any count at once."""
+
+    def __init__(self, scheduler: lr_scheduler.LRScheduler) -> None:
+        self._scheduler = scheduler
+        closed = getattr(scheduler, "_get_closed_form_lr", None)
+        self._ask: Callable[[], list[Any]] = closed or scheduler.get_lr
+        # Of OneCycleLR, which has no rate for what comes behind.
+        self._last = getattr(scheduler, "total_steps", math.inf) - 1
+
+    def rates(self, count: int) -> list[float]:
+        scheduler: Any = self._scheduler
+        scheduler.last_epoch = int(min(count, self._last))
+        scheduler._get_lr_called_within_step = True
+        scheduler._is_initial = False
+        try:
+            return [float(rate) for rate in self._ask()]
+        except Exception as error:
+            raise _failed(scheduler, count, error) from error
+        finally:
+            scheduler._get_lr_called_within_step = False
+
+
+class _Stepped:
+    """Any other scheduler of torch: it is stepped once for each gradient."""
+
+    def __init__(
+        self,
+        build: Callable[[Any], Any],
+        scheduler: lr_scheduler.LRScheduler,
+    ) -> None:
+        self._build = build
+        self._begin(scheduler)
+
+    def _begin(self, scheduler: lr_scheduler.LRScheduler) -> None:
+        self._scheduler: Any = scheduler
+        self._optimizer = scheduler.optimizer
+        # It would warn that the optimizer has not stepped: it steps over the arena.
+        vars(self._optimizer)["_opt_called"] = True
+        self._count = 0
+        self._keep()
+
+    def _keep(self) -> None:
+        groups = self._optimizer.param_groups
+        self._own = [float(group["lr"]) for group in groups]
+
+    def rates(self, count: int) -> list[float]:
+        # It goes on from the rates that it finds: it is shown those that it has made.
+        groups = self._optimizer.param_groups
+        if count < self._count:
+            for group in groups:
+                _write(group, float(group[INITIAL]))
+            self._begin(self._build(self._optimizer))
+        for group, rate in zip(groups, self._own, strict=True):
+            _write(group, rate)
+        try:
+            while self._count < count:
+                self._scheduler.step()
+                self._count += 1
+        except Exception as error:
+            raise _failed(self._scheduler, self._count + 1, error) from error
+        finally:
+            self._keep()
+        return self._own
+
+
+def _is_pure(scheduler: Any) -> bool:
+    kind = type(scheduler)
+    if kind.__module__ != lr_scheduler.__name__:  # what is the user's may be anything
+        return False
+    return kind in PURE or hasattr(scheduler, "_get_closed_form_lr")
+
+
+def _failed(scheduler: Any, count: int, error: Exception) -> OptimizerError:
+    return OptimizerError(
+        f"{type(scheduler).__name__}, which schedule= built, raised {in_words(error)} "
+        f"after {count} gradients. Give one that has a rate for any number of them."
+    )
