@@ -116,7 +116,7 @@ class MiniBatch:
                 raise ShapeError(
                     "The arrays of a mini-batch differ in their number of rows: "
                     f"{[len(each) for each in leaves]} (x first, then y). All must "
-                    "have the same first dimension."
+                    f"have the same first dimension.{_if_rows(x)}"
                 )
             nbytes += leaf.nbytes
             signature.append((leaf.dtype.str, shape[1:]))
@@ -279,6 +279,16 @@ def flatten(
     return [leaf], None, (bits,)
 
 
+def _if_rows(x: Any) -> str:
+    """Say what a list of arrays is taken for, where its arrays may be rows."""
+    if not isinstance(x, list):
+        return ""
+    return (
+        f" x is a list of {len(x)} arrays, each of which is an argument of the model; "
+        "if they are rows, make one array of them: numpy.stack(x)."
+    )
+
+
 def _name(key: Any, name: str) -> str:
     if isinstance(key, str):
         return str(key)
@@ -297,23 +307,93 @@ def _is_list_of_arrays(side: Any) -> bool:
 
 def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
     if hasattr(value, "detach"):  # a torch tensor, told without importing torch
-        tensor = value.detach().cpu()
-        if str(tensor.dtype) == f"torch.{BFLOAT16}":
-            import torch
-
-            return _check(tensor.view(torch.int16).numpy(), name), True
-        return _check(tensor.numpy(), name), False
+        try:
+            return _of_tensor(value, name)
+        except BatchError:
+            raise
+        except Exception as error:
+            raise DtypeError(f"{name} {_why_no_array(value, name, error)}") from error
     if isinstance(value, (Mapping, tuple)):
         raise ShapeError(
             f"{name} is a {type(value).__name__}; one level of tuple or dict is "
             "allowed, with arrays below it. Flatten the structure before training."
         )
     check_unmasked(value, name)
+    if hasattr(value, "tocsr"):  # of scipy, whose arrays of these are objects
+        raise DtypeError(
+            f"{name} is a sparse {type(value).__name__}; dense arrays are allowed: "
+            f"give {name}.toarray(), or the numbers of its columns to an EmbeddingBag."
+        )
     try:
-        return _check(np.asarray(value), name), False
+        array = np.asarray(_without_extensions(value, name))
+    except BatchError:
+        raise
     except ValueError as error:  # ragged lists
         raise ShapeError(
-            f"{name} cannot be made an array: {error}. Its rows must have one shape."
+            f"{name} cannot be made an array: {in_words(error)}. Its rows must have "
+            "one shape."
+        ) from error
+    except Exception as error:  # of __array__
+        raise BatchError(
+            f"{name} is a {type(value).__name__}, which cannot be made an array: "
+            f"{in_words(error)}. Give an array of numbers."
+        ) from error
+    return _check(_narrow(array, value), name), False
+
+
+def _of_tensor(tensor: Any, name: str) -> tuple[np.ndarray, bool]:
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if str(tensor.dtype) == f"torch.{BFLOAT16}":
+        import torch
+
+        return _check(tensor.view(torch.int16).numpy(), name), True
+    return _check(tensor.numpy(), name), False
+
+
+def _why_no_array(tensor: Any, name: str, error: Exception) -> str:
+    """Say what a tensor is that numpy has no array for, and what to do."""
+    kinds = {
+        "is_nested": ("nested", f"torch.nested.to_padded_tensor({name}, 0.0)"),
+        "is_sparse": ("sparse", f"{name}.to_dense()"),
+        "is_sparse_csr": ("sparse", f"{name}.to_dense()"),
+        "is_quantized": ("quantized", f"{name}.dequantize()"),
+        "is_meta": ("without values, on the device 'meta'", "one with values"),
+    }
+    for attribute, (kind, instead) in kinds.items():
+        if getattr(tensor, attribute, False) is True:
+            return (
+                f"is a tensor that is {kind}; dense ones are allowed: give {instead}."
+            )
+    layout = str(getattr(tensor, "layout", "torch.strided"))
+    if layout != "torch.strided":
+        return f"is a tensor of layout {layout}; give {name}.to_dense()."
+    return (
+        f"is a {type(tensor).__name__} of {getattr(tensor, 'dtype', 'no dtype')}, of "
+        f"which no array can be made: {in_words(error)}. Give one of another dtype, "
+        "such as float32."
+    )
+
+
+def _without_extensions(value: Any, name: str) -> Any:
+    """Give the numbers of a table or column of pandas as dtypes of numpy.
+
+    Those that may hold NA, and those of Arrow, would be read as objects.
+    """
+    dtypes = getattr(value, "dtypes", None)
+    if dtypes is None or not hasattr(value, "to_numpy"):
+        return value
+    dtypes = list(dtypes) if getattr(value, "ndim", 1) > 1 else [dtypes]
+    if all(isinstance(each, np.dtype) for each in dtypes):
+        return value
+    plain = [getattr(each, "numpy_dtype", each) for each in dtypes]
+    if not all(isinstance(each, np.dtype) and each.kind in "biufc" for each in plain):
+        return value  # words or categories: refused as such
+    try:
+        return value.to_numpy(dtype=np.result_type(*plain))
+    except (ValueError, TypeError) as error:
+        raise DtypeError(
+            f"{name} holds pandas.NA: {in_words(error)}. Fill it, for example with "
+            f"{name}.fillna(0), or drop these rows."
         ) from error
 
 
@@ -371,7 +451,7 @@ def check_unmasked(value: Any, name: str) -> None:
 def describe_kind(kind: tuple[Any, ...], samples: int | str = "n") -> str:
     """Shapes and dtypes of a kind, such as ``x (n, 8) float32, y (n,) int64``."""
     x_structure, y_structure, bits, signature = kind
-    names = _names("x", x_structure) + _names("y", y_structure)
+    names = names_of("x", x_structure) + names_of("y", y_structure)
     parts = []
     for name, is_bits, (dtype, trailing) in zip(names, bits, signature, strict=True):
         shape = ", ".join(str(size) for size in (samples, *trailing))
@@ -381,7 +461,8 @@ def describe_kind(kind: tuple[Any, ...], samples: int | str = "n") -> str:
     return ", ".join(parts)
 
 
-def _names(side: str, structure: Structure) -> list[str]:
+def names_of(side: str, structure: Structure) -> list[str]:
+    """Name the leaves of a side as its giver would, such as ``x['age']``."""
     if structure is None:
         return [side]
     if isinstance(structure, int):

@@ -39,7 +39,7 @@ from tensair_dask.model_state import ModelState
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.randomness import Drawing, seeded
-from tensair_dask.refusals import explain
+from tensair_dask.refusals import explain, of_backward, of_loss
 from tensair_dask.rollback import Rollback
 from tensair_dask.schedule import Schedule, has_schedule
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
@@ -204,10 +204,7 @@ class Learner:
             try:
                 loss.backward()
             except RuntimeError as error:
-                raise LossError(
-                    f"The loss cannot be differentiated: {error}. It must depend on "
-                    "the model's parameters."
-                ) from error
+                raise of_backward(error, prediction, y) from error
             changed = self._check_parameters()
             self._check_gradients(value)
             if self._recipe.clipping is not None:
@@ -468,10 +465,7 @@ class Learner:
         try:
             loss = self.criterion(prediction, y)
         except BaseException as error:
-            raise LossError(
-                f"The loss raised {in_words(error)} (prediction: "
-                f"{shapes(prediction)}; target: {shapes(y)})"
-            ) from error
+            raise of_loss(error, prediction, y) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise LossError(
                 f"The loss returned {shapes(loss)}; a scalar tensor is needed. Reduce "

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tensair_dask import advice
 from tensair_dask.batches import describe_kind
 from tensair_dask.errors import (
     BatchError,
@@ -15,12 +16,29 @@ from tensair_dask.errors import (
     LossError,
     ShapeError,
 )
+from tensair_dask.scoring import shapes
+from tensair_dask.wording import in_words
 
-__all__ = ["explain"]
+__all__ = ["explain", "of_backward", "of_loss"]
 
-# How torch words a mismatch, where there is no learned mini-batch to compare with.
-_DTYPE_WORDS = ("dtype", "scalar type", "output type")
-_SHAPE_WORDS = ("shape", "size", "dimension", "expected input", "channels")
+
+def of_loss(error: BaseException, prediction: Any, y: Any) -> BatchError:
+    """Make the error for the user of what the loss has raised."""
+    text = in_words(error)
+    told = (
+        f"The loss raised {text.rstrip('.')} (prediction: {shapes(prediction)}; "
+        f"target: {shapes(y)})."
+    )
+    kind, what_to_do = advice.on_loss(text, prediction, y)
+    return kind(f"{told} {what_to_do}".rstrip())
+
+
+def of_backward(error: BaseException, prediction: Any, y: Any) -> BatchError:
+    """Make the error for the user of what the backward pass has raised."""
+    text = in_words(error)
+    told = f"The loss cannot be differentiated: {text.rstrip('.')}."
+    kind, what_to_do = advice.on_backward(text, prediction, y)
+    return kind(f"{told} {what_to_do}".rstrip())
 
 
 def explain(
@@ -50,48 +68,38 @@ def explain(
         learned before, or torch complains of it; else of the given type. Its message
         says what was given, what is allowed and what to do.
     """
-    if not isinstance(error, (ForwardError, LossError)):
-        return type(error)(f"{error} Given: {describe_kind(kind, samples)}.")
     given = f"Given: {describe_kind(kind, samples)}."
-    allowed = ""
+    text = str(error).rstrip()
+    text += "" if text.endswith(".") else "."
+    if not isinstance(error, (ForwardError, LossError, ShapeError, DtypeError)):
+        return type(error)(f"{text} {given}")
     if learned is not None:
-        allowed = f" Learned before: {describe_kind(learned)}."
-    cause = str(error)
-    expected = next(p.dtype for p in model.parameters() if p.requires_grad)
-    name = str(expected).removeprefix("torch.")
-    if _differs_in_dtype(cause, kind, learned):
-        cast = f"x.astype({name!r})"
-        if expected == torch.bfloat16:  # numpy has none
-            cast = "torch.as_tensor(x).bfloat16()"
-        advice = f" The parameters are {name}: cast with {cast}."
-        if isinstance(error, LossError):
-            advice = " Cast y to what the loss takes: class numbers as int64."
-        return DtypeError(f"{cause.rstrip('.')}. {given}{allowed}{advice}")
-    if _differs_in_shape(cause, kind, learned):
-        advice = " Make every mini-batch of the shape that the model takes."
-        return ShapeError(f"{cause.rstrip('.')}. {given}{allowed}{advice}")
-    return type(error)(f"{cause.rstrip('.')}. {given}{allowed}")
+        given += f" Learned before: {describe_kind(learned)}."
+    found: type[BatchError] = type(error)
+    what_to_do = ""
+    if isinstance(error, ForwardError):
+        raised = text.removeprefix("The model raised ")
+        found, what_to_do = advice.on_forward(raised, kind, model)
+    if found in (ForwardError, LossError) and learned is not None:
+        # Torch does not say so, but there is something that this one has for itself.
+        if _differs_in_dtype(kind, learned):
+            found, what_to_do = DtypeError, "Cast it to the dtypes that were learned."
+        elif _differs_in_shape(kind, learned):
+            found, what_to_do = ShapeError, "Give it the shape that was learned."
+    if what_to_do in text:
+        what_to_do = ""
+    return found(f"{text} {given} {what_to_do}".rstrip())
 
 
-def _differs_in_dtype(
-    cause: str, kind: tuple[Any, ...], learned: tuple[Any, ...] | None
-) -> bool:
-    if learned is not None and len(learned[3]) == len(kind[3]):
-        return any(
-            np.dtype(mine) != np.dtype(theirs)
-            for (mine, _), (theirs, _) in zip(kind[3], learned[3], strict=True)
-        )
-    return any(word in cause for word in _DTYPE_WORDS)
+def _differs_in_dtype(kind: tuple[Any, ...], learned: tuple[Any, ...]) -> bool:
+    return len(learned[3]) == len(kind[3]) and any(
+        np.dtype(mine) != np.dtype(theirs)
+        for (mine, _), (theirs, _) in zip(kind[3], learned[3], strict=True)
+    )
 
 
-def _differs_in_shape(
-    cause: str, kind: tuple[Any, ...], learned: tuple[Any, ...] | None
-) -> bool:
-    if learned is not None:
-        if kind[:2] != learned[:2]:
-            return True
-        return any(
-            mine != theirs
-            for (_, mine), (_, theirs) in zip(kind[3], learned[3], strict=True)
-        )
-    return any(word in cause for word in _SHAPE_WORDS)
+def _differs_in_shape(kind: tuple[Any, ...], learned: tuple[Any, ...]) -> bool:
+    return kind[:2] != learned[:2] or any(
+        mine != theirs
+        for (_, mine), (_, theirs) in zip(kind[3], learned[3], strict=True)
+    )

@@ -1755,6 +1755,7 @@ def _check_arguments(
                 f"{name} is a {type(value).__name__}, which cannot be called. "
                 + _EXAMPLES[name.partition("[")[0]]
             )
+    _check_classes(loss, metrics)
     if hasattr(model, "named_parameters") and not isinstance(model, type):
         raise ConfigurationError(
             "model is a module that is built already; give what builds it, so that "
@@ -1791,6 +1792,21 @@ def _check_schedule(schedule: Any) -> None:
         "optimizer, for example schedule=functools.partial(torch.optim.lr_scheduler."
         "StepLR, step_size=1000)."
     )
+
+
+def _check_classes(loss: Any, metrics: Any) -> None:
+    """See that a loss, or a metric, is no class that would have to be called first."""
+    given = {"loss": loss}
+    if isinstance(metrics, Mapping):
+        given |= {f"metrics[{name!r}]": metric for name, metric in metrics.items()}
+    for name, value in given.items():
+        kind = getattr(value, "func", value)  # of a partial
+        if isinstance(kind, type):
+            raise ConfigurationError(
+                f"{name} is the class {kind.__name__}, which would be called with "
+                "(prediction, y) to make an object. Give an object of it, made with "
+                f"the settings that it needs: {kind.__name__}(...)."
+            )
 
 
 _EXAMPLES = {

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from distributed.protocol import serialize
 from helpers import carried
@@ -237,3 +241,85 @@ def test_bad_bfloat16_values_are_found():
     x = torch.rand(4, 3).bfloat16()
     x[0, 0] = float("nan")
     assert non_finite(Block.join("run", [MiniBatch.of(x, Y)]).groups[0]) == [0]
+
+
+class Fails:
+    def __array__(self, dtype=None, copy=None):
+        raise KeyError("no values")
+
+
+class FailsSilently:
+    def __array__(self, dtype=None, copy=None):
+        raise StopIteration
+
+
+def _nested():
+    rows = [torch.zeros(2, 3), torch.zeros(3, 3)]
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+
+def _quantized():
+    return torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.quint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "advice"),
+    [
+        (lambda: torch.eye(3).to_sparse(), DtypeError, "x.to_dense()"),
+        (lambda: torch.eye(3).to_sparse_csr(), DtypeError, "x.to_dense()"),
+        (_nested, DtypeError, "torch.nested.to_padded_tensor(x, 0.0)"),
+        (_quantized, DtypeError, "x.dequantize()"),
+        (lambda: torch.empty(2, 3, device="meta"), DtypeError, "without values"),
+        (
+            lambda: torch.zeros(2, 3).to(torch.float8_e4m3fn),
+            DtypeError,
+            "of another dtype, such as float32",
+        ),
+        (lambda: scipy.sparse.eye_array(3).tocsr(), DtypeError, "x.toarray()"),
+        (lambda: scipy.sparse.coo_matrix(np.eye(3)), DtypeError, "x.toarray()"),
+        (Fails, BatchError, "KeyError: 'no values'"),
+        (FailsSilently, BatchError, "StopIteration"),
+        (
+            lambda: pd.DataFrame({"a": [1, None]}, dtype="Int64"),
+            DtypeError,
+            "x.fillna(0)",
+        ),
+        (lambda: pd.Series(["a", "b"], dtype="category"), DtypeError, "Encode text"),
+        (lambda: [np.zeros(3)] * 4, ShapeError, "numpy.stack(x)"),
+    ],
+)
+def test_what_has_no_dense_values_is_refused_with_what_to_give_instead(
+    make, kind, advice
+):
+    with pytest.raises(BatchError, match=re.escape(advice)) as caught:
+        MiniBatch.of(make(), np.zeros(2))
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (pd.DataFrame({"a": [1.5, 2], "b": [3, 4.5]}, dtype="Float32"), "float32"),
+        (pd.DataFrame({"a": [1, 2], "b": [3, 4]}).convert_dtypes(), "int64"),
+        (pd.Series([True, False], dtype="boolean"), "bool"),
+        (pd.Series([1, 2], dtype="Int32"), "int32"),
+        (pd.DataFrame({"a": [1, 2]}, dtype="Int8").assign(b=[0.5, 1.5]), "float64"),
+    ],
+)
+def test_nullable_numbers_of_pandas_without_a_missing_one_are_numbers(value, dtype):
+    (leaf,) = MiniBatch.of(value).leaves
+    assert leaf.dtype == dtype
+    assert leaf.tolist() == value.to_numpy(dtype=dtype).tolist()
+
+
+def test_lists_of_python_floats_become_float32_as_records_do():
+    batch = MiniBatch.of([[0.5, 1.0], [1.5, 2.0]], [0.25, 0.5])
+    assert [leaf.dtype for leaf in batch.leaves] == ["float32", "float32"]
+    assert MiniBatch.of([[1, 2], [3, 4]]).leaves[0].dtype == "int64"
+    assert MiniBatch.of(np.zeros((2, 2))).leaves[0].dtype == "float64"
+
+
+def test_a_conjugated_tensor_is_taken_by_its_values():
+    value = torch.tensor([1 + 2j, 3 - 1j])
+    (leaf,) = MiniBatch.of(value.conj()).leaves
+    assert leaf.tolist() == [1 - 2j, 3 + 1j]

@@ -40,6 +40,7 @@ LEVELS = [
         "clipping",
         "hidden_state",
         "optimization",
+        "advice",
         "refusals",
         "randomness",
         "schedule",

@@ -899,6 +899,26 @@ async def test_an_evaluation_that_cannot_be_made_says_why(c, s, a, b):
             await trainer.evaluate([(X[:, :2], Y)])
 
 
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ({"loss": torch.nn.CrossEntropyLoss}, "loss is the class CrossEntropyLoss"),
+        (
+            {"loss": functools.partial(torch.nn.MSELoss, reduction="sum")},
+            "loss is the class MSELoss",
+        ),
+        ({"metrics": {"mine": torch.nn.L1Loss}}, r"metrics\['mine'\] is the class L1"),
+    ],
+)
+def test_a_class_where_an_object_is_needed_is_refused_at_the_start(argument, name):
+    @one()
+    async def run(c, s, a):
+        with pytest.raises(errors.ConfigurationError, match=name):
+            ta.Trainer(c, **classes(**argument))
+
+    run()
+
+
 @one()
 async def test_an_evaluation_of_nothing_is_an_error(c, s, a):
     held_out = (pair for pair in class_data(2))
