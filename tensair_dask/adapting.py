@@ -19,7 +19,7 @@ from tensair_dask.adaptation.modes import (
     Switch,
     Unwatched,
 )
-from tensair_dask.errors import TrainerClosedError
+from tensair_dask.errors import RaisedError, TrainerClosedError
 from tensair_dask.interventions import Interventions
 from tensair_dask.one_by_one import OneByOne
 from tensair_dask.reports import Report
@@ -129,7 +129,7 @@ class Adapting:
     async def _answer(self, drift: Drift) -> None:
         policy = self.modes.policy
         with self._telling_of(drift) as said:
-            said.append(policy.describe(drift))
+            said.append(_described(policy, drift))
             if not policy.acts:
                 return
             if policy.every is not None and not await self._restore(drift):
@@ -143,7 +143,7 @@ class Adapting:
         if begun is None or begun.drift != drift:  # it has failed
             return
         with self._telling_of(drift) as said:
-            said.append(self.modes.policy.describe(drift))
+            said.append(_described(self.modes.policy, drift))
             said.append(f": ended after {ended.index - drift.index:,} mini-batches")
             said.append(await self._change("undo", drift, self.modes.end))
 
@@ -208,6 +208,14 @@ class Adapting:
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         return frame
+
+
+def _described(policy: Any, drift: Drift) -> str:
+    try:
+        text: str = policy.describe(drift)
+    except BaseException as error:
+        raise RaisedError.caught(error) from error.__cause__
+    return text
 
 
 def _change(policy: Any, method: str, drift: Drift, model: Any, optimizers: Any) -> Any:

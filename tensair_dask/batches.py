@@ -529,9 +529,12 @@ def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> Mi
 
 def as_refusal(error: Exception) -> TensairError:
     """Make of what was raised for an item an error that says so, if it is not typed."""
-    if isinstance(error, TensairError):
+    words = in_words(error)
+    if isinstance(error, RaisedError):
+        words = str(error)
+    elif isinstance(error, TensairError):
         return error
-    refusal = BatchError(f"The item cannot be made a mini-batch: {in_words(error)}")
+    refusal = BatchError(f"The item cannot be made a mini-batch: {words}")
     refusal.__cause__ = RaisedError.unless_fit(error)
     return refusal
 

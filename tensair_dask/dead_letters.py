@@ -67,10 +67,10 @@ class Letters(Generic[Letter]):
         for listener in list(self._listeners):
             try:
                 listener(letter)
-            except Exception as error:
+            except BaseException as error:
                 logger.error(
                     "A listener raised; the stream goes on",
-                    exc_info=RaisedError.unless_fit(error),
+                    exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
                 )
 
     def pass_over(self) -> None:

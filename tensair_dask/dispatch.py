@@ -547,14 +547,17 @@ class Dispatcher:
     def _deliver(self, pending: Pending, report: Report) -> None:
         try:
             self._observe(pending, report)
-        except Exception:  # who waits for the report gets it all the same
-            logger.exception("What looks at the reports raised; the stream goes on")
+        except BaseException as error:  # who waits for the report gets it all the same
+            logger.error(
+                "What looks at the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
+            )
         try:
             rest = pending.deliver(report)
-        except Exception as error:
+        except BaseException as error:
             logger.error(
                 "What receives the reports raised; the stream goes on",
-                exc_info=RaisedError.unless_fit(error),
+                exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
             )
             rest = None
         if rest is None:

@@ -5,6 +5,8 @@ A message says what was given, what is allowed and what to do.
 
 from __future__ import annotations
 
+import threading
+
 from tensair_dask.wording import LONGEST, bounded, in_words
 
 __all__ = [
@@ -64,6 +66,21 @@ class RaisedError(TensairError):
         task (CancelledError) would do so to a worker, or to who waits for it.
         """
         if isinstance(error, TensairError) or _is_fit(error):
+            return error
+        return cls(in_words(error)).with_traceback(error.__traceback__)
+
+    @classmethod
+    def caught(cls, error: BaseException) -> Exception:
+        """Give an `Exception` for what user code raised on an event loop.
+
+        A SystemExit would end the loop, for all who use it. Ctrl-C of the main thread
+        is raised again: nobody's code has raised it.
+        """
+        if isinstance(error, KeyboardInterrupt) and (
+            threading.current_thread() is threading.main_thread()
+        ):
+            raise error
+        if isinstance(error, Exception):
             return error
         return cls(in_words(error)).with_traceback(error.__traceback__)
 

@@ -77,9 +77,10 @@ def mend(kind: Kind) -> Kind:
     def _emit(self: Any, x: Any, metadata: Any = None) -> list[Any]:
         try:
             results = pass_on(self, x, metadata=metadata)
-        except Exception as error:
-            _end(self, error)
-            raise
+        except BaseException as error:
+            failure = RaisedError.caught(error)
+            _end(self, failure)
+            raise failure from error.__cause__
         # As futures: a timed window lets those who emit await them as well.
         return [_watched(self, convert_yielded(each)) for each in results]
 

@@ -27,6 +27,7 @@ from tensair_dask.errors import (
     ConfigurationError,
     KilledReplicasError,
     NonFiniteError,
+    RaisedError,
     RecordError,
 )
 from tensair_dask.holding import take_values
@@ -495,9 +496,10 @@ class predict(_OrderedNode):
     async def _answer(self, item: Any) -> Any:
         try:
             x = self._collate(item)
-        except Exception as error:
+        except BaseException as failure:
+            error = RaisedError.caught(failure)
             if self._on_error == "raise":
-                raise
+                raise error from failure.__cause__
             refusal = as_refusal(error)
             raise refusal from refusal.__cause__
         return await self.trainer._predict(x, self._details)
@@ -671,8 +673,8 @@ class predict_then_train(_OrderedNode):
                 pair = as_values(pair)
             samples = MiniBatch.of(*pair, owned=True).samples
             moment = self._moment_of(x, samples)
-        except Exception as error:
-            return self._refuse(x, error, metadata)
+        except BaseException as error:
+            return self._refuse(x, RaisedError.caught(error), metadata)
         asked = _Asked(x, pair, samples, metadata, (id(self), number), moment)
         self._records += samples
         return self._pass_through(asked)
@@ -742,9 +744,9 @@ class predict_then_train(_OrderedNode):
         else:
             try:
                 self._scores.predicted(self._decide(asked.prediction), asked.key)
-            except Exception as error:
+            except BaseException as error:
                 asked.key = None
-                self._not_scored(asked.samples, error)
+                self._not_scored(asked.samples, RaisedError.caught(error))
         self._held.put(asked.moment + self._delay.amount, asked.samples, asked)
         await self._answer(self._now)
 
@@ -762,8 +764,8 @@ class predict_then_train(_OrderedNode):
             return
         try:
             self._scores.labelled(asked.key, asked.pair[1])
-        except Exception as error:
-            self._not_scored(asked.samples, error)
+        except BaseException as error:
+            self._not_scored(asked.samples, RaisedError.caught(error))
 
     def _learn(self, asked: _Asked) -> Awaitable[Any] | None:
         if asked.deadly is not None:
@@ -820,8 +822,8 @@ class predict_then_train(_OrderedNode):
                 y, prediction, samples = ready
                 try:
                     self._scores.add(y, self._decide(prediction))
-                except Exception as error:
-                    self._not_scored(samples, error)
+                except BaseException as error:
+                    self._not_scored(samples, RaisedError.caught(error))
 
 
 def _check_kinds(trainer: Any, scores: Any, **functions: Any) -> None:

@@ -630,7 +630,8 @@ class Trainer:
             item = as_values(item)
         try:
             batch = made_of(item, collate, owned=not is_value)
-        except Exception as error:
+        except BaseException as failure:
+            error = RaisedError.caught(failure)
             nothing: Any = None
             refused = Pending(
                 index, nothing, item, deliver, settled, metadata, on_error
@@ -1655,10 +1656,10 @@ def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
 
     try:
         rest = refused.deliver(report)
-    except Exception as error:
+    except BaseException as error:
         logger.error(
             "What receives the reports raised; the stream goes on",
-            exc_info=RaisedError.unless_fit(error),
+            exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
         )
         rest = None
     if rest is not None:

@@ -77,8 +77,8 @@ class try_map(Stream):
         """Pass on what the function makes of a record, or refuse the record."""
         try:
             result = self.function(x, *self._args, **self._kwargs)
-        except Exception as error:
-            return self._refuse(x, error, metadata or [])
+        except BaseException as error:
+            return self._refuse(x, RaisedError.caught(error), metadata or [])
         return self._emit(result, metadata=metadata)
 
     def _refuse(self, record: Any, error: Exception, metadata: list[Any]) -> None:

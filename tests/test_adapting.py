@@ -571,3 +571,47 @@ def test_with_an_ordinary_client_the_same_calls_block():
         trainer.apply(lambda model, optimizers: model[2].reset_parameters())
         assert trainer.drifts.empty
         assert trainer.phase == "training"
+
+
+ENDS = [SystemExit(1), GeneratorExit(), asyncio.CancelledError()]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_what_is_watched_may_raise_what_ends_a_program(error):
+    @one()
+    async def run(c, s, a):
+        def watch(report):
+            raise error
+
+        arguments = classes(mode="always", detector=Above(1.0), watch=watch)
+        async with ta.Trainer(c, **arguments) as trainer:
+            for x, y in class_data(3):
+                assert (await trainer.train(x, y)).error is None
+            await trainer.drain()
+            told = trainer.events["text"].tolist()
+            assert sum(type(error).__name__ in text for text in told) == 1
+
+    run()
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["function", "factor"])
+def test_an_answer_to_drift_may_raise_what_ends_a_program(place, error):
+    @two()
+    async def run(c, s, *workers):
+        def fails(*_):
+            raise error
+
+        answer = fails if place == "function" else RaiseLearningRate(fails)
+        arguments = classes(mode="always", detector=Above(-1.0), on_drift=answer)
+        arguments["watch"] = lambda report: 1.0
+        async with ta.Trainer(c, **arguments) as trainer:
+            for x, y in class_data(3):
+                assert (await trainer.train(x, y)).error is None
+            await trainer.drain()
+            told = [text for text in trainer.events["text"] if "FAILED" in text]
+            assert told
+            assert all(type(error).__name__ in text for text in told)
+            assert len(trainer._calls.alive()) == 2
+
+    run()

@@ -28,6 +28,7 @@ from tensair_dask.errors import (
     ConfigurationError,
     ModelError,
     NoReplicasError,
+    RaisedError,
     TensairTimeoutError,
     TrainerClosedError,
 )
@@ -346,3 +347,25 @@ async def test_a_step_that_takes_too_long_ends_the_wait(c, s, a):
             await trainer.apply(to_zero)
         permit.set()
         assert (await learning).error is None
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), StopIteration()]
+)
+def test_a_function_that_would_end_the_worker_raises_and_changes_nothing(error):
+    @two()
+    async def run(c, s, a, b):
+        def fails(model, optimizers):
+            to_zero(model, optimizers)
+            raise error
+
+        async with ta.Trainer(c, **classes()) as trainer:
+            before = await trainer.state_dict()
+            with pytest.raises(RaisedError, match=type(error).__name__):
+                await trainer.apply(fails)
+            after = await trainer.state_dict()
+            assert all(torch.equal(before[name], after[name]) for name in before)
+            assert len(trainer._calls.alive()) == 2
+            await train_all(trainer, class_data(10))
+
+    run()

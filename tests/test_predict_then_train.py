@@ -409,3 +409,44 @@ def test_a_synchronous_script():
         trainer.drain()
         assert scores.records == 160
         assert len(reports) == 20
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError()]
+)
+@pytest.mark.parametrize("delay", [0, "1h"])
+def test_what_decides_may_raise_what_ends_a_program(error, delay):
+    @two()
+    async def run(c, s, a, b):
+        raising = [False]
+
+        def decide(output):
+            if raising[0]:
+                raise error
+            return output.argmax(1)
+
+        moments = iter(range(0, 1_000_000, 10_000))
+
+        def moment(item):
+            time = next(moments)
+            if raising[0] and delay:
+                raise error
+            return time
+
+        options = {"moment": moment} if delay else {}
+        async with ta.Trainer(c, **classes()) as trainer:
+            source = Stream(asynchronous=True)
+            node = source.predict_then_train(
+                trainer, accuracies(), decide=decide, delay=delay, **options
+            )
+            reports = node.sink_to_list()
+            for raises in (False, True, False):
+                raising[0] = raises
+                await source.emit((X, Y))
+            await node.flush()
+            await trainer.drain()
+        refused = [each for each in reports if each.error is not None]
+        assert len(reports) == 3
+        assert len(refused) == (1 if delay else 0)
+
+    run()

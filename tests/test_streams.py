@@ -629,3 +629,89 @@ def test_a_stream_on_another_event_loop_than_the_clients(client):
             other.add_callback(other.stop)
             thread.join(10)
             other.close(all_fds=True)
+
+
+# ---- functions that raise what ends a program --------------------------------------
+
+ENDS = [SystemExit(1), GeneratorExit(), asyncio.CancelledError()]
+
+
+class Sometimes:
+    """A function of the user's that raises whatever it is given to raise."""
+
+    def __init__(self, otherwise):
+        self.otherwise = otherwise
+        self.error: BaseException | None = None
+
+    def __call__(self, *given):
+        if self.error is not None:
+            raise self.error
+        return self.otherwise(*given)
+
+
+@pytest.mark.parametrize("node", ["train", "predict", "predict_then_train", "try_map"])
+def test_a_function_of_a_node_that_would_end_the_program_costs_an_item(node):
+    @two()
+    async def run(c, s, a, b):
+        collate = Sometimes(lambda *given: given[0] if node != "predict" else X)
+        async with ta.Trainer(c, **classes()) as trainer:
+            source = Stream(asynchronous=True)
+            if node == "try_map":
+                out = source.try_map(collate, trainer).train(trainer).sink_to_list()
+            else:
+                out = getattr(source, node)(
+                    trainer, collate=collate, on_error="dead-letter"
+                ).sink_to_list()
+            for error in ENDS:
+                await source.emit((X, Y))
+                collate.error = error
+                await source.emit((X, Y))
+                collate.error = None
+            await trainer.drain()
+            letters = [str(each.error) for each in trainer.dead_letters]
+        assert len(letters) == len(ENDS)
+        for error, letter in zip(ENDS, letters, strict=True):
+            assert type(error).__name__ in letter
+        if node != "predict":
+            out = [each for each in out if each.error is None]
+        assert len(out) == len(ENDS)
+
+    run()
+
+
+def test_ctrl_c_of_a_function_on_the_clients_loop_costs_an_item():
+    collate = Sometimes(lambda pair: pair)
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        ta.Trainer(client, **classes()) as trainer,
+    ):
+        source = Stream()
+        out = source.train(trainer, collate=collate).sink_to_list()
+        collate.error = KeyboardInterrupt()
+        source.emit((X, Y))
+        collate.error = None
+        source.emit((X, Y))
+        trainer.drain()
+        refused = [str(each.error) for each in out if each.error is not None]
+    assert len(out) == 2
+    assert len(refused) == 1
+    assert "KeyboardInterrupt" in refused[0]
+
+
+@two()
+async def test_a_sink_that_would_end_the_program_ends_no_stream(c, s, a, b):
+    look = Sometimes(lambda report: None)
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        node = source.train(trainer)
+        node.sink(look)
+        for error in ENDS:
+            look.error = error
+            await source.emit((X, Y))
+            await trainer.drain()
+        look.error = None
+        out = node.sink_to_list()
+        await source.emit((X, Y))
+        await trainer.drain()
+    assert [report.error for report in out] == [None]

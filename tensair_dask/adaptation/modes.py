@@ -22,6 +22,7 @@ from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,
     DriftError,
+    RaisedError,
     TensairError,
 )
 from tensair_dask.metrics import accuracy, binary_accuracy
@@ -350,8 +351,10 @@ class Modes:
 
     def _train(self, report: Report, submitted: int) -> Iterator[Any]:
         """See whether training in mode auto may end, or the stream drifts meanwhile."""
-        with contextlib.suppress(Exception):  # said when it is to be looked at
+        try:
             self._newest.append(self._watch(report))
+        except BaseException as error:  # said when it is to be looked at
+            RaisedError.caught(error)
         settled = self.convergence.update(report.loss)
         if (rise := self.convergence.rise) is not None:
             # Other data is learned now, by a model that the policy may have changed.
@@ -426,7 +429,8 @@ class Modes:
         assert self.detector is not None
         try:
             return self.detector.update(self._watch(report))
-        except Exception as error:
+        except BaseException as failure:
+            error = RaisedError.caught(failure)
             if not self._complained:  # once: every mini-batch would say the same
                 self._complained = True
                 why = in_words(error)

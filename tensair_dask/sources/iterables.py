@@ -15,7 +15,7 @@ from typing import Any
 
 from streamz import Stream
 
-from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.errors import ConfigurationError, RaisedError, SourceError
 from tensair_dask.sources.positions import Positions
 from tensair_dask.sources.source import Source
 from tensair_dask.wording import in_words
@@ -173,5 +173,12 @@ async def _each(items: Items) -> AsyncGenerator[Any, None]:
         async for item in items:
             yield item
     else:
-        for item in items:
+        iterator = iter(items)
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except BaseException as error:
+                raise RaisedError.caught(error) from error.__cause__
             yield item

@@ -17,6 +17,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.errors import (
     ConfigurationError,
+    RaisedError,
     RecordError,
     SourceError,
     TensairError,
@@ -518,8 +519,9 @@ class _Reader:
         if self._parse is not None and value is not None:
             try:
                 value = self._parse(value)
-            except Exception as error:
-                self._refuse(_record(message, offset, value), key, error)
+            except BaseException as error:  # of the user's, on a thread of ours
+                failure = RaisedError.caught(error)
+                self._refuse(_record(message, offset, value), key, failure)
                 return self._gathering.add(key, offset, None)
         return self._gathering.add(key, offset, _record(message, offset, value))
 

@@ -16,7 +16,7 @@ from streamz.core import RefCounter, get_io_loop, thread_state
 from tornado.gen import convert_yielded
 
 from tensair_dask import config
-from tensair_dask.errors import SourceError, TensairTimeoutError
+from tensair_dask.errors import RaisedError, SourceError, TensairTimeoutError
 from tensair_dask.sources.positions import Mark, Positions, Tracker, check_positions
 from tensair_dask.waiting import within
 
@@ -250,6 +250,8 @@ class Source(Stream):
         thread_state.asynchronous = True
         try:
             rest = self._emit(item, metadata=metadata)
+        except BaseException as error:  # a CancelledError would end it unnoticed
+            raise RaisedError.caught(error) from error.__cause__
         finally:
             thread_state.asynchronous = before
         if len(rest) == 1:

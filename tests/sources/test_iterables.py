@@ -7,7 +7,12 @@ from distributed.utils_test import gen_test
 from streamz import Stream
 
 import tensair_dask.sources  # noqa: F401  gives Stream its sources
-from tensair_dask.errors import ConfigurationError, SourceError, TensairTimeoutError
+from tensair_dask.errors import (
+    ConfigurationError,
+    SourceError,
+    TensairError,
+    TensairTimeoutError,
+)
 
 
 async def numbers(start: int = 0):
@@ -244,3 +249,29 @@ async def test_waiting_on_the_event_loop_that_is_waited_for_is_refused():
     source = Stream.from_batches(range(50), asynchronous=True)
     with pytest.raises(SourceError, match=r"Use await source.ended\(\)"):
         source.join(1)
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), GeneratorExit(), asyncio.CancelledError()]
+)
+@pytest.mark.parametrize("place", ["items", "stream"])
+def test_what_would_end_the_program_ends_the_source_with_an_error(place, error):
+    @gen_test()
+    async def run():
+        def items(start):
+            yield 1
+            if place == "items":
+                raise error
+            yield 2
+
+        def sink(item):
+            if item == 2:
+                raise error
+
+        source = Stream.from_batches(items, name="mine", asynchronous=True)
+        source.sink(sink)
+        source.start()
+        with pytest.raises(TensairError, match=type(error).__name__):
+            await source.ended()
+
+    run()
