@@ -6,7 +6,8 @@ import asyncio
 import logging
 import pickle
 import uuid
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from distributed import Client, Future
@@ -36,14 +37,15 @@ from tensair_dask.placement import (
     place_more,
     place_replicas,
 )
-from tensair_dask.replica import RECIPE, Peer, ReplicaPlan
+from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
 from tensair_dask.starting import start_replica
+from tensair_dask.telemetry.counters import plain
 from tensair_dask.training_thread import Outcome
 from tensair_dask.transfer import dumps, missing_modules, user_modules
 from tensair_dask.waiting import within
 from tensair_dask.wording import in_words
 
-__all__ = ["ReplicaHandle", "Starter"]
+__all__ = ["Delayed", "ReplicaHandle", "Starter"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ T = TypeVar("T")
 
 # Seconds for replicas of an attempt to start that failed: to leave before the next.
 CLOSING = 2.0
+
+# Workers, or tasks of one, that a message names.
+SHOWN = 3
+
+# Seconds that those which are ready wait for one whose worker is known to be busy.
+GRACE = 1.0
 
 # Where batch systems tell a job its id.
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
@@ -79,6 +87,8 @@ class ReplicaHandle:
         The replica as the dispatcher sees it.
     unwanted
         Whether it leaves because there are too many: its worker stays.
+    begun
+        Whether its worker has begun to start it.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class ReplicaHandle:
         self.future = future
         self.lane = Lane(place.address, self.learn)
         self.unwanted = False
+        self.begun = False
         self._client = client
         self._direct = direct
 
@@ -178,6 +189,14 @@ class ReplicaHandle:
         self.future.release()
 
 
+@dataclass(frozen=True)
+class Delayed:
+    """A replica that its worker has not begun to start, and why, as far as is known."""
+
+    handle: ReplicaHandle
+    why: str
+
+
 class Starter:
     """Starts the replicas of one run: the first ones, and those that join later.
 
@@ -222,6 +241,10 @@ class Starter:
         self._token = uuid.uuid4().hex
         self._count = 0
         self._releasing: set[asyncio.Task[None]] = set()
+        # What was built last, for people.
+        self._waited_for: list[ReplicaHandle] = []
+        # Workers on which none can be started: Dask cannot even queue an actor there.
+        self._paused: list[str] = []
 
     async def look(self, addresses: Collection[str] | None = None) -> list[WorkerFacts]:
         """Ask workers of the cluster for their facts; all of them by default.
@@ -235,10 +258,16 @@ class Starter:
         self.missing = sorted({*self.missing, *missing})
         return facts
 
-    async def start(self, wish: Wish) -> list[ReplicaHandle]:
+    async def start(self, wish: Wish) -> tuple[list[ReplicaHandle], list[Delayed]]:
         """Start the first replicas: they know each other and hold the same parameters.
 
-        Where a worker is lost meanwhile, it goes on with those that are left.
+        Where a worker is lost meanwhile, it goes on with those that are left; where
+        one does not begin, since it is busy or paused, with those that have.
+
+        Returns
+        -------
+        handles, delayed
+            Those that take part, and those that have not begun.
 
         Raises
         ------
@@ -248,25 +277,41 @@ class Starter:
             If the recipe cannot be built.
         """
 
-        async def start() -> list[ReplicaHandle]:
+        async def start() -> tuple[list[ReplicaHandle], list[Delayed]]:
             while True:
-                facts = await self.look()
+                facts = await self._running()
                 await install(self.client)
                 count = wish.count(len(facts))
+                busy = {each.address for each in facts if not each.ready}
                 try:
-                    return await self._first(place_replicas(facts, count, self.device))
+                    places = place_replicas(facts, count, self.device)
+                    return await self._first(places, busy)
                 except Exception as error:
                     if not _is_loss(error):
                         raise
                     logger.warning("Starting again, without a worker: %s", error)
                 await asyncio.sleep(config.get_seconds("replicas.watch"))
 
-        return await self._within_bounds(start())
+        seconds = config.get_seconds("timeouts.start")
+        return await self._within_bounds(start(), seconds)
 
-    async def _first(self, places: Sequence[Place]) -> list[ReplicaHandle]:
-        """Build replicas that know each other; all, or none."""
-        answers = await self.build(places)
+    async def _running(self) -> list[WorkerFacts]:
+        """Look at the workers that are not paused; wait for one, if all are."""
+        while True:
+            facts = await self.look()
+            running = [each for each in facts if not each.paused]
+            self._paused = [each.address for each in facts if each.paused]
+            if running or not facts:
+                return running
+            await asyncio.sleep(config.get_seconds("replicas.watch"))
+
+    async def _first(
+        self, places: Sequence[Place], busy: Collection[str] = ()
+    ) -> tuple[list[ReplicaHandle], list[Delayed]]:
+        """Build replicas that know each other; all that have begun, or none."""
+        answers = await self.build(places, busy)
         built = [each for each in answers if isinstance(each, ReplicaHandle)]
+        delayed = [each for each in answers if isinstance(each, Delayed)]
         try:
             for answer in answers:
                 if isinstance(answer, Exception):
@@ -279,12 +324,30 @@ class Starter:
             await _all(built, "wait_for_peers", len(built), seconds)
         except BaseException:
             # They unsubscribe first, or those of the next attempt would know them.
+            for each in delayed:
+                self.release(each.handle)
             await asyncio.gather(*map(self.release, built))
             raise
-        return built
+        return built, delayed
 
-    async def build(self, places: Sequence[Place]) -> list[ReplicaHandle | Exception]:
+    async def build(
+        self,
+        places: Sequence[Place],
+        busy: Collection[str] = (),
+        patience: float | None = None,
+    ) -> list[ReplicaHandle | Delayed | Exception]:
         """Build further replicas, which do not take part yet.
+
+        Parameters
+        ----------
+        places
+            Where.
+        busy
+            Addresses of workers that are known to have no time.
+        patience
+            Seconds after which those whose workers have not begun are given back as
+            they are; None for ``tensair.timeouts.begin`` after the first one is built,
+            and so never where none is.
 
         Returns
         -------
@@ -301,18 +364,75 @@ class Starter:
         handles = [
             self._submit(place, payload, place.address in reached) for place in places
         ]
+        self._waited_for = handles
+        building = {each: asyncio.ensure_future(self.built(each)) for each in handles}
         try:
-            return await asyncio.gather(*(self._built(handle) for handle in handles))
+            await self._wait(building, busy, patience)
+            # At once, before any of them begins.
+            late = {each for each, work in building.items() if work.cancel()}
+            return [
+                await self._delayed(handle) if handle in late else work.result()
+                for handle, work in building.items()
+            ]
         except BaseException:
             # Interrupted: nobody gets any of them, nor those that are built already.
-            for handle in handles:
+            for handle, work in building.items():
+                work.cancel()
                 self.release(handle)
             raise
+
+    async def _wait(
+        self,
+        building: Mapping[ReplicaHandle, asyncio.Future[ReplicaHandle | Exception]],
+        busy: Collection[str],
+        patience: float | None,
+    ) -> None:
+        """Wait for all that have begun; for those that have not as long as is set."""
+        loop = asyncio.get_running_loop()
+        pause = config.get_seconds("replicas.watch")
+        begin = config.get_seconds("timeouts.begin")
+        grace = {
+            each: min(GRACE, begin) if each.place.address in busy else begin
+            for each in building
+        }
+        since = None if patience is None else loop.time() + patience - begin
+        pending = set(building.values())
+        while pending:
+            if since is not None:
+                now = loop.time()
+                left = [
+                    now - since < grace[handle]
+                    for handle, work in building.items()
+                    if not work.done()
+                ]
+                begun = [
+                    each.begun for each, work in building.items() if not work.done()
+                ]
+                if not any(left) and not any(begun):
+                    return
+            done, pending = await asyncio.wait(
+                pending, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+            )
+            there = any(isinstance(work.result(), ReplicaHandle) for work in done)
+            if since is None and there:
+                since = loop.time()
+
+    async def _delayed(self, handle: ReplicaHandle) -> Delayed:
+        return Delayed(handle, await self.why_not_begun(handle.place.address))
+
+    async def why_not_begun(self, address: str) -> str:
+        """Say why a worker begins nothing, as far as the scheduler knows."""
+        try:
+            return await _why_not_begun(self.client, address)
+        except (OSError, KeyError, AttributeError) as error:
+            return f"it cannot be asked why ({type(error).__name__})"
 
     async def place(
         self, addresses: Collection[str], present: Sequence[Place], count: int
     ) -> list[Place]:
         """Place further replicas on some of these workers, beside those present.
+
+        On those that can begin at once, if there are so many.
 
         Raises
         ------
@@ -323,7 +443,8 @@ class Starter:
         """
         seconds = config.get_seconds("timeouts.start")
         facts = await within(self.look(addresses), seconds)
-        return place_more(facts, present, count, self.device)
+        running = [each for each in facts if not each.paused]
+        return place_more(running, present, count, self.device)
 
     def _submit(self, place: Place, payload: bytes, direct: bool) -> ReplicaHandle:
         number = self._count
@@ -349,11 +470,11 @@ class Starter:
         )
         return ReplicaHandle(self.client, name, place, future, direct)
 
-    async def _built(self, handle: ReplicaHandle) -> ReplicaHandle | Exception:
+    async def built(self, handle: ReplicaHandle) -> ReplicaHandle | Exception:
+        """Build a replica when its worker has begun; give why, if that fails."""
         seconds = config.get_seconds("timeouts.start")
 
         async def build() -> None:
-            await self._made(handle)
             try:
                 await handle.call_within(seconds, "build")
             except TensairError:
@@ -365,7 +486,9 @@ class Starter:
                 ) from error
 
         try:
-            await self._within_bounds(build())
+            await self._within_bounds(self._made(handle), None)
+            handle.begun = True
+            await self._within_bounds(build(), seconds, [handle])
         except Exception as error:
             self.release(handle)
             return error
@@ -415,23 +538,41 @@ class Starter:
         task.add_done_callback(self._releasing.discard)
         return task
 
-    async def _within_bounds(self, work: Awaitable[T]) -> T:
-        seconds = config.get_seconds("timeouts.start")
+    async def _within_bounds(
+        self,
+        work: Awaitable[T],
+        seconds: float | None,
+        waiting: Sequence[ReplicaHandle] = (),
+    ) -> T:
         try:
             return await within(work, seconds)
         except TensairError:
             raise
         except asyncio.TimeoutError:
+            advice = await self._advice(waiting or self._waited_for)
             raise TensairTimeoutError(
-                f"The replicas were not ready within {seconds:g} s. If building "
-                "the model takes that long, raise it: "
-                "dask.config.set({'tensair.timeouts.start': '5 minutes'})."
+                f"The replicas were not ready within {seconds:g} s. {advice}"
             ) from None
         except OSError as error:
             raise SchedulerLostError(
                 f"The cluster at {_address(self.client)} cannot be reached: "
                 f"{error}. See that the scheduler and its workers run."
             ) from error
+
+    async def _advice(self, handles: Sequence[ReplicaHandle]) -> str:
+        """Say why replicas were not ready, and what to do."""
+        waiting = [each.place.address for each in handles if not each.begun]
+        waiting += self._paused
+        if not waiting:
+            return (
+                "If building the model takes that long, raise it: "
+                "dask.config.set({'tensair.timeouts.start': '5 minutes'})."
+            )
+        why = [f"{each} {await self.why_not_begun(each)}" for each in waiting[:SHOWN]]
+        return (
+            f"{len(waiting)} workers have not begun: {'; '.join(why)}. Wait until they "
+            "have time, or start other workers."
+        )
 
 
 async def _finish(future: Future) -> None:
@@ -466,15 +607,9 @@ async def _inspect(
             f"{_address(client)} cannot be reached. Connect a new client."
         )
     await _wait_for_a_worker(client)
-    try:
-        answers = await client.run(
-            look_around,
-            modules,
-            workers=None if addresses is None else list(addresses),
-            on_error="return",
-        )
-    except ImportError as error:
-        raise _package_missing("A worker", error) from error
+    if addresses is None:
+        addresses = list(await client.scheduler.ncores())
+    answers = await _ask_around(client, modules, addresses)
     facts: list[WorkerFacts] = []
     missing: set[str] = set()
     for address, answer in answers.items():
@@ -485,11 +620,65 @@ async def _inspect(
             continue
         if isinstance(answer, BaseException):
             raise ClusterError(
-                f"Worker {address} cannot be used: {in_words(answer)}"
+                f"Worker {address} cannot be used: {type(answer).__name__}: {answer}"
             ) from answer
         facts.append(answer[0])
         missing.update(answer[1])
     return facts, sorted(missing)
+
+
+async def _ask_around(
+    client: Client, modules: list[str], addresses: Collection[str]
+) -> dict[str, Any]:
+    """Ask workers to look around; those that are silent for long are left out.
+
+    Each apart, since one that is stopped would keep all others waiting.
+    """
+    begin = config.get_seconds("timeouts.begin")
+    asked = {
+        address: asyncio.ensure_future(
+            client.run(look_around, modules, workers=[address], on_error="return")
+        )
+        for address in addresses
+    }
+    try:
+        if asked:
+            await asyncio.wait(asked.values(), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(asked.values(), timeout=begin)
+        answers: dict[str, Any] = {}
+        for address, work in asked.items():
+            if not work.done():
+                logger.warning(
+                    "Worker %s does not answer: no replica is started there. Is its "
+                    "process stopped, or its interpreter held by a long call?",
+                    address,
+                )
+                continue
+            try:
+                answers.update(work.result())
+            except ImportError as error:
+                raise _package_missing("A worker", error) from error
+        return answers
+    finally:
+        for work in asked.values():
+            work.cancel()
+
+
+async def _why_not_begun(client: Client, address: str) -> str:
+    """Say what keeps a worker from beginning a task."""
+    scheduler = client.scheduler
+    if address not in await scheduler.ncores_running():
+        return (
+            "is paused: it has too much in memory (Dask's "
+            "distributed.worker.memory.pause), or was told to"
+        )
+    tasks = (await scheduler.processing(workers=[address]))[address]
+    others = [str(each) for each in tasks if not str(each).startswith("tensair-")]
+    if not others:
+        return "has not begun, and nobody knows why: see its log"
+    named = ", ".join(plain(each) for each in others[:SHOWN])
+    more = f", and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return f"is busy with {named}{more}"
 
 
 async def _wait_for_a_worker(client: Client) -> None:
@@ -517,6 +706,11 @@ def _package_missing(who: str, error: BaseException) -> PackageMissingError:
 
 async def look_around(modules: list[str], dask_worker: Any) -> Any:
     """Run on a worker: its facts, and which of the modules it lacks."""
+    # On the event loop, which changes them.
+    state = dask_worker.state
+    idle = len(state.executing) + len(state.ready) < state.nthreads
+    actors = state.actors.values()
+    devices = tuple(each.device for each in actors if isinstance(each, Replica))
 
     def look() -> tuple[WorkerFacts, list[str]]:
         import os
@@ -531,6 +725,9 @@ async def look_around(modules: list[str], dask_worker: Any) -> Any:
             torch.cuda.device_count(),
             os.environ.get("CUDA_VISIBLE_DEVICES"),
             next((os.environ[name] for name in JOB_IDS if name in os.environ), None),
+            idle,
+            devices,
+            dask_worker.status.name == "paused",
         )
         return facts, missing_modules(modules)
 

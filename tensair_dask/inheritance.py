@@ -9,14 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask.cluster import ReplicaHandle, Starter
-from tensair_dask.errors import ModelError, TensairError
+from tensair_dask.cluster import Delayed, ReplicaHandle, Starter
+from tensair_dask.errors import ClusterError, ModelError, TensairError
 from tensair_dask.faults import Moment, reach
 from tensair_dask.usable_workers import UsableWorkers
 
 __all__ = ["Inheritance"]
 
 logger = logging.getLogger(__name__)
+
+# Seconds that a worker gets to begin, where there are others that may.
+PATIENCE = 3.0
 
 
 class Inheritance:
@@ -59,8 +62,11 @@ class Inheritance:
         heir = None
         source = await self._keeper(seeing)
         if source is not None:
-            for address in await self._refuges(list(seeing)):
-                heir = await self._bequeath(source, address)
+            refuges = await self._refuges(list(seeing))
+            for address in refuges:
+                # One that is busy delays the others for no longer than need be.
+                is_last = address == refuges[-1]
+                heir = await self._bequeath(source, address, is_last)
                 if heir is not None or source.is_lost:
                     break
         if heir is not None:
@@ -110,15 +116,21 @@ class Inheritance:
         )
 
     async def _bequeath(
-        self, source: ReplicaHandle, address: str
+        self, source: ReplicaHandle, address: str, is_last: bool
     ) -> ReplicaHandle | None:
         """Start a replica on this worker that takes over what another has kept."""
         seconds = config.get_seconds("timeouts.start")
-        heirs: list[ReplicaHandle | Exception] = []
+        patience = seconds if is_last else min(seconds, PATIENCE)
+        heirs: list[ReplicaHandle | Delayed | Exception] = []
         try:
             places = await self._starter.place([address], [], 1)
-            heirs = await self._starter.build(places)
+            if not places:
+                raise ClusterError("The worker is paused, or does not answer.")
+            heirs = await self._starter.build(places, patience=patience)
             (heir,) = heirs
+            if isinstance(heir, Delayed):
+                self._starter.release(heir.handle)
+                raise ClusterError(f"The worker {heir.why}.")
             if isinstance(heir, Exception):
                 raise heir
             await heir.call_within(seconds, "join", True)

@@ -16,7 +16,7 @@ from tensair_dask import config
 from tensair_dask.background import Background
 from tensair_dask.calls import Calls
 from tensair_dask.catching_up import CatchingUp
-from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.cluster import Delayed, ReplicaHandle, Starter
 from tensair_dask.dispatch import Dispatcher, Lane, nobody_alive
 from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
 from tensair_dask.guard.worker import leaving_topic
@@ -30,6 +30,9 @@ from tensair_dask.usable_workers import UsableWorkers
 __all__ = ["Membership"]
 
 logger = logging.getLogger(__name__)
+
+# Workers that a message names.
+SHOWN = 5
 
 
 class Membership:
@@ -79,6 +82,7 @@ class Membership:
         self.wish = wish
         self._client = client
         self._starter = starter
+        self._note = note
         self._handles = handles
         self._calls = calls
         self._dispatcher = dispatcher
@@ -86,7 +90,14 @@ class Membership:
         self._background = Background()
         self._workers = workers = UsableWorkers(client, note)
         self._newcomers = Newcomers(
-            starter, workers, handles, calls, interventions, self._admit, note
+            starter,
+            workers,
+            handles,
+            calls,
+            interventions,
+            self._admit,
+            note,
+            self._delay,
         )
         self._catching_up = CatchingUp(calls, interventions, dispatcher, note)
         self._recovery = Recovery(
@@ -100,6 +111,8 @@ class Membership:
             note,
         )
         self._fitting = asyncio.Lock()
+        # Replicas that their workers have not begun to start.
+        self._delayed: list[Delayed] = []
         # When there were first too few workers for as many replicas as are wished for.
         self._short_since: float | None = None
         self._wished = 0
@@ -118,11 +131,16 @@ class Membership:
 
     async def start(self) -> None:
         """Start the first replicas; see `Starter.start`."""
-        for handle in await self._starter.start(self.wish):
+        handles, delayed = await self._starter.start(self.wish)
+        for handle in handles:
             self._admit(handle)
+        for each in delayed:
+            self._delay(each)
+        for address in await self._workers.paused():
+            self._tell_of_delay(address, await self._starter.why_not_begun(address))
         topic = leaving_topic(self._starter.run_id)
         self._client.subscribe_topic(topic, self._told_of_leaving)
-        self._wished = len(self._handles)
+        self._wished = len(handles) + len(delayed)
 
     def watch(self) -> None:
         """Begin to keep as many replicas as are wished for."""
@@ -201,7 +219,7 @@ class Membership:
 
     # ---- as many as are wished for ---------------------------------------------------
 
-    async def fit(self, patience: float | None = None) -> None:
+    async def fit(self, patience: float | None = None, asked: bool = False) -> None:
         """Start or end replicas until there are as many as are wished for.
 
         Parameters
@@ -209,14 +227,19 @@ class Membership:
         patience
             Seconds that a replica waits for a worker of its own, before it shares
             one; None for ``tensair.replicas.patience``.
+        asked
+            Whether somebody asks for so many just now. Else none is ended because there
+            are fewer workers than before: one on each that is left would be too few.
         """
         async with self._fitting:
             workers = await self._workers.usable()
             present = [each for each in self._handles if each.lane.open]
             wished = self._wished = self.wish.count(len(workers))
-            if len(present) > wished and self.wish.most < len(present):
-                # One on each worker that is left would be too few: no reason to end.
-                self._dismiss(present[int(self.wish.most) :])
+            most = self.wish.most
+            if asked:
+                most = self.wish.count(len(await self._workers.there()))
+            if len(present) > wished and most < len(present):
+                self._dismiss(_superfluous(present, int(most)))
             elif len(present) < wished and present:
                 await self._grow(workers, present, wished, patience)
             else:
@@ -236,10 +259,15 @@ class Membership:
         wished: int,
         patience: float | None,
     ) -> None:
+        # One that is delayed has its worker already, and takes none from the others.
+        delayed = self._delayed_on
+        workers = [address for address in workers if address not in delayed]
         load = Counter(handle.place.address for handle in present)
         free = [address for address in workers if not load[address]]
         count = min(wished - len(present), len(free))
         if not count:
+            if not workers or len(present) >= self.wish.least:
+                return
             # Rather one worker of its own, even if it comes a little later.
             now = time.monotonic()
             if self._short_since is None:
@@ -247,7 +275,7 @@ class Membership:
             limit = config.get_seconds("replicas.patience", patience)
             if now - self._short_since < limit:
                 return
-            count = wished - len(present)
+            count = self.wish.least - len(present)
         self._short_since = None
         await self._newcomers.start(workers, present, count)
 
@@ -258,7 +286,11 @@ class Membership:
         fewer, and nothing is lost.
         """
         load = Counter(handle.place.address for handle in present)
-        free = [address for address in workers if not load[address]]
+        free = [
+            address
+            for address in workers
+            if not load[address] and address not in self._delayed_on
+        ]
         sharing: list[ReplicaHandle] = []
         for handle in reversed(present):
             if len(sharing) < len(free) and load[handle.place.address] > 1:
@@ -267,6 +299,48 @@ class Membership:
         if sharing:
             joined = await self._newcomers.start(free, present, len(sharing))
             self._dismiss(sharing[:joined])
+
+    # ---- those whose workers have no time --------------------------------------------
+
+    @property
+    def _delayed_on(self) -> set[str]:
+        return {each.handle.place.address for each in self._delayed}
+
+    def _delay(self, delayed: Delayed) -> None:
+        """Go on without a replica whose worker has not begun to start it."""
+        self._delayed.append(delayed)
+        handle = delayed.handle
+        self._tell_of_delay(handle.place.address, delayed.why, handle.name)
+        self._background.go_on_with(self._await(delayed))
+
+    def _tell_of_delay(self, address: str, why: str, replica: str = "") -> None:
+        text = (
+            f"no replica is on {address} yet: it {why}. One joins when it has time; "
+            "the others go on without it"
+        )
+        logger.warning("%s", text)
+        self._note("note", text, replica)
+
+    async def _await(self, delayed: Delayed) -> None:
+        """Let one that was delayed join, if it is still wished for."""
+        handle = delayed.handle
+        answer: ReplicaHandle | Exception | None = None
+        try:
+            answer = await self._starter.built(handle)
+            async with self._fitting:
+                self._delayed.remove(delayed)
+                if isinstance(answer, Exception):
+                    self._workers.blame(handle.place.address, answer)
+                elif self.count < self._wished:
+                    answer = None  # from here on it is looked after
+                    start = time.perf_counter()
+                    await self._newcomers.introduce([handle], start)
+        finally:
+            if delayed in self._delayed:
+                self._delayed.remove(delayed)
+                self._starter.release(handle)
+            elif answer is handle:
+                self._starter.release(handle)
 
     async def shrink(self, count: int, timeout: float) -> list[str]:
         """Let replicas leave until so many are left; the wish stays as it is.
@@ -309,7 +383,7 @@ class Membership:
         deadline = time.monotonic() + timeout
         while True:
             # What it began goes on, also if that takes too long.
-            fitting = self._background.go_on_with(self.fit(patience=0))
+            fitting = self._background.go_on_with(self.fit(patience=0, asked=True))
             left = max(0.0, deadline - time.monotonic())
             await asyncio.wait({fitting}, timeout=left)
             if fitting.done():
@@ -318,19 +392,51 @@ class Membership:
             ended = not any(
                 each.lane.alive and each.lane.leaving for each in self._handles
             )
-            workers = len(await self._workers.usable())
-            if ended and open_now == min(
-                max(self.wish.count(workers), 1), self.wish.most
-            ):
+            least = self._clamped(len(await self._workers.usable()))
+            most = max(least, self._clamped(len(await self._workers.there())))
+            if ended and least <= open_now <= most:
                 break
             if not (open_now or self._dispatcher.expecting):
                 raise nobody_alive(len(self._handles), "no more can be started")
             if time.monotonic() > deadline:
                 raise TensairTimeoutError(
                     f"{open_now} replicas are there after {timeout:g} s, not "
-                    f"{self.wish.count(workers)}: {workers} workers can hold them. "
-                    f"{self._workers.why()}Start workers, or raise "
-                    "tensair.timeouts.start."
+                    f"{least if open_now < least else most}: "
+                    + await self._why_not(open_now, least)
                 )
             await asyncio.sleep(0.05)
         await self.recovered(max(0.0, deadline - time.monotonic()))
+
+    def _clamped(self, workers: int) -> int:
+        return int(min(max(self.wish.count(workers), 1), self.wish.most))
+
+    async def _why_not(self, open_now: int, least: int) -> str:
+        """Say why there are not as many as are wished for, and what to do."""
+        if open_now >= least:
+            return (
+                "those that leave have not learned what they have. Wait a little, or "
+                "raise tensair.timeouts.start; look at their workers if steps are not "
+                "that long."
+            )
+        said = []
+        for address in [*self._delayed_on, *await self._workers.paused()]:
+            why = await self._starter.why_not_begun(address)
+            said.append(f"{address} {why}")
+        said += [f"{worker}: {why}" for worker, why in self._workers.why.items()]
+        able = len(set(await self._workers.usable()) - self._delayed_on)
+        because = f" ({'; '.join(said[:SHOWN])})" if said else ""
+        return (
+            f"{able} workers can hold them{because}. Start workers, free those that "
+            "are named, or raise tensair.timeouts.start if building takes that long."
+        )
+
+
+def _superfluous(present: list[ReplicaHandle], count: int) -> list[ReplicaHandle]:
+    """Choose who leaves so that so many stay: the newest of those that share most."""
+    staying = list(present)
+    while len(staying) > count:
+        load = Counter(each.place.address for each in staying)
+        most = max(load.values())
+        crowded = [each for each in staying if load[each.place.address] == most]
+        staying.remove(crowded[-1])
+    return [each for each in present if each not in staying]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tensair_dask import config
 from tensair_dask.calls import Calls
-from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.cluster import Delayed, ReplicaHandle, Starter
 from tensair_dask.errors import (
     ModelError,
     NoReplicasError,
@@ -54,6 +54,8 @@ class Newcomers:
         Called with a newcomer when it takes part.
     note
         Called with kind and text of each event, and the name of the replica.
+    delay
+        Called with each that its worker has not begun to start.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Newcomers:
         interventions: Interventions,
         admit: Callable[[ReplicaHandle], None],
         note: Callable[..., Any],
+        delay: Callable[[Delayed], None],
     ) -> None:
         self._starter = starter
         self._workers = workers
@@ -73,6 +76,7 @@ class Newcomers:
         self._interventions = interventions
         self._admit = admit
         self._note = note
+        self._delay = delay
 
     async def start(
         self, workers: list[str], present: list[ReplicaHandle], count: int
@@ -81,7 +85,19 @@ class Newcomers:
         there = [each.place for each in present]
         places = await self._starter.place(workers, there, count)
         start = time.perf_counter()
-        joined, held = await self._join(await self._build(places))
+        return await self.introduce(await self._build(places), start)
+
+    async def introduce(self, joining: list[ReplicaHandle], start: float) -> int:
+        """Let replicas that are built take part; give how many do.
+
+        Parameters
+        ----------
+        joining
+            They.
+        start
+            When this began, on the performance counter, for people.
+        """
+        joined, held = await self._join(joining)
         seconds = time.perf_counter() - start
         for handle in joined:
             self._note(
@@ -94,14 +110,17 @@ class Newcomers:
 
     async def _build(self, places: list[Place]) -> list[ReplicaHandle]:
         """Build replicas; give those that could be."""
-        answers: list[ReplicaHandle | Exception]
+        answers: list[ReplicaHandle | Delayed | Exception]
+        seconds = config.get_seconds("timeouts.begin")
         try:
-            answers = await self._starter.build(places)
+            answers = await self._starter.build(places, patience=seconds)
         except Exception as error:
             answers = [error] * len(places)
         for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, Exception):
                 self._workers.blame(place.address, answer)
+            elif isinstance(answer, Delayed):
+                self._delay(answer)
         return [each for each in answers if isinstance(each, ReplicaHandle)]
 
     async def _join(

@@ -32,6 +32,12 @@ class WorkerFacts:
     job
         Id of its batch job, if it has one. Two jobs on one host may see the same
         numbers of devices and mean different ones.
+    ready
+        Whether it can begin a task at once: it is not busy.
+    devices
+        Of the replicas that are there, of this trainer and of others.
+    paused
+        Whether Dask lets it begin nothing for now, since it has too much in memory.
     """
 
     address: str
@@ -40,6 +46,9 @@ class WorkerFacts:
     gpus: int = 0
     visible: str | None = None
     job: str | None = None
+    ready: bool = True
+    devices: tuple[str, ...] = ()
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,8 +132,6 @@ def place_more(
     if not workers:
         return []
     load = Counter(place.address for place in present)
-    by_address = {worker.address: worker for worker in workers}
-    there = [by_address[p.address] for p in present if p.address in by_address]
     chosen: list[WorkerFacts] = []
     order = _spread(workers)
     for _ in range(count):
@@ -133,7 +140,7 @@ def place_more(
         chosen.append(worker)
     devices = [device] * count
     if device == "auto":
-        devices = _devices([*there, *chosen])[len(there) :]
+        devices = _devices(chosen, workers, present)
     return [
         Place(worker.address, name, max(1, worker.nthreads // load[worker.address]))
         for worker, name in zip(chosen, devices, strict=True)
@@ -174,7 +181,9 @@ def place_replicas(
     chosen = _spread(workers)
     assigned = [chosen[number % len(chosen)] for number in range(replicas)]
     per_worker = Counter(worker.address for worker in assigned)
-    devices = _devices(assigned) if device == "auto" else [device] * replicas
+    devices = [device] * replicas
+    if device == "auto":
+        devices = _devices(assigned, workers)
     return [
         Place(
             worker.address,
@@ -186,31 +195,48 @@ def place_replicas(
 
 
 def _spread(workers: Sequence[WorkerFacts]) -> list[WorkerFacts]:
-    """Take the hosts in turn, so that few replicas land on many machines."""
+    """Take the hosts in turn, so that few replicas land on many machines.
+
+    But first of all those that can begin at once, and of these the emptiest.
+    """
     by_host: dict[str, list[WorkerFacts]] = defaultdict(list)
     for worker in workers:
         by_host[worker.host].append(worker)
     rounds = max(len(each) for each in by_host.values())
-    return [
+    in_turn = [
         each[turn]
         for turn in range(rounds)
         for each in by_host.values()
         if turn < len(each)
     ]
+    return sorted(in_turn, key=lambda each: (not each.ready, len(each.devices)))
 
 
-def _devices(assigned: Sequence[WorkerFacts]) -> list[str]:
-    # Workers that see the same devices take turns at them. Where each has a list of
-    # its own (dask-cuda rotates it), its first one is meant.
-    turns: Counter[tuple[str | None, ...]] = Counter()
+def _devices(
+    assigned: Sequence[WorkerFacts],
+    workers: Sequence[WorkerFacts],
+    present: Sequence[Place] = (),
+) -> list[str]:
+    # Workers that see the same devices share them: the one with the fewest replicas is
+    # next. Where each has a list of its own (dask-cuda rotates it), its first one is
+    # meant.
+    load: Counter[tuple[Any, str]] = Counter()
+    for worker in workers:
+        own = Counter(each.device for each in present if each.address == worker.address)
+        for device, count in (own | Counter(worker.devices)).items():
+            load[_shared(worker), device] += count
     devices = []
     for worker in assigned:
-        if not worker.gpus:
-            devices.append("cpu")
-            continue
-        shared: tuple[str | None, ...] = (worker.host,)
-        if worker.visible is not None:
-            shared = (worker.host, worker.visible, worker.job)
-        devices.append(f"cuda:{turns[shared] % worker.gpus}")
-        turns[shared] += 1
+        names = [f"cuda:{number}" for number in range(worker.gpus)] or ["cpu"]
+        shared = _shared(worker)
+        device = min(names, key=lambda name: load[shared, name])
+        load[shared, device] += 1
+        devices.append(device)
     return devices
+
+
+def _shared(worker: WorkerFacts) -> tuple[str | None, ...]:
+    """Name the set of devices that a worker sees."""
+    if worker.visible is None:
+        return (worker.host,)
+    return (worker.host, worker.visible, worker.job)

@@ -564,6 +564,11 @@ class Replica:
         return None if failed else self.counts()
 
     @property
+    def device(self) -> str:
+        """Name of the torch device that it was placed on."""
+        return self._plan.place.device
+
+    @property
     def learner(self) -> Learner:
         """The learner, once it is built."""
         assert self._learner is not None, "build() comes first"

@@ -432,6 +432,7 @@ class Trainer:
             await self._adapting.start()
         except BaseException:
             self._state = "closed"
+            await self._membership.close()
             for handle in self._handles:
                 handle.release()
             await self._reporter.close({})
@@ -1608,10 +1609,13 @@ class Trainer:
 
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
+        # Those that have left on purpose are not missing.
+        gone = (each.lane.leaving and not each.lane.alive for each in self._handles)
+        there = len(self._handles) - sum(gone)
         shares = f"share {self.share!r}, " if self.share else ""
         refused = f", {self.dead_letters.total} refused" * bool(self.dead_letters.total)
         return (
-            f"<Trainer: {self._state}, {alive} of {len(self._handles)} replicas alive, "
+            f"<Trainer: {self._state}, {alive} of {there} replicas alive, "
             f"{shares}{self._index} mini-batches{refused}, backlog {self.backlog}>"
         )
 

@@ -472,9 +472,9 @@ async def test_scaling_ends_in_the_time_that_it_is_given(c, s, a):
         build = trainer._starter.build
         may_go_on = asyncio.Event()
 
-        async def slow(places: Any) -> Any:
+        async def slow(places: Any, **how: Any) -> Any:
             await may_go_on.wait()
-            return await build(places)
+            return await build(places, **how)
 
         trainer._starter.build = slow
         with pytest.raises(TensairTimeoutError, match="1 replicas are there after"):

@@ -132,3 +132,28 @@ def test_further_replicas_take_the_gpus_that_are_free():
     present = [Place("tcp://0", "cuda:0", 1), Place("tcp://gone", "cuda:1", 1)]
     assert place_more(facts, present, 1, "auto")[0].device == "cuda:1"
     assert place_more([], present, 1, "auto") == []
+
+
+def test_replicas_go_to_workers_that_can_begin_at_once_and_are_empty():
+    facts = [
+        WorkerFacts("tcp://busy", "one", 1, ready=False),
+        WorkerFacts("tcp://used", "one", 1, devices=("cpu",)),
+        WorkerFacts("tcp://empty", "one", 1),
+    ]
+    order = ["tcp://empty", "tcp://used", "tcp://busy"]
+    assert [p.address for p in place_replicas(facts, 3, "auto")] == order
+    assert [p.address for p in place_more(facts, [], 3, "auto")] == order
+    # Those of the same trainer count most.
+    (place,) = place_more(facts, [Place("tcp://empty", "cpu", 1)], 1, "auto")
+    assert place.address == "tcp://used"
+
+
+def test_replicas_take_the_gpus_that_no_other_trainer_uses():
+    facts = [
+        WorkerFacts("tcp://0", "one", 1, 3, devices=("cuda:0", "cuda:1")),
+        WorkerFacts("tcp://1", "one", 1, 3, devices=("cuda:0",)),
+    ]
+    assert [p.device for p in place_replicas(facts, 2, "auto")] == ["cuda:2", "cuda:1"]
+    # Its own replica is one of those that are there.
+    own = [Place("tcp://1", "cuda:0", 1)]
+    assert [p.device for p in place_more(facts, own, 1, "auto")] == ["cuda:2"]
