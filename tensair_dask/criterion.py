@@ -19,6 +19,7 @@ import torch
 from tensair_dask.broadcasts import Broadcasts
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.notices import Notices
+from tensair_dask.scalers import ADVICE, scales
 
 __all__ = ["Criterion"]
 
@@ -52,13 +53,19 @@ class Criterion:
     Raises
     ------
     ConfigurationError
-        If it has parameters of its own that ask for gradients.
+        If it has parameters of its own that ask for gradients, or a `GradScaler`.
     """
 
     def __init__(
         self, loss: Callable[[Any, Any], Any], device: torch.device, notices: Notices
     ) -> None:
         found = list(_held(loss, "", _DEPTH, set()))
+        _refuse_scalers(found)
+        found = [
+            (name, each)
+            for name, each in found
+            if isinstance(each, (torch.nn.Module, torch.Tensor))
+        ]
         _refuse_parameters(loss, found)
         self.modules = [each for _, each in found if isinstance(each, torch.nn.Module)]
         for module in self.modules:
@@ -94,6 +101,12 @@ class Criterion:
             )
 
 
+def _refuse_scalers(found: list[tuple[str, Any]]) -> None:
+    for name, each in found:
+        if scales(each):
+            raise ConfigurationError(f"The loss refers to {name!r}: {ADVICE}")
+
+
 def _refuse_parameters(loss: Any, found: list[tuple[str, Any]]) -> None:
     names = []
     for name, each in found:
@@ -127,7 +140,7 @@ def _held(
     if depth < 0 or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, (torch.nn.Module, torch.Tensor)):
+    if isinstance(value, (torch.nn.Module, torch.Tensor)) or scales(value):
         yield name, value
         return
     for inner, part in _parts(value):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tensair_dask.errors import OptimizerError
+from tensair_dask.scalers import ADVICE, scales
 
 __all__ = ["StepHooks", "hidden_state"]
 
@@ -42,18 +43,24 @@ def hidden_state(optimizers: Sequence[torch.optim.Optimizer]) -> str | None:
     ----------
     optimizers
         Those with hooks of their own for ``state_dict`` are taken to save it.
+
+    Raises
+    ------
+    OptimizerError
+        If a hook unscales gradients, which nobody scales here.
     """
     found = []
     for optimizer in optimizers:
-        if optimizer._optimizer_state_dict_post_hooks:
-            continue
         for hook in (
             *optimizer._optimizer_step_pre_hooks.values(),
             *optimizer._optimizer_step_post_hooks.values(),
         ):
-            own = sorted({type(each).__name__ for each in _own_state(hook)})
-            if own:
-                found.append(f"{_name(hook)} (with {', '.join(own)})")
+            own = list(_own_state(hook))
+            if any(map(scales, own)):
+                raise OptimizerError(f"The hook {_name(hook)} cannot be used: {ADVICE}")
+            kinds = sorted({type(each).__name__ for each in own})
+            if kinds and not optimizer._optimizer_state_dict_post_hooks:
+                found.append(f"{_name(hook)} (with {', '.join(kinds)})")
     return ", ".join(found) or None
 
 

@@ -47,6 +47,13 @@ from tensair_dask.wording import in_words
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
 
+_SEVERAL = (tuple, list, Mapping)
+_ADD_UP = (
+    "Add them up, with weights: return ce + 0.1 * penalty. To see each of them, give "
+    "it as one of metrics=, too."
+)
+_REDUCE = "Reduce it, for example with loss.mean()."
+
 OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
 
 
@@ -374,6 +381,13 @@ class Learner:
                 return reason
         if self._schedule is not None:
             return "the rates follow a schedule, which replicas follow at other moments"
+        if rounded := {
+            str(each.dtype).removeprefix("torch.")
+            for each in self.arena.parameters
+            if each.dtype.itemsize < 4
+        }:
+            kinds = " and ".join(sorted(rounded))
+            return f"{kinds} parameters are rounded, by each replica in another order"
         if (name := _with_max_norm(self.model)) is not None:
             return f"{name or 'the model'} has max_norm, which changes rows in forward"
         return "the model changes its own parameters in forward" if self.moves else None
@@ -468,8 +482,8 @@ class Learner:
             raise of_loss(error, prediction, y) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise LossError(
-                f"The loss returned {shapes(loss)}; a scalar tensor is needed. Reduce "
-                "it, for example with loss.mean()."
+                f"The loss returned {shapes(loss)}; a scalar tensor is needed. "
+                + (_ADD_UP if isinstance(loss, _SEVERAL) else _REDUCE)
             )
         return loss
 

@@ -173,8 +173,8 @@ class Trainer:
         the sender's optimizer made, which is a sum, so that replicas agree with any
         optimizer, at the price of one more copy of the parameters. None: gradients
         where that is exact (`torch.optim.SGD` without momentum, weight decay, hooks or
-        a schedule, and no ``max_norm`` in the model), else updates; the attribute
-        `share` tells which. ``"gradient"`` where it is not exact warns.
+        a schedule, for a model without half precision and ``max_norm``), else updates;
+        the attribute `share` tells which. ``"gradient"`` where it is not exact warns.
     compression
         Of what is published: ``"none"``, ``"bfloat16"`` or ``"float16"`` (half the
         bytes), ``"int8"`` (a quarter). What rounding leaves out is kept and sent

@@ -43,6 +43,7 @@ LEVELS = [
         "advice",
         "refusals",
         "randomness",
+        "scalers",
         "schedule",
         "rollback",
         "scoring",

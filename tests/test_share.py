@@ -22,9 +22,11 @@ part = functools.partial
 def clipping(parameters: Any) -> torch.optim.Optimizer:
     parameters = list(parameters)
     optimizer = SGD(parameters, lr=0.3)
-    optimizer.register_step_pre_hook(
-        lambda *_: nn.utils.clip_grad_norm_(parameters, 0.1)
-    )
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, 0.1)
+
+    optimizer.register_step_pre_hook(clip)
     return optimizer
 
 
@@ -43,6 +45,17 @@ def two_rates(parameters: Any) -> torch.optim.Optimizer:
 def short_rows(sparse: bool = False) -> nn.Module:
     words = nn.EmbeddingBag(20, 4, max_norm=0.5, sparse=sparse)
     return nn.Sequential(words, nn.Linear(4, CLASSES))
+
+
+class Short(nn.Module):
+    """Of numbers with few places."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, CLASSES).to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.to(self.layer.weight.dtype)).float()
 
 
 class Bounded(nn.Module):
@@ -91,8 +104,25 @@ def test_replicas_agree_by_default_whatever_the_optimizer(name):
     async def run(c, s, a, b):
         async with ta.Trainer(c, **classes(optimizer=OPTIMIZERS[name])) as trainer:
             assert trainer.share == "update"
-            await train_all(trainer, class_data(200))
+            reports = await train_all(trainer, class_data(200))
+            assert all(report.error is None for report in reports)
             assert spread(await trainer.state_dicts()) <= 1e-5
+
+    run()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_that_are_rounded_differ_by_their_last_place_at_most(dtype):
+    @cluster(2)
+    async def run(c, s, a, b):
+        async with ta.Trainer(c, **classes(model=part(Short, dtype))) as trainer:
+            assert trainer.share == "update"
+            await train_all(trainer, class_data(300))
+            states = await trainer.state_dicts()
+            largest = max(
+                each.abs().max().item() for each in states[a.address].values()
+            )
+            assert spread(states) <= 2 * largest * torch.finfo(dtype).eps
 
     run()
 
