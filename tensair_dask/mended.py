@@ -26,7 +26,7 @@ import streamz.sources
 from streamz import Stream
 from tornado.gen import convert_yielded, is_coroutine_function
 
-from tensair_dask.errors import RaisedError, StreamError
+from tensair_dask.errors import RaisedError, StreamError, TensairError
 from tensair_dask.wording import in_words
 
 __all__ = ["mend", "nodes_before", "raise_upstream"]
@@ -139,7 +139,9 @@ def _failure(text: str, error: BaseException) -> StreamError:
     words = in_words(error).removesuffix(".").removesuffix(": ")
     failure = StreamError(text.replace("RAISED", words))
     failure.__cause__ = RaisedError.unless_fit(error)
-    logger.error("%s", failure, exc_info=failure.__cause__)
+    # What says what to do needs no traceback.
+    typed = isinstance(error, TensairError)
+    logger.error("%s", failure, exc_info=None if typed else failure.__cause__)
     return failure
 
 
@@ -240,15 +242,15 @@ def _mend_partition(kind: Any) -> None:
 
     @functools.wraps(flush)
     def _flush(self: Any, key: Any) -> Any:
-        timed = len(self._buffer[key]) < self.n  # nobody waits for it
+        whole = len(self._buffer[key]) >= self.n
         done = flush(self, key)
-        if timed:
-            done.add_done_callback(functools.partial(missed, self))
-        return done
+        # Nobody waits for one that is not: what it raises is kept, for who can see it.
+        return done if whole else asyncio.ensure_future(kept(self, done))
 
-    def missed(node: Any, done: asyncio.Future[Any]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
+    async def kept(node: Any, done: Any) -> None:
+        try:
+            await done
+        except Exception as error:
             node._tensair_missed = _failure(
                 f"What the stream node {node} held when its timeout was over is lost "
                 f"to the stream: behind it was raised RAISED. {_ADVICE}. The "

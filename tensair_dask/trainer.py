@@ -1454,6 +1454,9 @@ class Trainer:
     def drain(self, timeout: float | str | None = None) -> Any:
         """Wait until everything emitted is applied everywhere (a barrier).
 
+        What waits in nodes before the trainer comes as well: a ``partition`` or a timed
+        window passes on what it holds, full or not; a ``buffer`` is waited for.
+
         Parameters
         ----------
         timeout
@@ -1481,6 +1484,8 @@ class Trainer:
         def left() -> float:
             return max(0.01, round(end - time.monotonic(), 2))
 
+        if self._nodes_hold:
+            await self._pass_on_held(left())
         for node in list(self.nodes):
             await node.emptied(left())
         settled = False
@@ -1493,6 +1498,12 @@ class Trainer:
         self._tell_refused()
         for node in list(self.nodes):
             node.check()
+
+    async def _pass_on_held(self, timeout: float) -> None:
+        """Take in what waits in the nodes of streams before the trainer's own."""
+        from tensair_dask.holding import pass_on_held
+
+        await pass_on_held(list(self.nodes), timeout)
 
     async def _apply_everywhere(self, left: Callable[[], float]) -> None:
         """Wait until all is reported, and what was learned is in all models."""
@@ -1515,6 +1526,9 @@ class Trainer:
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.
 
+        What waits in a ``partition``, or another node before the trainer, is learned if
+        that takes no longer than ``tensair.timeouts.close``.
+
         Idempotent. Call `drain` first to lose nothing, and `save`, or use ``with``,
         which does both.
         """
@@ -1524,18 +1538,43 @@ class Trainer:
         if self._closing is None:
             if self._state == "closed":  # it could not start
                 return
-            self._tell_refused(at_the_end=True)
-            while self._heard:
-                self._heard.popitem()[1]()
-            for node in list(self.nodes):
-                node.closed()
-            self._curves.end()
-            self._state = "closed"
+            if not self._nodes_hold:
+                self._take_no_more()
             self._closing = asyncio.ensure_future(self._end())
         # To the end, also if who waits for it is interrupted.
         await asyncio.shield(self._closing)
 
+    @property
+    def _nodes_hold(self) -> bool:
+        """Whether something waits in the nodes of streams that can be learned yet."""
+        if not self.nodes or self._state != "open" or self._client_is_closed:
+            return False
+        from tensair_dask.holding import count_held  # streamz is there
+
+        return count_held(list(self.nodes)) > 0
+
+    def _take_no_more(self) -> None:
+        self._tell_refused(at_the_end=True)
+        while self._heard:
+            self._heard.popitem()[1]()
+        for node in list(self.nodes):
+            node.closed()
+        self._curves.end()
+        self._state = "closed"
+
+    async def _learn_held(self) -> None:
+        seconds = config.get_seconds("timeouts.close")
+        end = time.monotonic() + seconds
+        try:
+            await self._pass_on_held(seconds)
+            await self._dispatcher.drained(max(0.01, end - time.monotonic()))
+        except TensairError as error:
+            logger.warning("Closed before all was learned: %s", error)
+
     async def _end(self) -> None:
+        if self._state != "closed":
+            await self._learn_held()
+            self._take_no_more()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])

@@ -10,6 +10,7 @@ from typing import Any
 
 from tensair_dask import config
 from tensair_dask.errors import ClusterError
+from tensair_dask.guard.sigint import ignore_sigint
 from tensair_dask.guard.sigterm import close_on_sigterm
 from tensair_dask.pubsub.endpoint import Endpoint, WorkerEndpoint
 
@@ -63,6 +64,7 @@ class Departures:
         # Replicas hand over through pubsub, which must not end before them.
         Endpoint.at(worker, WorkerEndpoint).before_end(self.end)
         self._restore_signal = close_on_sigterm(worker)
+        ignore_sigint(worker)
 
     def add(self, run_id: str, replica: str, leave: Leave) -> None:
         """Let this method be called when the worker goes, as long as its object lives.
