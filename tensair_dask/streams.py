@@ -6,6 +6,7 @@ Importing this module adds the methods to `streamz.Stream`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -29,6 +30,7 @@ from tensair_dask.errors import (
     NonFiniteError,
     RaisedError,
     RecordError,
+    TensairError,
 )
 from tensair_dask.holding import take_values
 from tensair_dask.mended import nodes_before, raise_upstream
@@ -534,8 +536,8 @@ class _Asked:
         References that are held until its report has passed.
     key
         Of its predictions in the scores; None where these have none.
-    moment
-        When it came, on the clock of the delay.
+    moments
+        When each of its records came, on the clock of the delay.
     prediction
         What the model returned; None where it could not.
     deadly
@@ -547,8 +549,14 @@ class _Asked:
     samples: int
     metadata: list[Any]
     key: Hashable | None
-    moment: float
+    moments: list[float]
     prediction: Any = field(default=None, repr=False)
+
+    @property
+    def moment(self) -> float:
+        """When the last of its records came."""
+        return max(self.moments)
+
     deadly: KilledReplicasError | None = None
 
 
@@ -563,8 +571,9 @@ class predict_then_train(_OrderedNode):
     trainer
         An open `Trainer`.
     scores
-        A `Prequential` without a delay of its own, which scores the predictions and
-        guesses its baselines at the same moments; None for none.
+        A `Prequential` without a delay of its own, which scores the predictions; its
+        baselines guess for one record after the other, each knowing the labels that
+        had come before that record. None for none.
     delay
         How much later than the records their labels come: records as a whole number,
         or a time (``"2h"``, a timedelta, seconds as a float), which needs ``moment``.
@@ -672,19 +681,19 @@ class predict_then_train(_OrderedNode):
             if self._collate is not as_pair:  # it may use its arrays again
                 pair = as_values(pair)
             samples = MiniBatch.of(*pair, owned=True).samples
-            moment = self._moment_of(x, samples)
+            moments = self._moments_of(x, samples)
         except BaseException as error:
             return self._refuse(x, RaisedError.caught(error), metadata)
-        asked = _Asked(x, pair, samples, metadata, (id(self), number), moment)
+        asked = _Asked(x, pair, samples, metadata, (id(self), number), moments)
         self._records += samples
         return self._pass_through(asked)
 
-    def _moment_of(self, item: Any, samples: int) -> float:
-        """When the last record of an item came, on the clock of the delay."""
+    def _moments_of(self, item: Any, samples: int) -> list[float]:
+        """When each record of an item came, on the clock of the delay."""
         if not self._delay.in_time:
-            return float(self._records + samples - 1)
+            return [float(self._records + at) for at in range(samples)]
         assert self._moment is not None
-        return max(as_seconds(self._moment(item), samples))
+        return as_seconds(self._moment(item), samples)
 
     def _refuse(
         self, item: Any, error: Exception, metadata: list[Any]
@@ -739,16 +748,29 @@ class predict_then_train(_OrderedNode):
             if rest is not None:
                 await rest
             return
-        if self._scores is None or asked.prediction is None:
-            asked.key = None
-        else:
-            try:
-                self._scores.predicted(self._decide(asked.prediction), asked.key)
-            except BaseException as error:
-                asked.key = None
-                self._not_scored(asked.samples, RaisedError.caught(error))
+        self._foresee(asked)
         self._held.put(asked.moment + self._delay.amount, asked.samples, asked)
         await self._answer(self._now)
+
+    def _foresee(self, asked: _Asked) -> None:
+        """Let the baselines guess for one record after the other; keep all guesses."""
+        scores, prediction, key = self._scores, asked.prediction, asked.key
+        asked.key = None
+        if scores is None:
+            return
+        labels, later = asked.pair[1], self._delay.amount
+        if prediction is None:
+            # Nothing is scored, but its labels come, if they are any.
+            with contextlib.suppress(TensairError):
+                scores.foreseen(labels, None, key, asked.moments, later)
+            return
+        try:
+            guess = self._decide(prediction)
+            scores.foreseen(labels, guess, key, asked.moments, later)
+        except BaseException as error:
+            self._not_scored(asked.samples, RaisedError.caught(error))
+        else:
+            asked.key = key
 
     async def _answer(self, now: float) -> None:
         """Score and learn what has its labels by now."""

@@ -76,10 +76,9 @@ def test_every_mini_batch_is_predicted_scored_and_learned(one_pass):
         # have been predicted by a replica that has not heard of the other yet.
         assert accuracy(scores) > 0.5
         assert accuracy(scores, "majority") < 0.45
-        last = [y[-1] for _, y in data]
-        guesses = np.repeat(last[:-1], 16)
-        labels = np.concatenate([y for _, y in data[1:]])
-        assert accuracy(scores, "last label") == np.mean(guesses == labels)
+        labels = np.concatenate([y for _, y in data])
+        persistence = np.mean(labels[1:] == labels[:-1])
+        assert accuracy(scores, "last label") == persistence
 
     run()
 
@@ -138,11 +137,9 @@ async def test_labels_that_come_late_are_learned_late(c, s, a, b):
     assert (node.waiting, scores.waiting, scores.forgotten) == (0, 0, 0)
     assert len(reports) == 20
     assert accuracy(scores) == hits(data, reports).mean()
-    # When mini-batch k comes, the newest label that has come is the last of k - 3.
-    last = [y[-1] for _, y in data]
-    guesses = np.repeat(last[:-3], 16)
-    labels = np.concatenate([y for _, y in data[3:]])
-    assert accuracy(scores, "last label") == np.mean(guesses == labels)
+    # When a record comes, the newest label that has come is that of 40 before it.
+    labels = np.concatenate([y for _, y in data])
+    assert accuracy(scores, "last label") == np.mean(labels[40:] == labels[:-40])
 
 
 @two()
@@ -448,5 +445,47 @@ def test_what_decides_may_raise_what_ends_a_program(error, delay):
         refused = [each for each in reports if each.error is not None]
         assert len(reports) == 3
         assert len(refused) == (1 if delay else 0)
+
+    run()
+
+
+@pytest.mark.parametrize("delay", [None, 24, "12h"])
+def test_the_last_label_of_a_stream_in_mini_batches_is_persistence(delay):
+    """Beside an oracle that is computed record by record."""
+
+    @two()
+    async def run(c, s, a, b):
+        random = np.random.default_rng(0)
+        y = 5 * np.sin(np.arange(640) / 24 * 2 * np.pi) + random.normal(size=640)
+        x = random.normal(size=(640, FEATURES)).astype("float32")
+        start = np.datetime64("2013-01-01T00")
+
+        def hours(item):
+            return start + item[2].astype("timedelta64[h]")
+
+        scores = ta.Prequential(metrics.MAE())
+        arguments = classes(
+            model=lambda: nn.Sequential(nn.Linear(FEATURES, 1), nn.Flatten(0)),
+            loss=nn.functional.mse_loss,
+        )
+        async with ta.Trainer(c, **arguments) as trainer:
+            source = Stream(asynchronous=True)
+            node = source.predict_then_train(
+                trainer,
+                scores,
+                delay=delay,
+                collate=lambda item: (item[0], item[1].astype("float32")),
+                moment=hours if isinstance(delay, str) else None,
+            )
+            for at in range(0, 640, 64):
+                rows = slice(at, at + 64)
+                await source.emit((x[rows], y[rows], np.arange(at, at + 64)))
+            await node.flush()
+            await trainer.drain()
+        assert (scores.records, node.unscored) == (640, 0)
+        back = {None: 1, 24: 24, "12h": 12}[delay]
+        persistence = np.abs(y[back:] - y[:-back]).mean()
+        got = scores.get()["last label"]["MAE"]["whole"]
+        assert got == pytest.approx(persistence, rel=1e-5)
 
     run()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
+
+from tensair_dask.prequential.waiting import UntilDue
 
 __all__ = [
     "BASELINES",
@@ -12,6 +15,7 @@ __all__ = [
     "MAJORITY",
     "MEAN",
     "MODEL",
+    "Baselines",
     "LastLabel",
     "Majority",
     "MeanSoFar",
@@ -112,3 +116,101 @@ BASELINES: dict[str, tuple[type, tuple[bool, ...]]] = {
     LAST_LABEL: (LastLabel, (False, True)),
     MEAN: (MeanSoFar, (True,)),
 }
+
+
+class Baselines:
+    """All that guess beside a model, from the labels that had come when they guess.
+
+    Parameters
+    ----------
+    names
+        Of `BASELINES`.
+    with_chances
+        Whether probabilities are asked for besides labels.
+    most
+        Labels that may be on their way.
+    """
+
+    def __init__(self, names: Sequence[str], with_chances: bool, most: int) -> None:
+        self._all = [BASELINES[name][0]() for name in names]
+        self._with_chances = with_chances
+        # Labels that have not come, by when they come.
+        self._coming: UntilDue[Any] = UntilDue(most)
+        self._now = -math.inf
+
+    def learn(self, labels: Sequence[Any]) -> None:
+        """Take in labels that have come, in their order."""
+        for one in self._all:
+            one.learn(labels)
+
+    def guess(self, count: int, one_number: bool) -> list[list[Any]]:
+        """Guess for records at once, all with what is known now: columns of a block."""
+        columns = []
+        for one in self._all:
+            columns.append([one.guess()] * count)
+            if self._with_chances:
+                columns.append([one.chances(one_number)] * count)
+        return columns
+
+    def follow(self, labels: Sequence[Any], one_number: bool) -> list[list[Any]]:
+        """Guess for records one by one; the label of each comes before the next.
+
+        Parameters
+        ----------
+        labels
+            Of the records.
+        one_number
+            Whether a probability is that of True alone.
+
+        Returns
+        -------
+        columns
+            As of `guess`.
+        """
+        rows = []
+        for label in labels:
+            rows.append(self._row(one_number))
+            self.learn([label])
+        return [list(column) for column in zip(*rows, strict=True)]
+
+    def follow_late(
+        self,
+        labels: Sequence[Any],
+        one_number: bool,
+        times: Sequence[float],
+        later: float,
+    ) -> list[list[Any]]:
+        """As `follow`, where labels come so much later than their records."""
+        rows = []
+        for label, time in zip(labels, times, strict=True):
+            self.come(time)
+            rows.append(self._row(one_number))
+            self.expect([label], [time + later])
+        return [list(column) for column in zip(*rows, strict=True)]
+
+    def expect(self, labels: Sequence[Any], due: Sequence[float]) -> None:
+        """Take note of labels that will come, and of when; learn those that have."""
+        come = []
+        for number, (label, moment) in enumerate(zip(labels, due, strict=True)):
+            if moment <= self._now:
+                come.append((moment, number))
+            else:
+                self._coming.put(moment, 1, label)
+        if come:
+            self.learn([labels[number] for _, number in sorted(come)])
+
+    def come(self, now: float) -> None:
+        """Learn the labels that have come by now; time does not run backwards."""
+        self._now = max(self._now, now)
+        if come := self._coming.take(self._now):
+            self.learn(come)
+
+    def _row(self, one_number: bool) -> list[Any]:
+        """What each guesses for one record."""
+        if not self._with_chances:
+            return [one.guess() for one in self._all]
+        return [
+            value
+            for one in self._all
+            for value in (one.guess(), one.chances(one_number))
+        ]

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -26,6 +26,7 @@ from tensair_dask.prequential.baselines import (
     MAJORITY,
     MEAN,
     MODEL,
+    Baselines,
 )
 from tensair_dask.prequential.cards import Block, cut
 from tensair_dask.prequential.chosen import Chosen
@@ -84,10 +85,11 @@ class Prequential:
 
     Notes
     -----
-    A baseline guesses when the model predicts, and knows what labels had arrived then.
-    It is scored from the first record on for which it knows a label. Arrays are
-    mini-batches: their predictions are taken to have been made together, before the
-    first of their labels; see `add`.
+    A baseline guesses for one record after the other, also within a mini-batch, and
+    knows the labels that had come before that record: the last label is what is called
+    persistence. A model that predicts a mini-batch at once knows less, and is shown as
+    what it is; see ``together`` of `add` for baselines that know as little. A baseline
+    is scored from the first record on for which it knows a label.
 
     The *whole stream* says how it went all in all; late in a long stream it hardly
     moves. The *window* forgets at once, the *fading factor* gradually, without keeping
@@ -145,7 +147,7 @@ class Prequential:
             "points": points,
         }
         self._reader = Reader(chosen.regression, chosen.takes_chances, chosen.bounded)
-        self._baselines = [BASELINES[name][0]() for name in names]
+        self._baselines = Baselines(names, chosen.takes_chances, pending)
         self._horizons = horizons.build(chosen, len(self._names), window, fading)
         self._columns = [
             (metric, horizon.name, whose)
@@ -154,7 +156,8 @@ class Prequential:
             for whose in self._names
         ]
         self._curve = Thinning(len(self._columns), points)
-        self._by_key: ByKey[tuple[Block, list[float] | None]] = ByKey(pending)
+        # With them whether the baselines learn the labels by themselves.
+        self._by_key: ByKey[tuple[Block, list[float] | None, bool]] = ByKey(pending)
         self._simulated: UntilDue[Block] = UntilDue(pending)
         self._now = -math.inf
         self._come = 0
@@ -166,7 +169,7 @@ class Prequential:
     # ---- labels that are there ----------------------------------------------------
 
     def add(
-        self, y_true: Any, y_pred: Any, *, time: Any = None, together: bool = True
+        self, y_true: Any, y_pred: Any, *, time: Any = None, together: bool = False
     ) -> None:
         """Score predictions whose labels are there (or come after the delay).
 
@@ -184,9 +187,10 @@ class Prequential:
             When the records came, one time for all or one for each: seconds or dates.
             Needed for a delay in time.
         together
-            Whether the predictions of a mini-batch were made before any of its labels
-            was known; False if they were made one after the other, each knowing the
-            labels before it. It matters to the baselines only.
+            Whether the baselines guess a mini-batch at once, before any of its labels
+            is known, as a model does that predicts it at once; False for one record
+            after the other, each knowing the labels that had come before it. It
+            matters to the baselines only.
 
         Raises
         ------
@@ -205,16 +209,10 @@ class Prequential:
             else:
                 labels, chances, _ = self._reader.predictions(y_pred, count)
             times = self._times(time, count)
-            if together or count == 1:
-                self._add(target, labels, chances, times)
-                return
-            for at in range(count):
-                self._add(
-                    [target[at]],
-                    None if labels is None else [labels[at]],
-                    None if chances is None else [chances[at]],
-                    times[at : at + 1],
-                )
+            later = None if self.delay is None else self.delay.amount
+            one_number = chances is None or not isinstance(chances[0], dict)
+            guesses = self._guess(target, one_number, times, later, together)
+            self._add(target, self._predicted(labels, chances, count), guesses, times)
 
     def _times(self, time: Any, count: int) -> list[float]:
         """When each record came, on the clock of the delay."""
@@ -227,22 +225,60 @@ class Prequential:
             )
         return as_seconds(time, count)
 
-    def _add(
+    def _guess(
         self,
         target: list[Any],
-        labels: list[Any] | None,
-        chances: list[Any] | None,
+        one_number: bool,
         times: list[float],
+        later: float | None,
+        together: bool = False,
+    ) -> Block:
+        """What the baselines guess for records; they learn the labels when these come.
+
+        Parameters
+        ----------
+        target
+            The labels.
+        one_number
+            Whether a probability is that of True alone.
+        times, later
+            When each record came, and how much later its label; None for at once.
+        together
+            As in `add`.
+        """
+        baselines = self._baselines
+        if not together and later is None:
+            return [*baselines.follow(target, one_number)]
+        if not together:
+            return [*baselines.follow_late(target, one_number, times, later or 0.0)]
+        if later is not None:
+            baselines.come(max(times))
+        guesses: Block = [*baselines.guess(len(target), one_number)]
+        if later is None:
+            baselines.learn(target)
+        else:
+            baselines.expect(target, [time + later for time in times])
+        return guesses
+
+    def _predicted(
+        self, labels: list[Any] | None, chances: list[Any] | None, count: int
+    ) -> Block:
+        """Columns of what the model predicted; of None if it did not."""
+        if not self._reader.with_chances:
+            return [labels if labels is not None else [None] * count]
+        if labels is None or chances is None:
+            return [[None] * count, [None] * count]
+        return [labels, chances]
+
+    def _add(
+        self, target: list[Any], predicted: Block, guesses: Block, times: list[float]
     ) -> None:
         count = len(target)
         self._come += count
         if self.delay is not None:
             self._now = max(self._now, *times)
             self._arrive(self._now)
-        if labels is None:
-            block: Block = [target, *([None] * count for _ in range(self._width))]
-        else:
-            block = [target, *self._guesses(labels, chances)]
+        block: Block = [target, *predicted, *guesses]
         if self.delay is None:
             self._settle(block)
             return
@@ -276,6 +312,7 @@ class Prequential:
             How many.
         """
         with self._lock:
+            self._baselines.come(math.inf)
             return self._arrive(math.inf)
 
     # ---- labels that come later ---------------------------------------------------
@@ -315,15 +352,56 @@ class Prequential:
             for one in [key] if keys is None else keys:
                 self._by_key.check_new(one)
             times = None if time is None else as_seconds(time, count)
-            block = self._guesses(labels, chances)
+            one_number = chances is None or not isinstance(chances[0], dict)
+            block = [
+                *self._predicted(labels, chances, count),
+                *self._baselines.guess(count, one_number),
+            ]
             before = self._by_key.forgotten
             self._come += count
             if keys is None:
-                self._by_key.put(key, count, (block, times))
+                self._by_key.put(key, count, (block, times, False))
             else:
                 for at, one in enumerate(keys):
                     part = None if times is None else times[at : at + 1]
-                    self._by_key.put(one, 1, (cut(block, at, at + 1), part))
+                    self._by_key.put(one, 1, (cut(block, at, at + 1), part, False))
+            self._warn(self._by_key.forgotten - before, self._by_key.forgotten)
+
+    def foreseen(
+        self, y_true: Any, y_pred: Any, key: Any, times: list[float], later: float
+    ) -> None:
+        """As `predicted`, where it is known already which labels will come, and when.
+
+        For who simulates that labels come late: the baselines then guess for one record
+        after the other, each with the labels that come before it.
+
+        Parameters
+        ----------
+        y_true
+            Labels, which `labelled` will bring.
+        y_pred, key
+            As in `predicted`, with one key. None for a mini-batch that the model did
+            not predict: the baselines learn its labels when they come.
+        times
+            When each record came.
+        later
+            How much later its label comes.
+        """
+        with self._lock:
+            target, _ = self._reader.labels(y_true)
+            count = len(target)
+            labels = chances = None
+            if y_pred is not None:
+                labels, chances, _ = self._reader.predictions(y_pred, count)
+                self._by_key.check_new(key)
+            one_number = chances is None or not isinstance(chances[0], dict)
+            guesses = self._guess(target, one_number, times, later)
+            if labels is None:
+                return
+            before = self._by_key.forgotten
+            self._come += count
+            block = [*self._predicted(labels, chances, count), *guesses]
+            self._by_key.put(key, count, (block, None, True))
             self._warn(self._by_key.forgotten - before, self._by_key.forgotten)
 
     def labelled(self, key: Any, y_true: Any, *, time: Any = None) -> int:
@@ -372,11 +450,12 @@ class Prequential:
             if found:
                 self._measure(found, times if len(known) == count else None)
                 columns = [
-                    [value for part, _ in found for value in part[at]]
+                    [value for part, *_ in found for value in part[at]]
                     for at in range(self._width)
                 ]
                 self._score([known, *columns])
-            self._learn(target)
+            if not any(knows for _, _, knows in found):
+                self._baselines.learn(target)
             return len(known)
 
     @property
@@ -396,7 +475,7 @@ class Prequential:
         return total / count if count else float("nan")
 
     def _measure(self, found: list[Any], times: list[float] | None) -> None:
-        asked = [kept for _, kept in found]
+        asked = [kept for _, kept, _ in found]
         if times is None or None in asked:
             return
         total, count = self._lateness
@@ -418,28 +497,12 @@ class Prequential:
         """Columns of a block besides the labels."""
         return len(self._names) * (2 if self._reader.with_chances else 1)
 
-    def _guesses(self, labels: list[Any], chances: list[Any] | None) -> Block:
-        """What everyone predicts for records whose labels are not known yet."""
-        if chances is None:
-            guesses: Block = [labels]
-            count = len(labels)
-            guesses += [[one.guess()] * count for one in self._baselines]
-            return guesses
-        guesses = [labels, chances]
-        one_number = not isinstance(chances[0], dict)
-        for baseline in self._baselines:
-            guesses.append([baseline.guess()] * len(labels))
-            guesses.append([baseline.chances(one_number)] * len(labels))
-        return guesses
-
     def _settle(self, block: Block) -> None:
-        """Score what was predicted, then let the baselines know all labels."""
-        target = block[0]
+        """Score what the model has predicted."""
         if None in block[1]:
             made = [at for at, label in enumerate(block[1]) if label is not None]
             block = [[column[at] for at in made] for column in block]
         self._score(block)
-        self._learn(target)
 
     def _score(self, block: Block) -> None:
         curve = self._curve
@@ -454,10 +517,6 @@ class Prequential:
             if curve.due(self.records):
                 curve.add(self._row())
             start = stop
-
-    def _learn(self, target: Sequence[Any]) -> None:
-        for baseline in self._baselines:
-            baseline.learn(target)
 
     # ---- reading ------------------------------------------------------------------
 

@@ -40,12 +40,13 @@ def test_a_record_is_scored_when_so_many_records_have_come_after_it():
 
 @pytest.mark.parametrize("size", [1, 4, 64])
 @pytest.mark.parametrize("delay", [0, 1, 10, 100])
-def test_baselines_know_only_labels_that_had_come_when_they_guessed(delay, size):
+def test_baselines_that_guess_at_once_know_only_what_had_come_then(delay, size):
     labels = np.random.default_rng(1).integers(0, 3, 640)
     scores = ta.Prequential(metrics.Accuracy(), delay=delay)
     right = []
     for start in range(0, len(labels), size):
-        scores.add(labels[start : start + size], labels[start : start + size])
+        batch = labels[start : start + size]
+        scores.add(batch, batch, together=True)
         # When the mini-batch comes, its last record comes, and the labels with it.
         come = min(start, start + size - delay)
         if come > 0:
@@ -53,6 +54,50 @@ def test_baselines_know_only_labels_that_had_come_when_they_guessed(delay, size)
     scores.flush()
     assert accuracy(scores, "last label") == pytest.approx(np.mean(right))
     assert accuracy(scores) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("delay", [None, 0, 1, 24, 100])
+def test_the_last_label_is_persistence_whatever_the_mini_batches(delay, size):
+    """Beside an oracle that is computed record by record."""
+    hours = np.arange(960)
+    load = 5 * np.sin(hours / 24 * 2 * np.pi) + np.random.default_rng(0).normal(
+        size=960
+    )
+    scores = ta.Prequential(metrics.MAE(), delay=delay)
+    for start in range(0, len(load), size):
+        batch = load[start : start + size]
+        scores.add(batch, batch)
+    scores.flush()
+    back = delay or 1  # the label of a record itself comes after it was guessed
+    persistence = np.abs(load[back:] - load[:-back]).mean()
+    means = np.array([load[: at - back + 1].mean() for at in range(back, len(load))])
+    got = scores.get()
+    assert got["last label"]["MAE"]["whole"] == pytest.approx(persistence)
+    assert got["mean"]["MAE"]["whole"] == pytest.approx(
+        np.abs(load[back:] - means).mean()
+    )
+    assert got["model"]["MAE"]["whole"] == 0
+    assert scores.records == len(load)
+
+
+@pytest.mark.parametrize("size", [1, 5, 40])
+def test_baselines_go_by_the_time_of_each_record(size):
+    random = np.random.default_rng(2)
+    times = np.cumsum(random.exponential(size=400))
+    labels = random.integers(0, 3, 400)
+    one, other = (ta.Prequential(metrics.Accuracy(), delay=6.5) for _ in range(2))
+    for start in range(0, 400, size):
+        rows = slice(start, start + size)
+        one.add(labels[rows], labels[rows], time=times[rows])
+    for label, time in zip(labels.tolist(), times.tolist(), strict=True):
+        other.add(label, label, time=time)
+    assert one.flush() == other.flush() or size > 1
+    assert one.get() == other.get()
+    come = np.searchsorted(times, times - 6.5, side="right")
+    known = come > 0
+    right = labels[come[known] - 1] == labels[known]
+    assert accuracy(one, "last label") == pytest.approx(right.mean())
 
 
 TWO_HOURS = [
@@ -180,7 +225,8 @@ def test_labels_that_come_with_their_mini_batch_are_scored_in_the_order_they_com
     scores = ta.Prequential(
         metrics.Accuracy(), delay=10.0, baselines=["last label"], pending=2
     )
-    scores.add([1, 2, 3, 4], [1, 2, 3, 4], time=[5.0, 3.0, 40.0, 35.0])
+    labels = [1, 2, 3, 4]
+    scores.add(labels, labels, time=[5.0, 3.0, 40.0, 35.0], together=True)
     assert (scores.records, scores.waiting, scores.forgotten) == (2, 2, 0)
     scores.add(1, 0, time=41.0)  # the label 1 came last, at 15
     scores.flush()
