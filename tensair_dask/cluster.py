@@ -41,7 +41,7 @@ from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
 from tensair_dask.starting import start_replica
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.training_thread import Outcome
-from tensair_dask.transfer import dumps, missing_modules, user_modules
+from tensair_dask.transfer import UserModules, compare
 from tensair_dask.waiting import within
 from tensair_dask.wording import in_words
 
@@ -217,8 +217,8 @@ class Starter:
 
     Attributes
     ----------
-    missing
-        Modules of the user's that the workers lack; known when `look` has been called.
+    modules
+        Of the user's; known when `look` has been called.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Starter:
     ) -> None:
         self.client = client
         self.run_id = run_id
-        self.missing: list[str] = []
+        self.modules = UserModules()
         self._recipe = recipe
         self.device = device
         self.settings = settings
@@ -254,9 +254,7 @@ class Starter:
         NoWorkersError, SchedulerLostError, PackageMissingError
             If the cluster cannot hold replicas.
         """
-        facts, missing = await _inspect(self.client, user_modules(), addresses)
-        self.missing = sorted({*self.missing, *missing})
-        return facts
+        return await _inspect(self.client, self.modules, addresses)
 
     async def start(self, wish: Wish) -> tuple[list[ReplicaHandle], list[Delayed]]:
         """Start the first replicas: they know each other and hold the same parameters.
@@ -359,7 +357,7 @@ class Starter:
         PackageMissingError, ModelError
             If the recipe cannot be sent.
         """
-        payload = dumps(self._recipe, self.missing, RECIPE)
+        payload = self.modules.dumps(self._recipe, RECIPE)
         reached = await _reached(self.client, places)
         handles = [
             self._submit(place, payload, place.address in reached) for place in places
@@ -598,9 +596,9 @@ async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> N
 
 
 async def _inspect(
-    client: Client, modules: list[str], addresses: Collection[str] | None
-) -> tuple[list[WorkerFacts], list[str]]:
-    """Ask workers for their facts and for the modules that they lack."""
+    client: Client, modules: UserModules, addresses: Collection[str] | None
+) -> list[WorkerFacts]:
+    """Ask workers for their facts, and compare the user's modules with theirs."""
     if client.status != "running":
         raise SchedulerLostError(
             f"The client is {client.status}, not running: the scheduler at "
@@ -611,7 +609,6 @@ async def _inspect(
         addresses = list(await client.scheduler.ncores())
     answers = await _ask_around(client, modules, addresses)
     facts: list[WorkerFacts] = []
-    missing: set[str] = set()
     for address, answer in answers.items():
         if isinstance(answer, ImportError):
             raise _package_missing(f"Worker {address}", answer)
@@ -623,21 +620,22 @@ async def _inspect(
                 f"Worker {address} cannot be used: {type(answer).__name__}: {answer}"
             ) from answer
         facts.append(answer[0])
-        missing.update(answer[1])
-    return facts, sorted(missing)
+        modules.take(answer[1])
+    return facts
 
 
 async def _ask_around(
-    client: Client, modules: list[str], addresses: Collection[str]
+    client: Client, modules: UserModules, addresses: Collection[str]
 ) -> dict[str, Any]:
     """Ask workers to look around; those that are silent for long are left out.
 
     Each apart, since one that is stopped would keep all others waiting.
     """
     begin = config.get_seconds("timeouts.begin")
+    sent = modules.describe()
     asked = {
         address: asyncio.ensure_future(
-            client.run(look_around, modules, workers=[address], on_error="return")
+            client.run(look_around, *sent, workers=[address], on_error="return")
         )
         for address in addresses
     }
@@ -704,15 +702,15 @@ def _package_missing(who: str, error: BaseException) -> PackageMissingError:
     )
 
 
-async def look_around(modules: list[str], dask_worker: Any) -> Any:
-    """Run on a worker: its facts, and which of the modules it lacks."""
+async def look_around(sources: Any, process: str, dask_worker: Any) -> Any:
+    """Run on a worker: its facts, and how the client's modules compare with its own."""
     # On the event loop, which changes them.
     state = dask_worker.state
     idle = len(state.executing) + len(state.ready) < state.nthreads
     actors = state.actors.values()
     devices = tuple(each.device for each in actors if isinstance(each, Replica))
 
-    def look() -> tuple[WorkerFacts, list[str]]:
+    def look() -> tuple[WorkerFacts, Any]:
         import os
         import socket
 
@@ -729,7 +727,7 @@ async def look_around(modules: list[str], dask_worker: Any) -> Any:
             devices,
             dask_worker.status.name == "paused",
         )
-        return facts, missing_modules(modules)
+        return facts, compare(sources, process)
 
     return await asyncio.get_running_loop().run_in_executor(None, look)
 

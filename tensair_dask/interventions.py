@@ -18,7 +18,7 @@ from tensair_dask.errors import (
     TensairTimeoutError,
 )
 from tensair_dask.faults import Moment, reach
-from tensair_dask.transfer import dumps
+from tensair_dask.transfer import UserModules
 
 __all__ = ["Interventions"]
 
@@ -44,8 +44,8 @@ class Interventions:
         self._dispatcher = dispatcher
         # Held by whoever changes models, or who takes part.
         self.alone = asyncio.Lock()
-        # Modules of the user's that the workers lack; known when they have started.
-        self.missing: list[str] = []
+        # Of the user's: known when they have started.
+        self.modules = UserModules()
         self._doing: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
@@ -77,7 +77,7 @@ class Interventions:
             What the function raises, if it cannot be sent, or if no replica is
             alive. The models are then as they were.
         """
-        payload = dumps(function, self.missing, "The function")
+        payload = self.modules.dumps(function, "The function")
         await self._everywhere("change", payload, seed, done=done)
 
     async def restore(self, snapshot: Any) -> None:
@@ -102,7 +102,7 @@ class Interventions:
 
     async def check(self, function: Callable[[Any], Any]) -> None:
         """Call ``function(model)`` at one replica, to see whether it raises."""
-        payload = dumps(function, self.missing, "The policy")
+        payload = self.modules.dumps(function, "The policy")
         await self._calls.ask_any("check", payload)
 
     async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -427,7 +427,7 @@ class Trainer:
                 await self._reporter.open()
             await self._membership.start()
             await self._membership.look()  # what they share, and have to say
-            self._adapting.interventions.missing = self._starter.missing
+            self._adapting.interventions.modules = self._starter.modules
             await self._go_on()
             await self._adapting.start()
         except BaseException:
