@@ -18,6 +18,7 @@ import torch
 
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
+from tensair_dask.combinations import check_optimizers, left_out
 from tensair_dask.criterion import Criterion
 from tensair_dask.errors import (
     BatchError,
@@ -156,6 +157,8 @@ class Learner:
         self._state = ModelState(self.model, device)
         self._state_was_checked = False
         self.optimizers = _build_optimizers(recipe, self.arena)
+        check_optimizers(self.optimizers, self.arena)
+        self._tell_what_is_not_used()
         # Now: torch adds to the defaults of those that take over a state. And only what
         # its groups hold: one that wraps another may have defaults of its own.
         self._needed = [
@@ -180,6 +183,25 @@ class Learner:
     def metric_names(self) -> list[str]:
         """Names of the scores, in the order of ``Step.metrics``; more may come."""
         return self._score.names
+
+    def _tell_what_is_not_used(self) -> None:
+        if names := left_out(self.model, self.optimizers):
+            self.notices.say(
+                "left out",
+                f"The optimizer holds no {_some(names)}: what is not frozen, and in no "
+                "group, is not trained. Freeze it with requires_grad_(False) in the "
+                "model factory, or give it to the optimizer.",
+            )
+        given = self._recipe.optimizer
+        kinds = {"dense": self.arena.dense, "sparse": self.arena.tables}
+        for kind in given if isinstance(given, Mapping) else ():
+            if not kinds[kind]:
+                self.notices.say(
+                    f"unused {kind}",
+                    f"optimizer[{kind!r}] is not used: the model has no {kind} "
+                    "parameters. Those are sparse that are the weights of embeddings "
+                    "made with sparse=True.",
+                )
 
     def learn(self, x: Any, y: Any, samples: int) -> tuple[Step, Changes]:
         """Score one mini-batch, then learn from it.
@@ -681,7 +703,13 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
             "torch.nn.Module. Give the class or a function that builds the model, "
             "for example model=lambda: Net(hidden=64)."
         )
-    return model.to(device)
+    try:
+        return model.to(device)
+    except Exception as error:
+        raise ModelError(
+            f"The model cannot be moved to {device}: {in_words(error)}. The factory "
+            "must build it with its values, not on the device 'meta' for example."
+        ) from error
 
 
 def _build_optimizers(recipe: Recipe, arena: Arena) -> list[torch.optim.Optimizer]:

@@ -13,6 +13,7 @@ import torch
 from distributed.worker import get_worker
 
 from tensair_dask.batches import Block
+from tensair_dask.combinations import check_parameters
 from tensair_dask.errors import (
     BatchError,
     CheckpointError,
@@ -621,7 +622,10 @@ def _build(plan: ReplicaPlan) -> Learner:
             f"{plan.place.address}: {error}. Use 'auto', 'cpu' or a CUDA device that "
             "the worker has."
         ) from error
-    return Learner(recipe, device)
+    learner = Learner(recipe, device)
+    settings = plan.settings or Settings.configured()
+    check_parameters(learner.model, learner.arena, settings.compression)
+    return learner
 
 
 def _explained(learner: Learner, error: BaseException, group: Any, samples: int) -> Any:

@@ -34,6 +34,7 @@ from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.columns import columns
+from tensair_dask.combinations import check_arguments
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
 from tensair_dask.dashboard.plugin import TrainingDashboard
 from tensair_dask.dead_letters import DeadLetter, DeadLetters, Letters
@@ -284,6 +285,15 @@ class Trainer:
     ) -> None:
         _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
         _check_schedule(schedule)
+        device, seed, keep_predictions = check_arguments(
+            device=device,
+            seed=seed,
+            keep_predictions=keep_predictions,
+            restore=restore,
+            or_begin=or_begin,
+            metrics=metrics,
+            scores=scores,
+        )
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))

@@ -39,6 +39,7 @@ LEVELS = [
         "before_step",
         "clipping",
         "hidden_state",
+        "combinations",
         "optimization",
         "advice",
         "refusals",

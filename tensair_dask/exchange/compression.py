@@ -113,7 +113,7 @@ def make_compressor(name: str) -> Compressor | None:
     ConfigurationError
         If there is none of that name.
     """
-    if name not in COMPRESSIONS:
+    if not isinstance(name, str) or name not in COMPRESSIONS:
         raise ConfigurationError(
             f"compression={name!r} was given; one of "
             f"{', '.join(map(repr, COMPRESSIONS))} is allowed."
