@@ -32,7 +32,6 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import drift_plots, running, terminal
 from tensair_dask.adaptation import (
     POLICIES,

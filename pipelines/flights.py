@@ -35,8 +35,6 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-import tensair_dask.sources  # gives Stream its from_kafka_records method
-import tensair_dask.streams  # and its train method
 from tensair_dask import running
 from tensair_dask.adaptive import AdaptiveRun
 from tensair_dask.continuation import Continuation

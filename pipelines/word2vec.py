@@ -37,7 +37,6 @@ from rich.text import Text
 from streamz import Stream
 
 import tensair_dask as ta
-import tensair_dask.streams  # gives Stream its train method
 from tensair_dask import running, terminal
 from tensair_dask.continuation import Continuation
 from tensair_dask.running import Run

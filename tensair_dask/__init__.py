@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tensair_dask import config, errors
+from tensair_dask import config, errors, stream_methods
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,15 @@ _PUBLIC = {
     "Sub": "tensair_dask.pubsub",
     "Trainer": "tensair_dask.trainer",
 }
-_ROOMS = ("adaptation", "drift", "metrics", "prequential", "pubsub", "streams")
+_ROOMS = (
+    "adaptation",
+    "drift",
+    "metrics",
+    "prequential",
+    "pubsub",
+    "sources",
+    "streams",
+)
 
 __all__ = [
     "Prediction",
@@ -38,6 +46,7 @@ __all__ = [
 ]
 
 config.load_defaults()
+stream_methods.add()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from tensair_dask.wording import LONGEST, bounded, in_words
 
 __all__ = [
     "BatchError",
+    "CallError",
     "CheckpointDamagedError",
     "CheckpointError",
     "CheckpointMissingError",
@@ -24,6 +25,7 @@ __all__ = [
     "MetricError",
     "ModelError",
     "NoReplicasError",
+    "NoSuchMethodError",
     "NoWorkersError",
     "NonFiniteError",
     "OptimizerError",
@@ -98,6 +100,14 @@ def _is_fit(error: BaseException) -> bool:
 
 class ConfigurationError(TensairError, ValueError):
     """An argument or a configuration value is not allowed."""
+
+
+class CallError(ConfigurationError, TypeError):
+    """A call lacks an argument, or has one that there is not."""
+
+
+class NoSuchMethodError(TensairError, AttributeError):
+    """There is no such attribute; what it would be elsewhere is called otherwise."""
 
 
 class DriftError(TensairError, ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import math
 from collections import deque
@@ -32,6 +33,7 @@ from tensair_dask.errors import (
     RecordError,
     TensairError,
 )
+from tensair_dask.habits import no_such_argument
 from tensair_dask.holding import take_values
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.overload import Overload, check_overload
@@ -47,6 +49,9 @@ from tensair_dask.values import as_values
 __all__ = ["predict", "predict_then_train", "train", "try_map"]
 
 logger = logging.getLogger(__name__)
+
+# What nodes of streamz take besides.
+_OF_STREAMZ = frozenset(inspect.signature(Stream.__init__).parameters)
 
 # What an item itself is refused for.
 _REFUSALS = (BatchError, RecordError)
@@ -74,6 +79,11 @@ class _TrainerNode(Stream):
             f"trainer={shown(trainer)}",
             "give an open tensair_dask.Trainer, such as stream.train(trainer)",
         )
+        for name in kwargs:
+            if name not in _OF_STREAMZ:
+                call = f"Stream.{type(self).__name__}"
+                known = inspect.signature(type(self).__init__).parameters
+                raise no_such_argument(call, name, known)
         self._on_error = check_on_error(on_error)
         # Whether its items are copies that the node before it has made.
         self._are_values = take_values(upstream)

@@ -28,6 +28,7 @@ from tensair_dask import config
 from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adapting import Adapting
+from tensair_dask.arguments import flag
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of
 from tensair_dask.calls import Calls, closed_error, late_error
@@ -50,6 +51,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
+from tensair_dask.habits import checked_call, no_such_method
 from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
@@ -253,6 +255,12 @@ class Trainer:
     only predicted are scored in evaluation mode.
     """
 
+    @checked_call(
+        "Trainer",
+        "For example Trainer(client, model=build_model, "
+        "loss=torch.nn.functional.cross_entropy, "
+        "optimizer=functools.partial(torch.optim.SGD, lr=0.05)).",
+    )
     def __init__(
         self,
         client: Client,
@@ -536,6 +544,11 @@ class Trainer:
 
     # ---- learning -------------------------------------------------------------------
 
+    @checked_call(
+        "trainer.train",
+        "It learns one mini-batch, trainer.train(x, y); of a loader of them: for x, y "
+        "in loader: trainer.train(x, y). A stream is learned by stream.train(trainer).",
+    )
     def train(self, x: Any, y: Any) -> Any:
         """Learn one mini-batch and return its report.
 
@@ -1017,7 +1030,7 @@ class Trainer:
         are under way for each replica, the others wait. For many records at a time,
         one call with a mini-batch of them costs least.
         """
-        return self._sync(self._predict, self._given(x), details)
+        return self._sync(self._predict, self._given(x), flag("details", details))
 
     def predict_one(self, record: Any, details: bool = False) -> Any:
         """Predict for one record, given and answered without the batch axis.
@@ -1041,7 +1054,9 @@ class Trainer:
         BatchError
             If the model cannot take the record, or its output has no batch axis.
         """
-        return self._sync(self._predict_one, self._given(record), details)
+        return self._sync(
+            self._predict_one, self._given(record), flag("details", details)
+        )
 
     async def _predict(self, x: Any, details: bool = False) -> Any:
         prediction = await self._prediction(x)
@@ -1066,6 +1081,9 @@ class Trainer:
     def _miss_type(self, name: str) -> None:
         self.say_once(name, unknown_type(name))
 
+    @checked_call(
+        "trainer.evaluate", "It takes mini-batches: trainer.evaluate([(x, y)])."
+    )
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
 
@@ -1655,6 +1673,13 @@ class Trainer:
         from tensair_dask import notebook
 
         return notebook.draw(self._look(lambda: look_at(self)))
+
+    if not TYPE_CHECKING:  # or any attribute would pass for one that there is
+
+        def __getattr__(self, name: str) -> Any:
+            if name in dir(type(self)):  # a property that has raised an AttributeError
+                return object.__getattribute__(self, name)
+            raise no_such_method(self, name)
 
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)

@@ -16,8 +16,9 @@ PACKAGE = ROOT / "tensair_dask"
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
     ["wording", "values"],
+    ["stream_methods"],
     ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
-    ["bad_input", "mended", "holding", "overload"],
+    ["bad_input", "habits", "mended", "holding", "overload"],
     [
         "columns",
         "metrics",
