@@ -28,6 +28,7 @@ from tensair_dask.errors import (
     NonFiniteError,
     OptimizerError,
     StepError,
+    TensairError,
 )
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
@@ -240,13 +241,14 @@ class Learner:
                 self._recipe.clipping.clip(parameters)
             if changed or self._stepper.writes() != writes:
                 self._saw_it_move()
+            if not self._state_was_checked:
+                self._check_state()
+                self.criterion.look()
+            # Last of all: what raises behind it would refuse what is learned.
             changes = self._stepper.step_locally()
         finally:
             for parameter in parameters:
                 parameter.grad = None
-        if not self._state_was_checked:
-            self._check_state()
-            self.criterion.look()
         return self._told(start, value, metrics, samples, kept), changes
 
     def _check_state(self) -> None:
@@ -256,11 +258,12 @@ class Learner:
             state = self._state.copy()
             self._state.check(state)
             pack(state)
-        except Exception as error:
+        except BaseException as error:
+            told = error if isinstance(error, TensairError) else in_words(error)
             self.notices.say(
                 "state",
                 "The state of the model cannot be taken over: no checkpoint can be "
-                f"saved, and no replica can join. {error}",
+                f"saved, and no replica can join. {told}",
             )
 
     def follow(self, version: int) -> None:

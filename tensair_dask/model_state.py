@@ -96,7 +96,7 @@ class ModelState:
         """See that what a model gives in its own way is what it takes."""
         try:
             self._model.load_state_dict(dict(self._own(state)))
-        except Exception as error:
+        except BaseException as error:
             raise ModelError(
                 f"{type(self._model).__name__} cannot take over the state that it "
                 f"gives itself: {' '.join(str(error).split())} What its state_dict "

@@ -60,7 +60,7 @@ class Stepper:
         # step that would be slow.
         host = None if self._watched else _HOST
         self._before: BeforeStep | None = BeforeStep(optimizers, arena, host)
-        self._written: list[torch.Tensor] = []
+        self._states: list[torch.Tensor] = []
 
     def step_locally(self) -> Changes:
         """Step with the gradients that lie at the parameters, and return those."""
@@ -140,7 +140,7 @@ class Stepper:
     def _step_optimizers(self) -> None:
         before = self._before
         if before is None:
-            with self._undivided(self._written):
+            with self._undivided([*self._arena.parameters, *self._states]):
                 for optimizer in self._optimizers:
                     optimizer.step()
             return
@@ -153,7 +153,7 @@ class Stepper:
             raise self._refusal(error) from error
         if not self._watched:
             self._before = None
-            self._written = [*self._arena.parameters, *_states(self._optimizers)]
+            self._states = _states(self._optimizers)
 
     @contextmanager
     def _undivided(self, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -170,7 +170,8 @@ class Stepper:
         try:
             yield
         except BaseException as error:
-            if versions == [each._version for each in tensors]:
+            is_new = self._states and len(self._states) < len(_states(self._optimizers))
+            if not is_new and versions == [each._version for each in tensors]:
                 raise self._refusal(error) from error
             raise ReplicaFailedError(
                 f"{self._raised(error)} half way through a step, of which no copy was "

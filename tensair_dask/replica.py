@@ -22,6 +22,7 @@ from tensair_dask.errors import (
     ModelError,
     PackageMissingError,
     ReplicaLeavingError,
+    TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
@@ -492,7 +493,12 @@ class Replica:
     async def flush(self, timeout: float) -> Status:
         """Publish what has gathered and wait until every peer has applied it."""
         await self._thread.call(self.exchange.publish_all)
-        await self.exchange.flushed(timeout)
+        try:
+            await self.exchange.flushed(timeout)
+        except TrainerClosedError as error:
+            if self._thread.failure is not None:  # by which it has left
+                raise self._thread.failure from error
+            raise
         return await self.status()
 
     async def statistics(self) -> dict[str, float]:

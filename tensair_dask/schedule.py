@@ -153,13 +153,13 @@ def _course(given: Callable[[Any], Any], optimizer: torch.optim.Optimizer) -> _C
     """Find out which of the two was given, by calling it."""
     try:
         factor = float(given(0))
-    except Exception as error:
+    except BaseException as error:
         no_function = error
     else:
         return _Function(given, optimizer, factor)
     try:
         scheduler = given(optimizer)
-    except Exception as error:
+    except BaseException as error:
         raise OptimizerError(
             f"schedule was called with 0, and raised {in_words(no_function)}; and with "
             f"the optimizer, and raised {in_words(error)}. {_EXAMPLES}"
@@ -196,7 +196,7 @@ class _Function:
     def rates(self, count: int) -> list[float]:
         try:
             factor = float(self._function(count))
-        except Exception as error:
+        except BaseException as error:
             raise OptimizerError(
                 f"schedule({count}) raised {in_words(error)}. It is called with the "
                 "number of gradients that the model holds, and returns a factor."
@@ -230,7 +230,7 @@ class _Pure:
         scheduler._is_initial = False
         try:
             return [float(rate) for rate in self._ask()]
-        except Exception as error:
+        except BaseException as error:
             raise _failed(scheduler, count, error) from error
         finally:
             scheduler._get_lr_called_within_step = False
@@ -272,7 +272,7 @@ class _Stepped:
             while self._count < count:
                 self._scheduler.step()
                 self._count += 1
-        except Exception as error:
+        except BaseException as error:
             raise _failed(self._scheduler, self._count + 1, error) from error
         finally:
             self._keep()
@@ -286,7 +286,7 @@ def _is_pure(scheduler: Any) -> bool:
     return kind in PURE or hasattr(scheduler, "_get_closed_form_lr")
 
 
-def _failed(scheduler: Any, count: int, error: Exception) -> OptimizerError:
+def _failed(scheduler: Any, count: int, error: BaseException) -> OptimizerError:
     return OptimizerError(
         f"{type(scheduler).__name__}, which schedule= built, raised {in_words(error)} "
         f"after {count} gradients. Give one that has a rate for any number of them."

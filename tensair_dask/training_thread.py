@@ -118,6 +118,8 @@ class TrainingThread:
         What it has learned and refused.
     leaving
         Whether the replica leaves; every status says so.
+    failure
+        By what it has ended, if it was not closed.
     """
 
     def __init__(
@@ -142,8 +144,7 @@ class TrainingThread:
         self._wakeup = threading.Condition()
         self._stopping = False
         self._ended = False
-        # What it ended by, if it was not closed.
-        self._failure: ReplicaFailedError | None = None
+        self.failure: ReplicaFailedError | None = None
         self._staleness = 0
         self.counters = Counters()
         self.leaving = False
@@ -224,7 +225,7 @@ class TrainingThread:
         except BaseException as error:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
-            self._failure = _failure(error)
+            self.failure = _failure(error)
             if self._exchange is not None:
                 # Its peers must not wait for it to apply what they publish.
                 self._exchange.abandon()
@@ -378,7 +379,7 @@ class TrainingThread:
             self._resolve(self._jobs.pop().future, error=error)
 
     def _abandon(self) -> None:
-        error = self._failure or ReplicaLostError(
+        error = self.failure or ReplicaLostError(
             "The replica is closed; the work was not done."
         )
         with self._wakeup:  # the thread and the event loop may both be here

@@ -269,3 +269,32 @@ def test_what_is_half_written_and_was_not_copied_ends_the_replica():
 
 def raises() -> None:
     raise RuntimeError("no luck")
+
+
+def test_a_state_that_is_made_half_later_on_counts_as_written(monkeypatch):
+    class Two(nn.Module):
+        """The second layer is used when the test says so."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 2)
+            self.both = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x) + self.two(x) if self.both else self.one(x)
+
+    ours = learner(Two, optimizer=Adam)
+    ours.learn(*data(), 8)
+    ours.model.both = True
+
+    make, made = torch.zeros_like, []
+
+    def full(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made.append(1)
+        if len(made) > 1:
+            raise MemoryError("no room")
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros_like", full)
+    with pytest.raises(ReplicaFailedError, match="no room"):
+        ours.learn(*data(), 8)

@@ -270,6 +270,10 @@ def test_a_gradient_whose_sum_overflows_is_finite():
     assert all_finite([])
 
 
+def exits(*_: Any) -> None:
+    raise SystemExit(3)
+
+
 class Junk(nn.Module):
     """A model that returns the wrong thing."""
 
@@ -286,10 +290,12 @@ class Junk(nn.Module):
     ("overrides", "error", "words"),
     [
         ({"model": raises}, ModelError, "no luck.*called without arguments"),
+        ({"model": exits}, ModelError, "SystemExit: 3"),
         ({"model": lambda: "text"}, ModelError, "returned str"),
         ({"model": lambda: nn.LazyLinear(2)}, ModelError, "lazy"),
         ({"model": nn.Identity}, ModelError, "nothing to train"),
         ({"optimizer": raises}, OptimizerError, "no luck.*trainable parameters"),
+        ({"optimizer": exits}, OptimizerError, "SystemExit: 3"),
         ({"optimizer": lambda p: None}, OptimizerError, "NoneType"),
         ({"optimizer": torch.optim.LBFGS}, OptimizerError, "first-order"),
     ],

@@ -1051,16 +1051,29 @@ class Touchy(torch.optim.Adam):
         return super().step(closure)
 
 
-@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
-async def test_a_replica_that_cannot_go_on_leaves_and_the_others_do(c, s, *workers):
+@gen_cluster(
+    client=True,
+    nthreads=[("127.0.0.1", 1)] * 3,
+    timeout=60,
+    config={"tensair.replicas.watch": "20ms"},
+)
+async def test_a_replica_that_never_takes_gradients_leaves_and_the_others_do(
+    c, s, *workers
+):
     Touchy.healthy = 0
     arguments = classes(optimizer=Touchy, share="gradient")
     async with ta.Trainer(c, **arguments) as trainer:
-        reports = await train_all(trainer, class_data(100))
-        await until(lambda: sum(info.alive for info in trainer.replicas) == 2)
+        reports = []
+        # It takes over the model of a peer a few times, in place of the gradients.
+        while sum(info.alive for info in trainer.replicas) == 3:
+            reports += await train_all(trainer, class_data(20))
+        assert "missed gradients" in " ".join(trainer.events["text"])
         reports += await train_all(trainer, class_data(20))
+        assert sum(info.alive for info in trainer.replicas) == 2
         assert all(report.error is None for report in reports)
-        assert sorted(report.index for report in reports) == list(range(120))
+        assert [report.index for report in reports] == list(range(len(reports)))
+        (lost,) = trainer.events["text"][trainer.events["kind"] == "lost"]
+        assert "an optimizer that fails" in lost
 
 
 @two()
@@ -1124,3 +1137,73 @@ async def test_a_parameter_that_leaves_the_exchange_is_brought_back(c, s, a, b, 
             )
         (said,) = [text for text in trainer.events["text"] if "in the place" in text]
         assert "'weight'" in said
+
+
+# ---- what ends a program -------------------------------------------------------------
+
+
+class Exits(nn.Module):
+    """Raises what ends a program, in evaluation mode or when its state is taken."""
+
+    error: BaseException = SystemExit(3)
+
+    def __init__(self, where):
+        super().__init__()
+        self.inner = mlp()
+        self.where = where
+
+    def forward(self, x):
+        if self.where == "forward" and not self.training:
+            raise self.error
+        return self.inner(x)
+
+    def get_extra_state(self):
+        if self.where == "state":
+            raise self.error
+        return torch.zeros(1)
+
+    def set_extra_state(self, state):
+        pass
+
+
+@two()
+async def test_predicting_and_evaluating_may_raise_what_ends_a_program(c, s, a, b):
+    x, y = class_data(1)[0]
+    model = functools.partial(Exits, "forward")
+    async with ta.Trainer(c, **classes(model=model)) as trainer:
+        with pytest.raises(errors.ForwardError, match="SystemExit: 3"):
+            await trainer.predict(x)
+        with pytest.raises(errors.TensairError, match="SystemExit: 3"):
+            await trainer.evaluate([(x, y)])
+        assert (await trainer.train(x, y)).error is None
+        assert len(trainer._calls.alive()) == 2
+
+
+@one()
+async def test_a_state_may_raise_what_ends_a_program(c, s, a):
+    x, y = class_data(1)[0]
+    model = functools.partial(Exits, "state")
+    async with ta.Trainer(c, **classes(model=model)) as trainer:
+        with pytest.raises(errors.TensairError, match="SystemExit: 3"):
+            await trainer.state_dict()
+        assert (await trainer.train(x, y)).error is None
+
+
+class ExitsOnArrival:
+    """Raises what ends a program where it is unpickled."""
+
+    def __reduce__(self):
+        return (_exit, ())
+
+    def __call__(self, prediction, y):
+        raise AssertionError("it never arrives")
+
+
+def _exit():
+    raise SystemExit(3)
+
+
+@one()
+async def test_what_exits_on_its_way_to_the_workers_is_refused_at_the_start(c, s, a):
+    with pytest.raises(errors.ModelError, match=r"cannot be unpickled.*SystemExit: 3"):
+        await ta.Trainer(c, **classes(loss=ExitsOnArrival()))
