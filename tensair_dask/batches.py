@@ -8,6 +8,7 @@ so that the cost of a message does not grow with the number of mini-batches in i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -472,32 +473,87 @@ def names_of(side: str, structure: Structure) -> list[str]:
     return [f"{side}[{key!r}]" for key in structure]
 
 
+# How an item of a stream may be read.
+READY = "ready arrays"
+RECORDS = "records"
+
+
 def as_pair(item: Any) -> tuple[Any, Any]:
     """Read one item of a stream as a mini-batch ``(x, y)``.
 
-    Two forms are told apart by their second element: ready arrays ``(x, y)``, whose
-    ``y`` is an array (or a tuple or dict of arrays with at least one dimension), and
-    the tuple of records that ``Stream.partition`` makes, each record itself a pair
-    ``(x, y)``. Where that is not what you mean, give ``train(..., collate=...)``.
+    It is either ready arrays ``(x, y)``, or a tuple of records as ``Stream.partition``
+    makes them, each itself a pair ``(x, y)``. What is meant is seen from ``y``, or from
+    the shapes; see `tensair_dask.forms`, which decides it for a whole stream. Where
+    that is not what you mean, give ``train(..., collate=...)``.
 
     Raises
     ------
     BatchError
-        If the item is neither.
+        If the item is neither, or may be either.
     """
-    if isinstance(item, (tuple, list)) and item:
-        if len(item) == 2 and _is_batched(item[1]):
-            return item[0], item[1]
-        if all(map(_is_pair, item)):
-            return collate(item)
-        if len(item) == 2 and isinstance(item[1], tuple) and _all_batched(item[1]):
-            return item[0], item[1]
-    raise BatchError(
+    return only_reading(item)[1]
+
+
+def only_reading(item: Any) -> tuple[str, tuple[Any, Any]]:
+    """Read an item as `as_pair` does; give the name of its form as well."""
+    pairs = _readings(item)
+    if len(pairs) > 1:
+        raise BatchError(
+            f"The {type(item).__name__} of 2 items that the stream gave fits two "
+            "readings: ready arrays (x, y), its items being x and y, and 2 records, "
+            "each of them (x, y). Nothing else tells which. For records, put "
+            "partition(n) straight before, or give collate=tensair_dask.batches.collate"
+            "; for ready arrays, give collate=lambda item: item."
+        )
+    for found in pairs.items():
+        return found
+    raise no_batch(item)
+
+
+def no_batch(item: Any) -> BatchError:
+    """Say of an item that it is no mini-batch."""
+    return BatchError(
         f"The stream gave a {type(item).__name__}"
         + (f" of {len(item)} items" if isinstance(item, (tuple, list)) else "")
         + "; a mini-batch is a pair (x, y) of arrays, or a tuple of such records as "
         "Stream.partition(n) makes. Put .map(parse) before, or give collate=."
     )
+
+
+def _readings(item: Any) -> dict[str, tuple[Any, Any]]:
+    """Give what an item may be read as, by the name of the form; at most two."""
+    is_ready, is_records = fits_ready(item), fits_records(item)
+    if is_ready and is_records:
+        return _readings_that_hold(item)
+    if is_ready:
+        return {READY: (item[0], item[1])}
+    return {RECORDS: collate(item)} if is_records else {}
+
+
+def _readings_that_hold(item: Any) -> dict[str, tuple[Any, Any]]:
+    """Try both: arrays of other lengths are no mini-batch, of other shapes no stack."""
+    found = {}
+    with contextlib.suppress(BatchError):
+        MiniBatch.of(item[0], item[1])
+        found[READY] = (item[0], item[1])
+    with contextlib.suppress(BatchError):
+        pair = collate(item)
+        MiniBatch.of(*pair)
+        found[RECORDS] = pair
+    return found
+
+
+def fits_ready(item: Any) -> bool:
+    """Whether an item looks like ready arrays ``(x, y)``."""
+    if not _is_pair(item):
+        return False
+    y = item[1]
+    return _is_batched(y) or (isinstance(y, tuple) and _all_batched(y))
+
+
+def fits_records(item: Any) -> bool:
+    """Whether an item looks like records, each of them ``(x, y)``."""
+    return isinstance(item, (tuple, list)) and bool(item) and all(map(_is_pair, item))
 
 
 def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> MiniBatch:
@@ -550,7 +606,7 @@ def _is_batched(y: Any) -> bool:
     if isinstance(y, Mapping):
         return _all_batched(tuple(y.values()))
     if isinstance(y, list):
-        return all(isinstance(value, (int, float)) for value in y)
+        return all(isinstance(value, (int, float, np.number)) for value in y)
     return False
 
 

@@ -18,7 +18,7 @@ from tensair_dask.mended import nodes_before
 from tensair_dask.values import as_values
 from tensair_dask.waiting import within
 
-__all__ = ["count_held", "pass_on_held", "take_values"]
+__all__ = ["are_groups", "count_held", "pass_on_held", "take_values"]
 
 # These keep items for a while, alone or with others, before they pass them on.
 HOLDERS: tuple[Any, ...] = (
@@ -87,6 +87,54 @@ def _are_values(upstreams: list[Any]) -> bool:
 
 def _passes_values(node: Stream) -> bool:
     return isinstance(node, HOLDERS) and not isinstance(node, _MAKERS)
+
+
+# ---- what they pass on ---------------------------------------------------------------
+
+# What these pass on are groups of items; and one item of each of several streams.
+_GROUPS: tuple[Any, ...] = (
+    streamz.core.collect,
+    streamz.core.partition,
+    streamz.core.partition_unique,
+    streamz.core.sliding_window,
+    streamz.core.timed_window,
+    streamz.core.timed_window_unique,
+)
+_TUPLES: tuple[Any, ...] = (
+    streamz.core.combine_latest,
+    streamz.core.zip,
+    streamz.core.zip_latest,
+)
+
+# And these pass on what they are given.
+_PASSAGES: tuple[Any, ...] = (
+    streamz.core.buffer,
+    streamz.core.delay,
+    streamz.core.filter,
+    streamz.core.latest,
+    streamz.core.rate_limit,
+    streamz.core.slice,
+    streamz.core.union,
+    streamz.core.unique,
+)
+
+
+def are_groups(node: Stream) -> bool | None:
+    """Tell whether a node passes on groups of items, as ``partition`` does.
+
+    Returns
+    -------
+    are_groups
+        False for tuples of what several streams give; None if it cannot be seen.
+    """
+    if isinstance(node, _GROUPS):
+        return True
+    if isinstance(node, _TUPLES):
+        return False
+    if not isinstance(node, _PASSAGES):
+        return None
+    told = {are_groups(each) for each in node.upstreams if each is not None}
+    return told.pop() if len(told) == 1 else None
 
 
 # ---- nothing is left in them ---------------------------------------------------------

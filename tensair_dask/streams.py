@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
-from tensair_dask.batches import MiniBatch, as_pair, as_refusal, stack
+from tensair_dask.batches import READY, RECORDS, MiniBatch, as_refusal
 from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
     BatchError,
@@ -33,8 +33,9 @@ from tensair_dask.errors import (
     RecordError,
     TensairError,
 )
+from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
-from tensair_dask.holding import take_values
+from tensair_dask.holding import are_groups, take_values
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential import Prequential
@@ -122,6 +123,8 @@ class _TrainerNode(Stream):
         """Take an item; the result is awaited where no replica has room."""
         metadata = metadata or []
         self._retain_refs(metadata)
+        if _is_nothing(x):
+            return self._pass_over(metadata)
         if self._on_client_loop:
             rest = self._accept(x, metadata)
             # As a task: some sources, such as from_tcp, await nothing, and a coroutine
@@ -131,6 +134,20 @@ class _TrainerNode(Stream):
             self._accept_from_elsewhere(self._value(x), metadata), self._client_loop
         )
         return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
+
+    def _pass_over(self, metadata: list[Any]) -> None:
+        """Be done with an item in which there is nothing."""
+        if not metadata:
+            return
+        settle = functools.partial(self._let_go, metadata)
+        if not self._learns:
+            settle()
+        elif self._on_client_loop:
+            self.trainer.pass_over(settle, metadata)
+        else:
+            self._client_loop.call_soon_threadsafe(
+                self.trainer.pass_over, settle, metadata
+            )
 
     async def _accept_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
         rest = self._accept(x, metadata)
@@ -341,7 +358,10 @@ class train(_TrainerNode):
     ----------
     upstream
         Gives ready arrays ``(x, y)``, or tuples of records ``(x, y)`` as
-        ``Stream.partition(n)`` makes them.
+        ``Stream.partition(n)`` makes them: one of the two, which is decided once, by
+        the node before, or by the first item that fits one of them only. What fits
+        both until then is refused. Where there is no row in an item, such as in a
+        window in which nothing came, it is passed over.
     trainer
         An open `Trainer`.
     collate
@@ -400,7 +420,7 @@ class train(_TrainerNode):
     ) -> None:
         check_overload(overload, waiting)
         super().__init__(upstream, trainer, on_error, **kwargs)
-        self._collate = collate or as_pair
+        self._collate = collate or Pairs(_form_of(upstream))
         if overload != "block":
             self._overload = Overload(
                 overload,
@@ -437,7 +457,8 @@ class predict(_OrderedNode):
     ----------
     upstream
         Gives ready inputs ``x`` (an array, or a tuple or dict of arrays), or tuples of
-        single samples as ``Stream.partition(n)`` makes them.
+        single samples as ``Stream.partition(n)`` makes them: one of the two, as in
+        `train`.
     trainer
         An open `Trainer`.
     collate
@@ -477,7 +498,7 @@ class predict(_OrderedNode):
         **kwargs: Any,
     ) -> None:
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
-        self._collate = collate or _as_inputs
+        self._collate = collate or Inputs(_form_of(upstream))
         self._details = details
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
@@ -649,7 +670,7 @@ class predict_then_train(_OrderedNode):
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._scores = scores
         self._delay = later
-        self._collate = collate or as_pair
+        self._collate = collate or Pairs(_form_of(upstream))
         self._decide = decide or _decided
         self._moment = moment
         self._pending = pending
@@ -688,7 +709,7 @@ class predict_then_train(_OrderedNode):
         x = self._value(x)
         try:
             pair = self._collate(x)
-            if self._collate is not as_pair:  # it may use its arrays again
+            if not isinstance(self._collate, Pairs):  # it may use its arrays again
                 pair = as_values(pair)
             samples = MiniBatch.of(*pair, owned=True).samples
             moments = self._moments_of(x, samples)
@@ -910,16 +931,19 @@ def _decided(output: Any) -> Any:
     return array
 
 
-def _as_inputs(item: Any) -> Any:
-    """Tell a tuple of samples from ready inputs; see `predict`."""
-    if isinstance(item, tuple) and item:
-        first = item[0]
-        ready = hasattr(first, "shape") and len(first.shape) > 1
-        if not ready:
-            return stack(item)
-    if item is None or isinstance(item, (str, bytes)):
-        raise BatchError(
-            f"The stream gave a {type(item).__name__}; an array, or a tuple or dict of "
-            "arrays, is needed. Put .map(parse) before, or give collate=."
-        )
-    return item
+def _form_of(upstream: Stream) -> str | None:
+    """Tell by the node before how items are to be read; None where it cannot be seen.
+
+    Two streams side by side give x and y.
+    """
+    return {True: RECORDS, False: READY, None: None}[are_groups(upstream)]
+
+
+def _is_nothing(item: Any) -> bool:
+    """Whether there is no row in an item, as in a window in which nothing came."""
+    if isinstance(item, (tuple, list)):
+        return all(map(_is_nothing, item))
+    if isinstance(item, Mapping):
+        return all(map(_is_nothing, item.values()))
+    shape: Any = getattr(item, "shape", None)
+    return bool(shape) and shape[0] == 0

@@ -103,7 +103,9 @@ async def test_several_inputs_stream_too(c, s, a, b):
         reports = source.train(trainer).sink_to_list()
         await source.emit(((X, X), Y))
         await source.emit(({"left": X}, Y))
-        await source.emit(tuple(((row, row), 0) for row in X))
+        records = Stream(asynchronous=True)
+        records.train(trainer).sink(reports.append)
+        await records.emit(tuple(((row, row), 0) for row in X))
         await trainer.drain()
     assert [report.error for report in reports] == [None] * 3
 
@@ -294,7 +296,9 @@ async def test_predictions_stream_in_order(c, s, a, b):
         samples = [x for x, _ in class_data(5)]
         for x in samples:
             await source.emit(x)
-        await source.emit(tuple(samples[0]))  # as partition makes them
+        records = Stream(asynchronous=True)
+        records.partition(len(samples[0])).predict(trainer).sink(predictions.append)
+        await asyncio.gather(*map(records.emit, samples[0]))
         for x, prediction in zip([*samples, samples[0]], predictions, strict=True):
             assert np.allclose(prediction, await trainer.predict(x), atol=1e-6)
 
