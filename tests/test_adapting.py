@@ -260,11 +260,14 @@ async def test_always_with_a_detector_answers_drift_and_trains_on(c, s, a, b):
 
 
 @one()
-async def test_the_rate_is_raised_for_a_while(c, s, a):
+@pytest.mark.parametrize("schedule", [None, lambda gradients: 1.0])
+async def test_the_rate_is_raised_for_a_while(c, s, a, schedule):
     data = class_data(100)
     rates = []
     policy = RaiseLearningRate(3, batches=25)
-    arguments = auto(mode="always", detector=spikes(), on_drift=policy)
+    arguments = auto(
+        mode="always", detector=spikes(), on_drift=policy, schedule=schedule
+    )
     async with ta.Trainer(c, **arguments) as trainer:
         (replica,) = a.state.actors.values()
 

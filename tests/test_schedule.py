@@ -282,6 +282,17 @@ async def test_a_policy_raises_the_rates_of_a_schedule_and_takes_that_back(c, s,
         assert await rates_now(trainer, w) == pytest.approx([0.1 / 41] * 2)
 
 
+@cluster(2)
+async def test_a_model_of_before_goes_on_at_the_clock_of_now(c, s, *workers):
+    async with ta.Trainer(c, **classes(schedule=falling)) as trainer:
+        await train_all(trainer, class_data(10))
+        snapshot = await trainer._adapting.interventions.snapshot()
+        await train_all(trainer, class_data(10))
+        await trainer.apply(halve)
+        await trainer._adapting.interventions.restore(snapshot)
+        assert await rates_now(trainer, workers) == pytest.approx([0.1 / 21] * 2)
+
+
 @cluster(1)
 async def test_a_rate_that_is_set_while_the_schedule_is_at_zero_is_said(c, s, a):
     async with ta.Trainer(c, **classes(schedule=lambda gradients: 0.0)) as trainer:
