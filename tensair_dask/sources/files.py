@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import csv
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from fsspec.core import OpenFile
@@ -17,6 +16,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.files import open_files
+from tensair_dask.sources.csv_rows import CsvRows
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
 from tensair_dask.sources.positions import Positions
 from tensair_dask.wording import in_words
@@ -27,7 +27,7 @@ __all__ = ["from_csv_chunks", "from_lines"]
 class _Files(CarefulSource[PoisonLine]):
     """Emits groups of whole lines, each with its offsets; reads off the event loop."""
 
-    _advice = ""  # to be added to the error of a line
+    _may_be_empty = False  # an item of the stream, in which nothing is
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class _Files(CarefulSource[PoisonLine]):
             for file in await self._aside(self._found):
                 if self._stopping:
                     return
-                lines = _Lines(file, self._follow, self._header)
+                lines = _Lines(file, self._follow, self._header, self._cut)
                 try:
                     await self._emit_lines(lines)
                 finally:
@@ -91,6 +91,7 @@ class _Files(CarefulSource[PoisonLine]):
                     return
                 group = held[first : first + self._chunk]
                 made = self._made(group, path, start)
+                made = [each for each in made if len(each) or self._may_be_empty]
                 stop = start + sum(map(len, group))
                 mark = self.tracker.emitted(path, start, stop)
                 self._offsets[path] = start = stop
@@ -104,7 +105,7 @@ class _Files(CarefulSource[PoisonLine]):
             if not self._follow:
                 return
             await self._grown(lines)
-            await self._aside(lines.open, start)
+            start = await self._aside(lines.open, start)
 
     async def _grown(self, lines: _Lines) -> None:
         """Wait until the file is longer than what was read of it."""
@@ -130,8 +131,19 @@ class _Files(CarefulSource[PoisonLine]):
             )
         return files
 
-    def _header(self, stream: Any) -> None:
-        """Read what a file begins with, and what is no record."""
+    def _header(self, stream: Any) -> int | None:
+        """Read what a file begins with, and what is no record.
+
+        Returns
+        -------
+        begins
+            Where the records begin; None if that is still being written.
+        """
+        return 0
+
+    def _cut(self) -> _Cut:
+        """Begin to cut text into records."""
+        return _LineCut()
 
     def _made(self, lines: list[bytes], path: str, start: int) -> list[Any]:
         """Make what is emitted of lines: one item, or none if all are set aside."""
@@ -155,7 +167,7 @@ class _Files(CarefulSource[PoisonLine]):
             except Exception as cause:
                 error = RecordError(
                     f"The line at byte {start} of {path} cannot be read: "
-                    f"{in_words(cause)}{self._advice}"
+                    f"{in_words(cause)}{self._advice(cause)}"
                 )
                 error.__cause__ = cause
                 self._meet(PoisonLine(line, path, start, error))
@@ -163,9 +175,44 @@ class _Files(CarefulSource[PoisonLine]):
                 yield line
             start += len(line)
 
+    def _advice(self, cause: Exception) -> str:
+        """Say what to do about a line that cannot be read; added to its error."""
+        return ""
+
     def _item(self, lines: list[bytes]) -> Any:
         """Make what is emitted of lines; raise if one of them cannot be read."""
         raise NotImplementedError
+
+
+class _Cut(Protocol):
+    """Cuts text that comes in pieces into records."""
+
+    def __len__(self) -> int:
+        """Bytes that wait for the end of their record."""
+
+    def take(self, piece: bytes) -> list[bytes]:
+        """Take the next piece; give the records that end in it."""
+
+    def rest(self) -> list[bytes]:
+        """Give what waits, at the end of the text."""
+
+
+class _LineCut:
+    """Cuts text at its newlines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def take(self, piece: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        return [line + b"\n" for line in lines]
+
+    def rest(self) -> list[bytes]:
+        last, self._rest = self._rest, b""
+        return [last] if last else []
 
 
 class _Lines:
@@ -178,7 +225,9 @@ class _Lines:
     follow
         Whether a last line without a newline is one that is still being written.
     header
-        Reads what comes before the lines.
+        Reads what comes before the lines, and tells where they begin.
+    cut
+        Begins to cut text into them.
 
     Attributes
     ----------
@@ -186,14 +235,22 @@ class _Lines:
         Up to which byte the file was read; an unfinished line included.
     """
 
-    def __init__(self, file: OpenFile, follow: bool, header: Any) -> None:
+    def __init__(
+        self,
+        file: OpenFile,
+        follow: bool,
+        header: Callable[[Any], int | None],
+        cut: Callable[[], _Cut],
+    ) -> None:
         self.path = str(file.path)
         self.seen = 0
         self._file = file
         self._follow = follow
         self._header = header
+        self._begin = cut
+        self._cut = cut()
+        self._awaited = False  # the header is still being written
         self._stream: Any = None
-        self._rest = b""
         self._block = config.get_bytes("sources.block")
         self._longest = config.get_bytes("sources.line")
 
@@ -208,8 +265,12 @@ class _Lines:
         self.close()
         try:
             self._stream = self._file.open()
-            self._header(self._stream)
-            begins = max(offset, int(self._stream.tell()))
+            found = self._header(self._stream)
+            self._awaited = found is None
+            if found is None:
+                self.seen = int(self._stream.tell())
+                return offset
+            begins = max(offset, found)
             reached = int(self._stream.seek(begins))
             if begins and not self._file.compression:
                 # Files that are not compressed let one seek behind their end.
@@ -225,13 +286,13 @@ class _Lines:
                 f"{self.path} was to be read from byte {begins} on, but has only "
                 f"{reached}. Give the file that was read before."
             )
-        self._rest = b""
+        self._cut = self._begin()
         self.seen = begins
         return begins
 
     def more(self) -> list[bytes]:
         """Read the next lines, with their newlines; none at the end of the file."""
-        while True:
+        while not self._awaited:
             try:
                 read = self._stream.read(self._block)
             except Exception as error:
@@ -241,16 +302,17 @@ class _Lines:
                 ) from error
             self.seen += len(read)
             if not read:
-                last, self._rest = self._rest, b""
-                return [last] if last and not self._follow else []
-            *lines, self._rest = (self._rest + read).split(b"\n")
-            if len(self._rest) > self._longest:
+                return [] if self._follow else self._cut.rest()
+            lines = self._cut.take(read)
+            if len(self._cut) > self._longest:
                 raise SourceError(
                     f"A line of {self.path} is longer than {self._longest} bytes. If "
-                    "it is a file of lines, raise tensair.sources.line."
+                    "it is a file of lines, raise tensair.sources.line; in CSV, look "
+                    "for quotes that are not closed."
                 )
             if lines:
-                return [line + b"\n" for line in lines]
+                return lines
+        return []
 
     def size(self) -> int:
         """Size of the file as it is now, in bytes.
@@ -345,7 +407,7 @@ class from_lines(_Files):
     once, on a thread.
     """
 
-    _advice = ". Give encoding= if others are like it."
+    _may_be_empty = True  # an empty line is one
 
     def __init__(
         self,
@@ -362,14 +424,7 @@ class from_lines(_Files):
         start: bool = False,
         **kwargs: Any,
     ) -> None:
-        try:
-            codecs.lookup(encoding)
-        except (LookupError, TypeError) as error:
-            raise ConfigurationError(
-                f"encoding={encoding!r} was given; one that Python knows is needed, "
-                "such as 'utf-8' or 'latin-1'."
-            ) from error
-        self._encoding = encoding
+        self._encoding = _checked(encoding)
         self._single = chunk is None
         super().__init__(
             path,
@@ -385,6 +440,12 @@ class from_lines(_Files):
             **kwargs,
         )
 
+    def _header(self, stream: Any) -> int:
+        return _mark(stream, self._encoding)
+
+    def _advice(self, cause: Exception) -> str:
+        return ". Give encoding= if others are like it."
+
     def _item(self, lines: list[bytes]) -> Any:
         texts = [line.decode(self._encoding).rstrip("\r\n") for line in lines]
         return texts[0] if self._single else texts
@@ -397,9 +458,11 @@ class from_csv_chunks(_Files):
     Parameters
     ----------
     path
-        As of `from_lines`. Each file begins with one line of column names.
+        As of `from_lines`. Each file begins with a row of column names; with
+        ``read={"names": [...]}`` or ``{"header": None}`` it does not.
     chunk
-        Rows in a data frame; the last of a file may be shorter.
+        Rows in a data frame; the last of a file may be shorter, and others where rows
+        are blank, or comments.
     read
         Further arguments of `pandas.read_csv`, such as ``{"usecols": [...], "dtype":
         {...}}``. Name the dtypes: pandas guesses them for each data frame anew.
@@ -420,10 +483,15 @@ class from_csv_chunks(_Files):
         As of `from_lines`; and if pandas cannot read the column names.
     RecordError
         As of `from_lines`.
+    ConfigurationError
+        If an argument of ``read`` is meant for a file as a whole: ``nrows``,
+        ``skipfooter``, ``chunksize``, ...
 
     Notes
     -----
-    A row is a line: fields with a newline inside quotes are not read.
+    Rows are those that pandas finds in the whole file: a newline within quotes ends
+    none. A quote that is never closed takes in all that follows, until another one
+    ends it, or until it is longer than ``tensair.sources.line``.
 
     A row with a field too many would be read wrongly, without a word: pandas takes
     the first column of a data frame that begins with one for its index, and drops
@@ -447,9 +515,13 @@ class from_csv_chunks(_Files):
         start: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._read = {"index_col": False, **(read or {})}
-        self._fields = _Fields.of(read or {})
+        self._read = dict(read or {})
+        if not isinstance(self._read.get("header"), (list, tuple)):
+            self._read.setdefault("index_col", False)
+        self._encoding = _checked(self._read.get("encoding") or "utf-8")
+        self._rows = CsvRows(read or {})
         self._names = b""
+        self._columns = 0
         super().__init__(
             path,
             chunk=chunk,
@@ -464,53 +536,70 @@ class from_csv_chunks(_Files):
             **kwargs,
         )
 
-    def _header(self, stream: Any) -> None:
-        self._names = stream.readline()
-        if self._names.strip():
-            self._item([])  # what raises for the names is no fault of a row
+    def _cut(self) -> _Cut:
+        return self._rows.cut()
+
+    def _advice(self, cause: Exception) -> str:
+        if isinstance(cause, UnicodeDecodeError):
+            return ". Give read={'encoding': ...} if others are like it."
+        if "inside string" in str(cause):
+            return (
+                ". A quote that is not closed takes in what follows, to the next one. "
+                "If quotes are letters as any other, give read={'quoting': 3}."
+            )
+        return ""
+
+    def _header(self, stream: Any) -> int | None:
+        begins = _mark(stream, self._encoding)
+        found = self._rows.head(self._first_rows(stream))
+        if found is None and self._follow:
+            return None
+        if found is not None:
+            head, self._columns = found
+            self._names = b"".join(head)
+            if self._rows.header:
+                self._item([])  # what raises for the names is no fault of a row
+            elif self._rows.names is None and self._rows.counts_fields:
+                # Else the first row of each data frame would say how many there are.
+                self._read = {**self._read, "names": range(self._columns)}
+        return begins + len(self._names)
+
+    def _first_rows(self, stream: Any) -> Iterator[bytes]:
+        """Read on row by row; in a file that is followed, only whole ones."""
+        cut = self._cut()
+        block = config.get_bytes("sources.block")
+        while read := stream.read(block):
+            yield from cut.take(read)
+        if not self._follow:
+            yield from cut.rest()
 
     def _item(self, lines: list[bytes]) -> pd.DataFrame:
-        if self._fields is not None:
-            self._fields.check(self._names, lines)
+        if self._rows.counts_fields:
+            for line in lines:
+                self._rows.check(line, self._columns)
         return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
 
 
-class _Fields:
-    """Counts fields, so that none is dropped.
+def _checked(encoding: str) -> str:
+    try:
+        sample = "a\n".encode(encoding)
+    except (LookupError, TypeError) as error:
+        raise ConfigurationError(
+            f"encoding={encoding!r} was given; one that Python knows is needed, "
+            "such as 'utf-8' or 'latin-1'."
+        ) from error
+    if sample.removeprefix(codecs.BOM_UTF8) != b"a\n":
+        raise ConfigurationError(
+            f"encoding={encoding!r} was given, in which a newline is not one byte: "
+            "the ends of lines cannot be found. Convert the file to UTF-8."
+        )
+    return encoding
 
-    Parameters
-    ----------
-    separator
-        Of the fields.
-    encoding
-        Of the text.
-    dialect
-        Further arguments of `csv.reader`, which are those of pandas.
-    """
 
-    def __init__(self, separator: str, encoding: str, dialect: dict[str, Any]) -> None:
-        self._separator = separator.encode(encoding)
-        self._encoding = encoding
-        self._dialect = {"delimiter": separator, **dialect}
-
-    @classmethod
-    def of(cls, read: dict[str, Any]) -> _Fields | None:
-        """Make it of arguments of pandas; None where pandas is to judge alone."""
-        separator = read.get("sep", read.get("delimiter")) or ","
-        if len(separator) > 1 or read.keys() & {"index_col", "comment", "on_bad_lines"}:
-            return None
-        names = ("quotechar", "quoting", "escapechar", "doublequote")
-        dialect = {name: read[name] for name in names if name in read}
-        return cls(separator, read.get("encoding") or "utf-8", dialect)
-
-    def check(self, names: bytes, lines: list[bytes]) -> None:
-        """Raise ValueError if a line has more fields than there are names."""
-        most = self._count(names)
-        for line in lines:
-            # The quick way counts separators within quotes as well.
-            if line.count(self._separator) >= most and self._count(line) > most:
-                raise ValueError(f"{self._count(line)} fields, and {most} columns")
-
-    def _count(self, line: bytes) -> int:
-        read = csv.reader([line.decode(self._encoding)], **self._dialect)
-        return len(next(read, ()))
+def _mark(stream: Any, encoding: str) -> int:
+    """Read the mark that some programs write in front of UTF-8; give its length."""
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+        if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            return len(codecs.BOM_UTF8)
+        stream.seek(0)
+    return 0

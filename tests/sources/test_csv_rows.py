@@ -1,0 +1,293 @@
+"""Rows of CSV are those that pandas finds in the whole file, however it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import random
+
+import dask
+import pandas as pd
+import pytest
+from distributed.utils_test import gen_test
+from streamz import Stream
+
+import tensair_dask.sources  # noqa: F401  gives Stream its sources
+from tensair_dask.errors import ConfigurationError, SourceError
+from tensair_dask.sources.csv_rows import CsvRows
+
+FILES = {
+    "a newline in quotes": ('a,b\n1,"two\nlines"\n2,x\n"3\n\n",y\n', {}),
+    "quotes at the end": ('a,b\n1,"x"\n2,"y\nz"', {}),
+    "carriage returns": ('a,b\r\n1,"two\r\nlines"\r\n2,x\r\n', {}),
+    "carriage returns alone": ('a,b\r1,"two\rlines"\r2,x\r', {}),
+    "all kinds of ends": ("a,b\n1,x\r\n2,y\r3,z\n\r4,u\n", {}),
+    "doubled quotes": ('a,b\n1,"say ""a\nb"", then"\n2,""""\n3,""\n', {}),
+    "no doubled quotes": ('a,b\n1,"x""y"\n2,z\n', {"doublequote": False}),
+    "a quote within a field": ('a,b\n1,5" wide\n2,6" wide\n', {}),
+    "letters behind a quote": ('a,b\n1,"x\ny"z"\n2,"u"v\n', {}),
+    "escapes": ('a,b\n1,x\\\ny\n2,"q\\"\nr"\n3,\\"\n', {"escapechar": "\\"}),
+    "comments": (
+        '# "head\na,b\n1,x # "no quote\n#2,y\n3,"#\nz"\n',
+        {"comment": "#"},
+    ),
+    "blank lines": ('\na,b\n\n1,x\n  \n2,"y\n\nz"\n\n', {}),
+    "blank lines that count": ("a,b\n1,x\n\n2,y\n", {"skip_blank_lines": False}),
+    "only quotes": ("a,b\n1,'x\ny'\n2,\"\n", {"quotechar": "'"}),
+    "no quotes": ('a,b\n1,"x\n2,y"\n', {"quoting": csv.QUOTE_NONE}),
+    "tabs": ('a\tb\n1\t"x\ty\nz"\n2\tu\n', {"sep": "\t"}),
+    "white space": ('a b\n1   "x y\nz"\n2 \t u\n', {"sep": r"\s+"}),
+    "an expression": ('a;;b\n1;;"x\n2;;y"\n', {"sep": ";;", "engine": "python"}),
+    "a long separator": ('a§b\n1§"x§\ny"\n2§z\n', {"sep": "§", "engine": "python"}),
+    "spaces before quotes": (
+        'a, b\n1, "x\ny"\n2,  z\n',
+        {"skipinitialspace": True},
+    ),
+    "spaces that are letters": ('a,b\n1, "x\n2, y"\n', {}),
+    "another end of rows": ('a,b;1,"x;y";2,z\nu;', {"lineterminator": ";"}),
+    "no names": ('1,"x\ny",z\n2,u\n3,v,w\n', {"header": None}),
+    "names of its own": ('1,"x\ny"\n2,z\n', {"names": ["a", "b"]}),
+    "other names": ('a,b\n1,"x\ny"\n2,z\n', {"names": ["c", "d"], "header": 0}),
+    "names with a newline": ('"a\n1",b\n1,x\n2,"y\nz"\n', {}),
+    "two rows of names": ("a,b\nc,d\n1,x\n2,y\n", {"header": [0, 1]}),
+    "names in the second row": ('"no\nname"\na,b\n1,x\n2,y\n', {"header": 1}),
+    "rows to skip": ('"writ\nten",by\nus\na,b\n1,"x\ny"\n2,z\n', {"skiprows": 2}),
+    "a mark at the beginning": ('\ufeff"a,\n1",b\n1,x\n2,y\n', {}),
+    "another encoding": (
+        'a,b\n1,"ü\nö"\n2,é\n',
+        {"encoding": "latin-1"},
+    ),
+    "a dialect": ("a;b\n1;'x\ny'\n2;z\n", {"dialect": "single"}),
+    "a width that is not the first's": ('a,b,c\n1,"x\ny"\n2,z,u\n3\n', {}),
+    "only names": ("a,b\n", {}),
+    "commas in quotes": ('a,b\n1,"x,y,z,\n,u"\n2,v\n', {}),
+}
+
+
+class Single(csv.excel):
+    delimiter = ";"
+    quotechar = "'"
+
+
+csv.register_dialect("single", Single)
+
+
+def plain(frames: list[pd.DataFrame]) -> list[list[str]]:
+    return [row for frame in frames for row in frame.fillna("").to_numpy().tolist()]
+
+
+def options(read: dict) -> dict:
+    return {"dtype": str, "keep_default_na": False, **read}
+
+
+async def rows_of(path, **kwargs):
+    source = Stream.from_csv_chunks(str(path), asynchronous=True, **kwargs)
+    frames = source.sink_to_list()
+    async with source:
+        await source.ended()
+    return frames, source
+
+
+@pytest.mark.parametrize("name", FILES)
+@gen_test()
+async def test_rows_are_those_of_pandas_whatever_the_chunk_and_the_block(
+    tmp_path, name
+):
+    text, read = FILES[name]
+    data = text.encode(read.get("encoding", "utf-8"))
+    path = tmp_path / "table.csv"
+    path.write_bytes(data)
+    index = {} if name == "two rows of names" else {"index_col": False}
+    expected = pd.read_csv(io.BytesIO(data), **options({**index, **read}))
+    # A block of n bytes ends at each n-th byte: together, at every byte of the file.
+    cases = [(block, 2) for block in range(1, len(data) + 1)]
+    for block, chunk in [*cases, (1 << 18, 1), (1 << 18, 2), (1 << 18, 100)]:
+        with dask.config.set({"tensair.sources.block": f"{block} B"}):
+            frames, source = await rows_of(path, chunk=chunk, read=options(read))
+        assert plain(frames) == plain([expected]), (block, chunk)
+        assert all(1 <= len(frame) <= chunk for frame in frames)
+        names = expected.columns.tolist()
+        assert all(frame.columns.tolist() == names for frame in frames)
+        assert source.dead_letters.total == 0
+
+
+@pytest.mark.parametrize("name", ["a newline in quotes", "escapes", "no names"])
+@gen_test()
+async def test_a_restart_goes_on_behind_the_last_row(tmp_path, name):
+    text, read = FILES[name]
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    expected = pd.read_csv(io.StringIO(text), **options({"index_col": False, **read}))
+    kept, frames = None, []
+    for _ in range(len(expected)):
+        source = Stream.from_csv_chunks(
+            str(path), chunk=1, read=options(read), positions=kept, asynchronous=True
+        )
+        source.sink(frames.append)
+        source.sink(lambda frame, own=source: own.stop())
+        async with source:
+            await source.ended()
+        kept = {source.tracker.name: source.tracker.learned()}
+    assert plain(frames) == plain([expected])
+
+
+@gen_test()
+async def test_rows_that_are_still_being_written_are_waited_for(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,"b')
+    source = Stream.from_csv_chunks(
+        str(path), chunk=1, follow=True, poll="10ms", asynchronous=True
+    )
+    frames = source.sink_to_list()
+    async with source:
+        for part, rows in (
+            ('"', 0),
+            ("\n", 0),
+            ('1,"x', 0),
+            ("\n", 0),
+            ("2,y\n", 0),
+            ('"\n', 1),
+            ("3,z\r", 1),
+            ("\n4", 2),
+        ):
+            with path.open("a", newline="") as file:
+                file.write(part)
+            while len(frames) < rows:
+                await asyncio.sleep(0.005)
+            for _ in range(4):  # it is looked at, and nothing more comes
+                await asyncio.sleep(0.01)
+            assert len(frames) == rows
+        source.stop()
+    assert plain(frames) == [[1, "x\n2,y\n"], [3, "z"]]
+    assert frames[0].columns.tolist() == ["a", "b"]
+
+
+# No carriage return alone: behind one that ends a blank line pandas drops a separator.
+SIGNS = ["a", "b", '"', '"', ",", ";", "\n", "\n", "\r\n", "\\", "#", " "]
+
+
+def read_whole(data: bytes, read: dict) -> list[list[str]] | None:
+    try:
+        return plain([pd.read_csv(io.BytesIO(data), **options(read))])
+    except pd.errors.EmptyDataError:
+        return []
+    except Exception:  # a quote that is not closed, a field too many
+        return None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"escapechar": "\\"},
+        {"comment": "#"},
+        {"doublequote": False},
+        {"skipinitialspace": True},
+        {"sep": r"\s+"},
+        {"quoting": csv.QUOTE_NONE},
+        {"comment": "#", "escapechar": "\\", "sep": ";"},
+    ],
+    ids=repr,
+)
+def test_rows_of_random_texts_are_those_of_pandas(given):
+    dice = random.Random(repr(given))
+    read = {"header": None, "names": range(8), "index_col": False}
+    read.update(given)
+    rows = CsvRows({**read, "skip_blank_lines": False})
+    compared = 0
+    for _ in range(200):
+        text = "".join(dice.choices(SIGNS, k=dice.randrange(1, 16)))
+        data = text.encode()
+        whole = read_whole(data, read)
+        if whole is None:
+            continue
+        cut, found, at = rows.cut(), [], 0
+        while at < len(data):
+            piece = data[at : at + dice.randint(1, 6)]
+            found += cut.take(piece)
+            at += len(piece)
+        found += cut.rest()
+        assert b"".join(found) == data
+        joined = [row for part in found for row in read_whole(part, read) or []]
+        assert joined == whole, text
+        compared += 1
+    assert compared > 50
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ("", 1),
+        ("a,b", 2),
+        ("a,b,\n", 3),
+        ('"a,b",c\n', 2),
+        ('"a\n,b",c\n', 2),
+        ('a",b"\n', 2),
+        ('"a"",",b\n', 2),
+        (f'"{"x," * 100_000}",b\n', 2),  # longer than what csv.reader reads
+    ],
+)
+def test_fields_are_counted(row, fields):
+    assert CsvRows({}).fields(row.encode()) == fields
+
+
+@gen_test()
+async def test_a_quote_that_is_not_closed_is_told_with_what_to_do(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,b\n1,x\n2,"y\n3,z\n')
+    frames, source = await rows_of(path, chunk=10)
+    assert plain(frames) == [[1, "x"]]
+    (letter,) = source.dead_letters
+    assert letter.line == b'2,"y\n3,z\n'
+    assert "A quote that is not closed" in str(letter.error)
+    assert "'quoting': 3" in str(letter.error)
+
+
+@gen_test()
+async def test_a_row_longer_than_allowed_ends_the_source(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('a,b\n1,"' + "y\n" * 2000)
+    config = {"tensair.sources.line": "1 kB", "tensair.sources.block": "100 B"}
+    with (
+        dask.config.set(config),
+        pytest.raises(SourceError, match="quotes that are not closed"),
+    ):
+        await rows_of(path, chunk=10)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        ({"nrows": 5}, "each data frame anew"),
+        ({"chunksize": 5}, "each data frame anew"),
+        ({"skipfooter": 1}, "each data frame anew"),
+        ({"skiprows": [1, 3]}, "a number of rows to skip"),
+        ({"skiprows": lambda at: at % 2}, "a number of rows to skip"),
+        ({"sep": None}, "guess the separator"),
+        ({"encoding": "utf-16"}, "a newline is not one byte"),
+        ({"encoding": "klingon"}, "one that Python knows"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_done_in_chunks_is_refused(tmp_path, read, said):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigurationError, match=said):
+        Stream.from_csv_chunks(str(path), read=read)
+
+
+@gen_test()
+async def test_a_mark_at_the_beginning_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("\ufeffone\n\ufefftwo\n", encoding="utf-8")
+    source = Stream.from_lines(str(path), asynchronous=True)
+    got = source.sink_to_list()
+    async with source:
+        await source.ended()
+    assert got == ["one", "\ufefftwo"]
+
+
+def test_lines_whose_newline_is_not_one_byte_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="a newline is not one byte"):
+        Stream.from_lines(str(tmp_path / "text"), encoding="utf-16-le")
