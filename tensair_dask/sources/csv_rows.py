@@ -156,17 +156,20 @@ class CsvRows:
             return True
         return self._skip_blank and not row.strip(b" \t" + self._signs.ends)
 
+    def may_go_on(self, text: bytes) -> bool:
+        """Whether a row may go on behind the end of a line in this text."""
+        return any(each in text for each in self._special)
+
     def fields(self, row: bytes) -> int:
         """Count the fields of a row."""
         return self._scan(row, _In.NEW_FIELD)[1]
 
     def after(self, line: bytes, state: _In = _In.NEW_FIELD) -> _In | None:
         """Tell where in a row the end of a line is; None where the row ends, too."""
-        if state is _In.QUOTES and not any(each in line for each in self._special):
+        if state is _In.QUOTES and not self.may_go_on(line):
             return state
         if state is _In.NEW_FIELD and (
-            not any(each in line for each in self._special)
-            or self._usual.fullmatch(line)
+            not self.may_go_on(line) or self._usual.fullmatch(line)
         ):
             return None
         return self._scan(line, state)[0]
@@ -248,9 +251,12 @@ class CsvCut:
 
     def take(self, piece: bytes) -> list[bytes]:
         """Take the next piece; give the rows that end in it, each with its end."""
-        *lines, self._rest = self._rows.lines(self._rest + piece)
+        text = self._rest + piece
+        *lines, self._rest = self._rows.lines(text)
         if lines and not self._rest and lines[-1].endswith(b"\r"):
             self._rest = lines.pop()  # the other half of its end may follow
+        if not self._row and not self._rows.may_go_on(text):
+            return lines
         return [row for line in lines if (row := self._add(line)) is not None]
 
     def rest(self) -> list[bytes]:
