@@ -80,7 +80,7 @@ LEVELS = [
         "scaling",
         "trainer",
     ],
-    ["try_map", "streams"],
+    ["forms", "try_map", "streams"],
     ["joining", "plots", "drift_plots", "terminal", "interrupts", "programs"],
     ["continuation", "happenings"],
     ["run_page", "running", "scored", "adaptive", "monitor"],
