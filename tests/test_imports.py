@@ -34,6 +34,7 @@ LEVELS = [
     ["drift", "prequential"],
     ["files", "templates", "images"],
     ["outputs", "batches", "exchange", "predictions", "telemetry", "transfer", "text"],
+    ["forms"],
     ["checkpoints"],
     ["dashboard"],
     [
