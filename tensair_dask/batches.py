@@ -9,7 +9,7 @@ so that the cost of a message does not grow with the number of mini-batches in i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from numpy.ma import MaskedArray
 
+from tensair_dask.dense import why_not_dense
 from tensair_dask.errors import (
     BatchError,
     DtypeError,
@@ -36,6 +37,7 @@ __all__ = [
     "flatten",
     "made_of",
     "rebuild",
+    "refusing",
 ]
 
 # How the leaves of one side hang together: None is a bare array, an int a tuple of
@@ -353,21 +355,8 @@ def _of_tensor(tensor: Any, name: str) -> tuple[np.ndarray, bool]:
 
 def _why_no_array(tensor: Any, name: str, error: Exception) -> str:
     """Say what a tensor is that numpy has no array for, and what to do."""
-    kinds = {
-        "is_nested": ("nested", f"torch.nested.to_padded_tensor({name}, 0.0)"),
-        "is_sparse": ("sparse", f"{name}.to_dense()"),
-        "is_sparse_csr": ("sparse", f"{name}.to_dense()"),
-        "is_quantized": ("quantized", f"{name}.dequantize()"),
-        "is_meta": ("without values, on the device 'meta'", "one with values"),
-    }
-    for attribute, (kind, instead) in kinds.items():
-        if getattr(tensor, attribute, False) is True:
-            return (
-                f"is a tensor that is {kind}; dense ones are allowed: give {instead}."
-            )
-    layout = str(getattr(tensor, "layout", "torch.strided"))
-    if layout != "torch.strided":
-        return f"is a tensor of layout {layout}; give {name}.to_dense()."
+    if why := why_not_dense(tensor, name):
+        return f"is {why}"
     return (
         f"is a {type(tensor).__name__} of {getattr(tensor, 'dtype', 'no dtype')}, of "
         f"which no array can be made: {in_words(error)}. Give one of another dtype, "
@@ -593,6 +582,25 @@ def as_refusal(error: Exception) -> TensairError:
     refusal = BatchError(f"The item cannot be made a mini-batch: {words}")
     refusal.__cause__ = RaisedError.unless_fit(error)
     return refusal
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Make typed errors of what an item raises when it is looked at.
+
+    Its own code may run: ``__array__``, ``__iter__``, ``__repr__``. What it raises is
+    no error of the caller's, and in a coroutine no StopIteration may be raised.
+
+    Raises
+    ------
+    BatchError
+        In place of what is no error of this package.
+    """
+    try:
+        yield
+    except BaseException as failure:
+        refusal = as_refusal(RaisedError.caught(failure))
+        raise refusal from refusal.__cause__
 
 
 def _is_pair(record: Any) -> bool:

@@ -20,6 +20,7 @@ from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
 from tensair_dask.combinations import check_optimizers, left_out
 from tensair_dask.criterion import Criterion
+from tensair_dask.dense import why_not_dense
 from tensair_dask.errors import (
     BatchError,
     ForwardError,
@@ -496,9 +497,21 @@ class Learner:
             raise ForwardError(f"The model raised {in_words(error)}") from error
 
     def predict(self, x: Any) -> Any:
-        """Predict in evaluation mode; returns tensors on the CPU."""
+        """Predict in evaluation mode; returns tensors on the CPU.
+
+        Raises
+        ------
+        ModelError
+            If one of them is not dense.
+        """
+
+        def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+            if why := why_not_dense(tensor, "it"):
+                raise ModelError(f"The model gives {why}")
+            return tensor.detach().cpu()
+
         with self.drawing, evaluating(self.model), torch.no_grad():
-            return map_tensors(lambda tensor: tensor.detach().cpu(), self.forward(x))
+            return map_tensors(to_cpu, self.forward(x))
 
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
         try:
@@ -856,11 +869,19 @@ def evaluating(*models: torch.nn.Module) -> Iterator[None]:
 
 
 def to_arrays(tree: Any) -> Any:
-    """Copy tensors to numpy; bfloat16 becomes float32."""
+    """Copy tensors to numpy; those of a dtype that it lacks become float32.
+
+    Raises
+    ------
+    ModelError
+        If one is not dense.
+    """
 
     def convert(tensor: torch.Tensor) -> np.ndarray:
-        tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.bfloat16:
+        if why := why_not_dense(tensor, "it"):
+            raise ModelError(f"The model gives {why}")
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.dtype == torch.bfloat16 or "float8" in str(tensor.dtype):
             tensor = tensor.float()
         return np.array(tensor.numpy())
 

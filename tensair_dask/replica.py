@@ -19,9 +19,11 @@ from tensair_dask.errors import (
     CheckpointError,
     ClusterError,
     ConfigurationError,
+    ForwardError,
     ModelError,
     PackageMissingError,
     ReplicaLeavingError,
+    TensairError,
     TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Exchange, Holding
@@ -635,6 +637,8 @@ def _build(plan: ReplicaPlan) -> Learner:
 
 
 def _explained(learner: Learner, error: BaseException, group: Any, samples: int) -> Any:
+    if not isinstance(error, TensairError):
+        error = ForwardError(f"The model's answer cannot be used: {in_words(error)}")
     if isinstance(error, BatchError):
         return learner.refusal(error, group, samples)
     return error

@@ -22,7 +22,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
-from tensair_dask.batches import READY, RECORDS, MiniBatch, as_refusal
+from tensair_dask.batches import READY, RECORDS, MiniBatch, refusing
 from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
     BatchError,
@@ -527,14 +527,8 @@ class predict(_OrderedNode):
             _resolve_after(before, passed)
 
     async def _answer(self, item: Any) -> Any:
-        try:
+        with refusing():
             x = self._collate(item)
-        except BaseException as failure:
-            error = RaisedError.caught(failure)
-            if self._on_error == "raise":
-                raise error from failure.__cause__
-            refusal = as_refusal(error)
-            raise refusal from refusal.__cause__
         return await self.trainer._predict(x, self._details)
 
 

@@ -30,7 +30,7 @@ from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.arguments import flag
 from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of
+from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of, refusing
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
@@ -1063,18 +1063,22 @@ class Trainer:
         return prediction if details else prediction.value
 
     async def _predict_one(self, record: Any, details: bool = False) -> Any:
-        prediction = await self._prediction(as_batch(record))
+        with refusing():
+            x = as_batch(record)
+        prediction = await self._prediction(x)
         value = without_batch_axis(prediction.value)
         return replace(prediction, value=value) if details else value
 
     async def _prediction(self, x: Any) -> Prediction:
         await self._ready()
-        block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
+        with refusing():
+            block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
+            as_tensors = _has_tensors(x)
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
             packed = await self._calls.ask_any("predict", block)
         answer = Prediction(**unpack(packed, self._miss_type))
-        if _has_tensors(x):
+        if as_tensors:
             return answer
         return replace(answer, value=to_arrays(answer.value))
 
@@ -1111,16 +1115,19 @@ class Trainer:
         handle = self._calls.least_loaded()
         count = 0
         try:
-            for pair in batches:
+            with refusing():
+                iterator = iter(batches)
+            for pair in iterator:
                 try:
                     x, y = pair
-                except (TypeError, ValueError) as error:
+                except Exception as error:
                     raise BatchError(
                         f"evaluate was given a {type(pair).__name__} where a "
                         "mini-batch should be: give pairs (x, y), for example "
                         "evaluate([(x, y)])."
-                    ) from error
-                block = Block.join(self.run_id, [MiniBatch.of(x, y)])
+                    ) from RaisedError.unless_fit(error)
+                with refusing():
+                    block = Block.join(self.run_id, [MiniBatch.of(x, y)])
                 await self._calls.ask(handle, "evaluate", block, session)
                 count += 1
             if not count:

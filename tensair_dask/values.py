@@ -27,20 +27,31 @@ def as_values(item: Any) -> Any:
     Returns
     -------
     item
-        The same, and what is done to the one that was given no longer reaches it.
+        The same, and what is done to the one that was given no longer reaches it. One
+        whose own code raises when it is looked at is given back itself: it is refused
+        where a mini-batch is made of it.
     """
+    try:
+        return _values(item)
+    except MemoryError:  # no reason to let the item change
+        raise
+    except Exception:
+        return item
+
+
+def _values(item: Any) -> Any:
     if type(item) is np.ndarray:
         return item.copy()
     if isinstance(item, _LASTING):
         return item
     if isinstance(item, tuple):
-        parts = [as_values(part) for part in item]
+        parts = [_values(part) for part in item]
         # A NamedTuple takes its fields one by one.
         return tuple(parts) if type(item) is tuple else _rebuilt(item, parts)
     if type(item) is list:
-        return [as_values(part) for part in item]
+        return [_values(part) for part in item]
     if type(item) is dict:
-        return {key: as_values(value) for key, value in item.items()}
+        return {key: _values(value) for key, value in item.items()}
     return _copied(item)
 
 
@@ -57,12 +68,12 @@ def _copied(item: Any) -> Any:
         taken = copy.copy(item)
         places = range(len(item)) if isinstance(item, list) else list(item)
         for place in places:
-            taken[place] = as_values(item[place])
+            taken[place] = _values(item[place])
         return taken
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         taken = copy.copy(item)
         for field in dataclasses.fields(item):
-            value = as_values(getattr(item, field.name, None))
+            value = _values(getattr(item, field.name, None))
             object.__setattr__(taken, field.name, value)
         return taken
     if isinstance(item, memoryview):

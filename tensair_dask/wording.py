@@ -27,4 +27,4 @@ def in_words(error: BaseException) -> str:
         text = str(error)
     except BaseException as of_text:
         return f"{kind}: (no text, since its __str__ raised {type(of_text).__name__})"
-    return f"{kind}: {bounded(text, _LONGEST_CAUSE)}"
+    return f"{kind}: {bounded(text, _LONGEST_CAUSE)}" if text else kind

@@ -16,6 +16,7 @@ import torch
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
 from tensair_dask import outputs
+from tensair_dask.dense import why_not_dense
 from tensair_dask.errors import ModelError
 
 __all__ = [
@@ -123,8 +124,11 @@ def _describe(tree: Any, frames: list[Frame], where: str, typed: bool) -> Any:
     """Describe what is not plain as a list that begins with its kind."""
     if type(tree) in _PLAIN and (type(tree) is not int or tree in _INTEGERS):
         return tree
-    if isinstance(tree, torch.Tensor) and tree.layout == torch.strided:
-        frames.append(to_frame(tree))
+    if isinstance(tree, torch.Tensor):
+        if why := why_not_dense(tree, "it"):
+            at = f" at {where}" if where else ""
+            raise ModelError(f"The model gives{at} {why}")
+        frames.append(to_frame(tree.resolve_conj().resolve_neg()))
         return ["tensor", *described(tree)]
     if typed and not outputs.is_plain(tree):
         # What it holds, as a tuple, list or dict, and of what type it is.

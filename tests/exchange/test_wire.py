@@ -103,7 +103,8 @@ def test_the_states_of_models_and_optimizers_arrive():
     ("tree", "where"),
     [
         ({"a": [object()]}, r"builtins\.object at \['a'\]\[0\]"),
-        (torch.eye(3).to_sparse(), r"torch\.Tensor, which"),
+        (torch.eye(3).to_sparse(), r"a tensor that is sparse.*give it\.to_dense\(\)"),
+        ([torch.empty(3, device="meta")], r"at \[0\] a tensor that is without values"),
         (np.array([object()]), r"numpy\.ndarray"),
         ({1, 2}, r"builtins\.set"),
     ],
@@ -111,6 +112,12 @@ def test_the_states_of_models_and_optimizers_arrive():
 def test_what_does_not_travel_is_named(tree, where):
     with pytest.raises(ModelError, match=where):
         pack(tree)
+
+
+def test_what_is_only_a_view_of_values_travels_as_these():
+    value = torch.tensor([1 + 2j, 3 - 1j])
+    packed = pack([value.conj(), value.conj().imag])
+    assert [each.tolist() for each in unpack(packed)] == [[1 - 2j, 3 + 1j], [-2, 1]]
 
 
 def test_nothing_is_pickled(monkeypatch):
