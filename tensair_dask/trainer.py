@@ -650,9 +650,9 @@ class Trainer:
         if settled is not None:
             self._under_way[index] = None
             settled = functools.partial(self._settle, index, settled)
-        if not is_value:
-            item = as_values(item)
         try:
+            if not is_value:
+                item = as_values(item)
             batch = made_of(item, collate, owned=not is_value)
         except BaseException as failure:
             error = RaisedError.caught(failure)
@@ -1709,7 +1709,7 @@ class Trainer:
                 self._state = "closed"
                 return None
             raise self._client_closed()
-        return self.client.sync(function, *args)
+        return self.client.sync(_contained, function, *args)
 
     def _look(self, function: Callable[[], Any]) -> Any:
         """Call it on the client's event loop, to which all that is here belongs."""
@@ -1720,6 +1720,17 @@ class Trainer:
             return function()
 
         return self.client.sync(look)
+
+
+async def _contained(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Let what user code raises in a call be raised by the call, and end no loop.
+
+    It runs there to make items: those of a generator, or ``__array__`` of one.
+    """
+    try:
+        return await function(*args)
+    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        raise RaisedError.caught(error) from error.__cause__
 
 
 def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import cloudpickle
 import psutil
 
-from tensair_dask.errors import ConfigurationError
+from tensair_dask.errors import ConfigurationError, RaisedError
 from tensair_dask.wording import in_words
 
 __all__ = ["UserModules", "by_value", "compare", "dumps", "user_modules"]
@@ -180,9 +180,10 @@ def dumps(obj: Any, names: Iterable[str], what: str) -> bytes:
     try:
         with by_value(names):
             return cloudpickle.dumps(obj)
-    except Exception as error:
+    except BaseException as error:
+        raised = RaisedError.caught(error)
         raise ConfigurationError(
-            f"{what} cannot be sent to the workers: {in_words(error)}. "
+            f"{what} cannot be sent to the workers: {in_words(raised)}. "
             "It, and all that it refers to, must be picklable: build locks, files and "
             "connections inside the factory, not outside."
         ) from error

@@ -14,7 +14,7 @@ import dask
 import numpy as np
 import pytest
 import torch
-from distributed import Client
+from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster
 from helpers import (
     CLASSES,
@@ -1179,3 +1179,37 @@ def _exit():
 async def test_what_exits_on_its_way_to_the_workers_is_refused_at_the_start(c, s, a):
     with pytest.raises(errors.ModelError, match=r"cannot be unpickled.*SystemExit: 3"):
         await ta.Trainer(c, **classes(loss=ExitsOnArrival()))
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_what_a_call_is_given_may_raise_what_ends_a_program(error):
+    x, y = class_data(1)[0]
+
+    class NoArray:
+        def __array__(self, *args, **kwargs):
+            raise error
+
+        def __reduce__(self):
+            raise error
+
+    def ends_early():
+        yield x, y
+        raise error
+
+    unsendable = NoArray()
+
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        ta.Trainer(client, **classes()) as trainer,
+    ):
+        calls = [
+            lambda: trainer.evaluate(ends_early()),
+            lambda: trainer.predict(NoArray()),
+            lambda: trainer.apply(lambda model, optimizers: unsendable),
+            lambda: trainer.train(NoArray(), y).raise_for_error(),
+        ]
+        for call in calls:
+            with pytest.raises(errors.TensairError, match=type(error).__name__):
+                call()
+        assert trainer.train(x, y).error is None
