@@ -273,6 +273,13 @@ def flatten(
         pairs = [_leaf(value, f"{name}[{key!r}]") for key, value in side.items()]
         names = tuple(_name(key, name) for key in side)
         return [leaf for leaf, _ in pairs], names, tuple(b for _, b in pairs)
+    if hasattr(side, "batch_sizes"):  # torch's PackedSequence, which is a tuple
+        raise ShapeError(
+            f"{name} is a {type(side).__name__}, whose arrays have no row for each "
+            f"sample. Give the padded sequences and their lengths, {name} = (padded, "
+            "lengths), and pack them within the model, with "
+            "torch.nn.utils.rnn.pack_padded_sequence."
+        )
     if isinstance(side, tuple) or _is_list_of_arrays(side):
         pairs = [
             _leaf(value, f"{name}[{position}]") for position, value in enumerate(side)
@@ -283,12 +290,30 @@ def flatten(
 
 
 def _if_rows(x: Any) -> str:
-    """Say what a list of arrays is taken for, where its arrays may be rows."""
+    """Say what a list of arrays is taken for, and how bags of indices are given."""
+    if _is_bags(x):
+        return (
+            " Offsets into one long array are no row for each sample: for an "
+            "EmbeddingBag give indices of shape (samples, longest), filled up with a "
+            "padding_idx= that it leaves out."
+        )
     if not isinstance(x, list):
         return ""
     return (
         f" x is a list of {len(x)} arrays, each of which is an argument of the model; "
         "if they are rows, make one array of them: numpy.stack(x)."
+    )
+
+
+def _is_bags(x: Any) -> bool:
+    """Whether it looks like indices and offsets, the arguments of an EmbeddingBag."""
+    if isinstance(x, Mapping):
+        return any("offset" in str(key) for key in x)
+    if not isinstance(x, tuple) or len(x) < 2:
+        return False
+    offsets = x[1]
+    return len(getattr(offsets, "shape", ())) == 1 and (
+        "int" in str(getattr(offsets, "dtype", "")) and int(offsets[0]) == 0
     )
 
 
@@ -320,6 +345,12 @@ def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
         raise ShapeError(
             f"{name} is a {type(value).__name__}; one level of tuple or dict is "
             "allowed, with arrays below it. Flatten the structure before training."
+        )
+    if value is None:
+        raise DtypeError(
+            f"{name} is None; an array is needed. Leave out an argument of the model "
+            "that is None. Where there is no target, as for an autoencoder, give x as "
+            "y again, for example loss=lambda output, y: ..."
         )
     check_unmasked(value, name)
     if hasattr(value, "tocsr"):  # of scipy, whose arrays of these are objects

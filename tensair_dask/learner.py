@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from tensair_dask.attributes import Attributes, Habits
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
 from tensair_dask.combinations import check_optimizers, left_out
@@ -46,6 +47,7 @@ from tensair_dask.refusals import explain, of_backward, of_loss
 from tensair_dask.rollback import Rollback
 from tensair_dask.schedule import Schedule, has_schedule
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
+from tensair_dask.unsuitable import Claim, refuse_wrapped, warn_of_layers
 from tensair_dask.wording import in_words
 
 __all__ = ["Learner", "Recipe", "Step", "to_tensors"]
@@ -150,7 +152,11 @@ class Learner:
         self.drawing = Drawing()
         self._recipe = recipe
         self.model = _build_model(recipe, device)
+        refuse_wrapped(self.model)
+        warn_of_layers(self.model, self.notices)
         self.arena = Arena(self.model)
+        self.claim = Claim(self.arena.parameters)
+        self._habits = Habits(self.model, self.notices)
         if not self.arena.parameters:
             raise ModelError(
                 f"{type(self.model).__name__} has no parameter that requires a "
@@ -245,6 +251,8 @@ class Learner:
             if not self._state_was_checked:
                 self._check_state()
                 self.criterion.look()
+            if not self._habits.knows:
+                self._habits.look()
             # Last of all: what raises behind it would refuse what is learned.
             changes = self._stepper.step_locally()
         finally:
@@ -358,6 +366,7 @@ class Learner:
         """
         before = Rollback(self.model, self.optimizers)
         hooks = StepHooks(self.optimizers)
+        attributes = Attributes(self.model)
         try:
             function(self.model, self.optimizers)
             hooks.check()
@@ -367,6 +376,7 @@ class Learner:
                     "are trained, or frozen some. Change their values in place, for "
                     "example with layer.reset_parameters() or parameter.copy_(...)."
                 )
+            attributes.check()
             if self._schedule is not None:
                 self._schedule.keep_changes()
         except BaseException:

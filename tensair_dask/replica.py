@@ -552,6 +552,7 @@ class Replica:
         await self._thread.stopped()
         if self._exchange is None:
             return {}
+        self.learner.claim.release()
         await self._exchange.leave()
         return self.counts()
 

@@ -279,7 +279,11 @@ def _numbers(name: str, value: Any) -> Any:
     """Make a number of what a metric returns; of a dict one of numbers by column."""
     if isinstance(value, Mapping):
         return dict(_flat(name, value))
-    return float(value)
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
 def _flat(name: str, value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
@@ -287,7 +291,7 @@ def _flat(name: str, value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
         if isinstance(part, Mapping):
             yield from _flat(f"{name}.{key}", part)
         else:
-            yield f"{name}.{key}", float(part)
+            yield f"{name}.{key}", _number(part)
 
 
 def _copies(prediction: Any, y: Any) -> tuple[Any, Any]:

@@ -53,6 +53,8 @@ LEVELS = [
         "model_state",
         "broadcasts",
         "criterion",
+        "attributes",
+        "unsuitable",
         "learner",
         "refused",
         "reports",
