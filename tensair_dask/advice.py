@@ -113,7 +113,10 @@ def _kept(text: str, *_: Any) -> Advice | None:
             f"{told}, or keep it with detach(). Or a tensor is changed in place that "
             "the gradient is computed from: use x = x + 1 in place of x += 1."
         )
-    return ForwardError, f"{told}, or keep it with detach(): self.h = h.detach()."
+    return ForwardError, (
+        f"{told}, or keep it with detach(): self.h = h.detach(). If the loss calls "
+        "backward() itself, leave that away: it is done with what it returns."
+    )
 
 
 def _device(text: str, *_: Any) -> Advice | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,12 @@ _ADD_UP = (
     "it as one of metrics=, too."
 )
 _REDUCE = "Reduce it, for example with loss.mean()."
+_BACKWARD = (
+    "The loss, or the model, has called backward() itself: its gradients would count "
+    "twice. Leave that away: it is done with what the loss returns."
+)
+
+T = TypeVar("T")
 
 OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
 
@@ -179,6 +185,7 @@ class Learner:
             self._schedule = Schedule(recipe.schedule, self.optimizers, self.notices)
         self.moves = _with_max_norm(self.model) is not None
         self.is_inexact = False
+        self._differentiates = False
         self._settle()
         self.criterion = Criterion(recipe.loss, device, self.notices)
         self._score = Scoring(recipe.metrics, self.notices, device)
@@ -238,6 +245,8 @@ class Learner:
             prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
             kept = self._kept(prediction)
+            if any(parameter.grad is not None for parameter in parameters):
+                raise LossError(_BACKWARD)
             try:
                 loss.backward()
             except RuntimeError as error:
@@ -297,11 +306,31 @@ class Learner:
         Parameters and errors are those of `learn`.
         """
         start = time.perf_counter()
-        with evaluating(self.model, *self.criterion.modules), torch.no_grad():
-            prediction, _, value = self._assess(x, y)
-            metrics = self._score(prediction, y)
+        with evaluating(self.model, *self.criterion.modules):
+            prediction, _, value = self.ungraded(lambda: self._assess(x, y))
+            with torch.no_grad():
+                metrics = self._score(prediction, y)
             kept = self._kept(prediction)
         return self._told(start, value, metrics, samples, kept)
+
+    def ungraded(self, call: Callable[[], T]) -> T:
+        """Call model or loss for no step, and so without recording gradients.
+
+        But some differentiate themselves, by their inputs say (a penalty on that
+        gradient, forces of an energy): these are found when they fail, and then called
+        with gradients.
+        """
+        if not self._differentiates:
+            try:
+                with torch.no_grad():
+                    return call()
+            except BatchError as error:
+                if "does not require grad" not in str(error.__cause__):
+                    raise
+        with torch.enable_grad():
+            answer = call()
+        self._differentiates = True
+        return answer
 
     def _assess(self, x: Any, y: Any) -> tuple[Any, torch.Tensor, float]:
         """Predict, and compare with the target: prediction, loss, and its value."""
@@ -520,8 +549,9 @@ class Learner:
                 raise ModelError(f"The model gives {why}")
             return tensor.detach().cpu()
 
-        with self.drawing, evaluating(self.model), torch.no_grad():
-            return map_tensors(to_cpu, self.forward(x))
+        with self.drawing, evaluating(self.model):
+            answer = self.ungraded(lambda: self.forward(x))
+            return map_tensors(to_cpu, answer)
 
     def _loss(self, prediction: Any, y: Any) -> torch.Tensor:
         try:
@@ -700,11 +730,18 @@ class Evaluation:
         """Score one mini-batch."""
         learner = self._learner
         modules = learner.model, *learner.criterion.modules
-        with learner.drawing, evaluating(*modules), torch.no_grad():
-            prediction = learner.forward(x)
-            self._loss += samples * learner._loss(prediction, y).item()
-            self._totals.add(prediction, y, samples)
+        with learner.drawing, evaluating(*modules):
+            prediction, loss = learner.ungraded(lambda: self._compare(x, y))
+            self._loss += samples * loss
+            with torch.no_grad():
+                self._totals.add(
+                    map_tensors(torch.Tensor.detach, prediction), y, samples
+                )
         self._samples += samples
+
+    def _compare(self, x: Any, y: Any) -> tuple[Any, float]:
+        prediction = self._learner.forward(x)
+        return prediction, self._learner._loss(prediction, y).item()
 
     def result(self) -> dict[str, float]:
         """Means weighted by samples; torchmetrics objects give their own value."""
