@@ -935,9 +935,16 @@ def _form_of(upstream: Stream) -> str | None:
 
 def _is_nothing(item: Any) -> bool:
     """Whether there is no row in an item, as in a window in which nothing came."""
+    try:
+        return _has_no_row(item)
+    except Exception:  # of its own code: it is refused where it is collated
+        return False
+
+
+def _has_no_row(item: Any) -> bool:
     if isinstance(item, (tuple, list)):
-        return all(map(_is_nothing, item))
+        return all(map(_has_no_row, item))
     if isinstance(item, Mapping):
-        return all(map(_is_nothing, item.values()))
+        return all(map(_has_no_row, item.values()))
     shape: Any = getattr(item, "shape", None)
     return bool(shape) and shape[0] == 0

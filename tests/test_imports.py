@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["wording", "values"],
+    ["wording", "dense", "values"],
     ["stream_methods"],
     ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
     ["bad_input", "habits", "mended", "holding", "overload"],
