@@ -37,6 +37,7 @@ from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
 from tensair_dask.holding import are_groups, take_values
 from tensair_dask.mended import nodes_before, raise_upstream
+from tensair_dask.outputs import contents
 from tensair_dask.overload import Overload, check_overload
 from tensair_dask.prequential import Prequential
 from tensair_dask.prequential.records import as_seconds
@@ -915,6 +916,12 @@ def _check_delay(
 
 def _decided(output: Any) -> Any:
     """Arg max over the classes of two-dimensional outputs, else the values."""
+    if contents(output) is not None and not isinstance(output, list):
+        raise BatchError(
+            f"The model returns several outputs, in a {type(output).__name__}; say "
+            "which of them is scored with decide=, for example decide=lambda output: "
+            "output[0].argmax(1)."
+        )
     if hasattr(output, "detach"):
         output = output.detach().cpu().numpy()
     array = np.asarray(output)

@@ -443,3 +443,29 @@ async def test_in_one_pass_what_no_report_can_carry_is_learned_and_not_scored(c,
         await trainer.drain()
         assert [report.learned for report in reports] == [True] * 3
         assert (scores.records, node.unscored) == (0, 48)
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_which_of_several_outputs_is_scored_is_to_be_said(one_pass, caplog):
+    river = pytest.importorskip("river.metrics", reason="needs river")
+
+    @one()
+    async def run(c, s, a):
+        async with ta.Trainer(c, **named(keep_predictions=one_pass)) as trainer:
+            source = Stream(asynchronous=True)
+            scores, others = (ta.Prequential(river.Accuracy()) for _ in range(2))
+            node = source.predict_then_train(trainer, scores)
+            source.predict_then_train(
+                trainer, others, decide=lambda output: output.logits.argmax(1)
+            )
+            for item in class_data(3):
+                await source.emit(item)
+            await trainer.drain()
+            assert (scores.records, node.unscored) == (0, 48)
+            assert others.records == 48
+
+    run()
+    assert "an Output of several outputs" in caplog.text.replace(
+        "a Output", "an Output"
+    )
+    assert "decide=" in caplog.text
