@@ -37,7 +37,7 @@ from tensair_dask.placement import (
     place_more,
     place_replicas,
 )
-from tensair_dask.replica import RECIPE, Peer, Replica, ReplicaPlan
+from tensair_dask.replica import RECIPE, Change, Peer, Replica, ReplicaPlan
 from tensair_dask.starting import start_replica
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.training_thread import Outcome
@@ -101,6 +101,8 @@ class ReplicaHandle:
         self.lane = Lane(place.address, self.learn)
         self.unwanted = False
         self.begun = False
+        # Of the structure of the model, that it has made when it was built.
+        self.changes = 0
         self._client = client
         self._direct = direct
 
@@ -219,6 +221,8 @@ class Starter:
     ----------
     modules
         Of the user's; known when `look` has been called.
+    changes
+        Of the structure of the model, which new replicas repeat.
     """
 
     def __init__(
@@ -233,6 +237,7 @@ class Starter:
         self.client = client
         self.run_id = run_id
         self.modules = UserModules()
+        self.changes: list[Change] = []
         self._recipe = recipe
         self.device = device
         self.settings = settings
@@ -456,6 +461,7 @@ class Starter:
             self.settings,
             self._name,
             self._token,
+            tuple(self.changes),
         )
         future = self.client.submit(
             start_replica,
@@ -466,7 +472,19 @@ class Starter:
             key=f"tensair-{self.run_id[:8]}-{number}",
             pure=False,
         )
-        return ReplicaHandle(self.client, name, place, future, direct)
+        handle = ReplicaHandle(self.client, name, place, future, direct)
+        handle.changes = len(plan.changes)
+        return handle
+
+    async def bring_up(self, handle: ReplicaHandle) -> None:
+        """Let a replica make the changes of the structure since it was begun.
+
+        Call it while none can be made.
+        """
+        if missing := self.changes[handle.changes :]:
+            seconds = config.get_seconds("timeouts.start")
+            await handle.call_within(seconds, "repeat", missing)
+            handle.changes = len(self.changes)
 
     async def built(self, handle: ReplicaHandle) -> ReplicaHandle | Exception:
         """Build a replica when its worker has begun; give why, if that fails."""

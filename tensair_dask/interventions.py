@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from tensair_dask import config
@@ -14,13 +16,18 @@ from tensair_dask.cluster import ReplicaHandle
 from tensair_dask.dispatch import Dispatcher
 from tensair_dask.errors import (
     ClusterError,
+    ModelError,
+    ReplicaLostError,
     TensairError,
     TensairTimeoutError,
 )
 from tensair_dask.faults import Moment, reach
+from tensair_dask.replica import Change
 from tensair_dask.transfer import UserModules
 
 __all__ = ["Interventions"]
+
+logger = logging.getLogger(__name__)
 
 
 class Interventions:
@@ -46,6 +53,8 @@ class Interventions:
         self.alone = asyncio.Lock()
         # Of the user's: known when they have started.
         self.modules = UserModules()
+        # Those of the structure, in order: replicas that join repeat them.
+        self.changes: list[Change] = []
         self._doing: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
@@ -78,7 +87,97 @@ class Interventions:
             alive. The models are then as they were.
         """
         payload = self.modules.dumps(function, "The function")
-        await self._everywhere("change", payload, seed, done=done)
+
+        async def work() -> None:
+            await self._change_structure(Change(payload, seed))
+            if done is not None:
+                done()
+
+        await self.undisturbed(work)
+
+    async def _change_structure(self, change: Change) -> None:
+        """Change one; if it has another structure then, all make the same change.
+
+        All of them, or none: what fails at one is undone everywhere.
+        """
+        source, layout = await self._change_one("change", change.function, change.seed)
+        if layout is None:  # values only
+            await self._copy_to_all({source}, "change", change.function, change.seed)
+            return
+        change = replace(change, layout=layout)
+        changed = {source}
+        try:
+            self._check_room()
+            while others := self._alive_but(changed):
+                await self._change_alike(others, change, changed)
+            await self._agree(changed)
+        except BaseException:
+            await self._end_change(changed, kept=False)
+            raise
+        self.changes.append(change)
+        await self._end_change(changed, kept=True)
+
+    def _check_room(self) -> None:
+        most = int(config.get("replicas.changes"))
+        if len(self.changes) >= most:
+            raise ModelError(
+                f"The structure of the model has been changed {len(self.changes)} "
+                "times, which every replica that joins has to repeat; allowed are "
+                f"{most} (tensair.replicas.changes). Let model= build the changed "
+                "model, and go on from a checkpoint."
+            )
+
+    def _alive_but(self, those: set[ReplicaHandle]) -> list[ReplicaHandle]:
+        return [each for each in self._calls.alive() if each not in those]
+
+    async def _change_alike(
+        self,
+        others: list[ReplicaHandle],
+        change: Change,
+        changed: set[ReplicaHandle],
+    ) -> None:
+        """Let others make a change of the structure; add those that have made it."""
+        answers = await asyncio.gather(
+            *(
+                self._ask(each, "change", change.function, change.seed, change.layout)
+                for each in others
+            ),
+            return_exceptions=True,
+        )
+        pairs = list(zip(others, answers, strict=True))
+        changed.update(
+            each for each, answer in pairs if not isinstance(answer, BaseException)
+        )
+        for _, answer in pairs:
+            lost = (ReplicaLostError, TensairTimeoutError)
+            if isinstance(answer, BaseException) and not isinstance(answer, lost):
+                raise answer
+
+    async def _agree(self, changed: set[ReplicaHandle]) -> None:
+        """Let all that were changed alike take over the values of one."""
+        copied: set[ReplicaHandle] = set()
+        while True:
+            alive = [each for each in self._calls.alive() if each in changed]
+            if not alive:
+                raise ReplicaLostError(
+                    "The replicas were lost while their structure was changed."
+                )
+            source = next((each for each in alive if each in copied), alive[0])
+            copied.add(source)
+            others = [each for each in alive if each not in copied]
+            if not others:
+                return
+            copied.update(await self.copy(source, others))
+
+    async def _end_change(self, changed: set[ReplicaHandle], kept: bool) -> None:
+        alive = [each for each in self._calls.alive() if each in changed]
+        answers = await asyncio.gather(
+            *(self._ask(each, "end_change", kept) for each in alive),
+            return_exceptions=True,
+        )
+        for each, answer in zip(alive, answers, strict=True):
+            if isinstance(answer, BaseException):
+                logger.warning("A change did not end at %s: %s", each.name, answer)
 
     async def restore(self, snapshot: Any) -> None:
         """Put a `snapshot` of before into all replicas."""
@@ -136,29 +235,34 @@ class Interventions:
         await self.undisturbed(work)
 
     async def _change_each(self, method: str, *args: Any) -> None:
-        changed: set[ReplicaHandle] = set()
+        source, _ = await self._change_one(method, *args)
+        await self._copy_to_all({source}, method, *args)
+
+    async def _copy_to_all(
+        self, changed: set[ReplicaHandle], method: str, *args: Any
+    ) -> None:
+        """Let all have what some have; if these are lost, change one anew."""
         while True:
             alive = self._calls.alive()
             source = next((each for each in alive if each in changed), None)
             if source is None:
-                source = await self._change_one(method, *args)
+                source, _ = await self._change_one(method, *args)
                 changed.add(source)
             others = [each for each in alive if each not in changed]
             if not others:
                 return
             changed.update(await self.copy(source, others))
 
-    async def _change_one(self, method: str, *args: Any) -> ReplicaHandle:
-        async def change(handle: ReplicaHandle) -> ReplicaHandle:
-            await self._ask(handle, method, *args)
-            return handle
+    async def _change_one(self, method: str, *args: Any) -> tuple[ReplicaHandle, Any]:
+        async def change(handle: ReplicaHandle) -> tuple[ReplicaHandle, Any]:
+            return handle, await self._ask(handle, method, *args)
 
         return await self._calls.put(method, change)
 
-    async def _ask(self, handle: ReplicaHandle, method: str, *args: Any) -> None:
+    async def _ask(self, handle: ReplicaHandle, method: str, *args: Any) -> Any:
         """Ask for a change; give up a replica that may make it at any later moment."""
         try:
-            await self._calls.ask(handle, method, *args)
+            return await self._calls.ask(handle, method, *args)
         except TensairTimeoutError as error:
             if any(each is not handle for each in self._calls.alive()):
                 self._dispatcher.lose(handle.lane, error)

@@ -6,6 +6,7 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -47,6 +48,14 @@ from tensair_dask.refusals import explain, of_backward, of_loss
 from tensair_dask.rollback import Rollback
 from tensair_dask.schedule import Schedule, has_schedule
 from tensair_dask.scoring import Scoring, Totals, map_tensors, shapes
+from tensair_dask.structure import (
+    Groups,
+    Parameters,
+    attributes_of,
+    describe,
+    groups_of,
+    reconcile,
+)
 from tensair_dask.unsuitable import Claim, refuse_wrapped, warn_of_layers
 from tensair_dask.wording import in_words
 
@@ -179,6 +188,10 @@ class Learner:
             set(each.defaults).intersection(*each.param_groups)
             for each in self.optimizers
         ]
+        self._kinds = _kinds(recipe, self.arena)
+        self._built = self._described()
+        self._attributes = attributes_of(self.model)
+        self._undo: Callable[[], None] | None = None
         self.hidden_state = hidden_state(self.optimizers)
         self._schedule: Schedule | None = None
         if recipe.schedule is not None:
@@ -381,37 +394,149 @@ class Learner:
             )
             return None
 
-    def change(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
-        """Call a function with model and optimizers; it may change both in place.
+    def change(
+        self,
+        function: Callable[[Any, Sequence[Any]], Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Call a function with model and optimizers; it may change both.
+
+        Parameters
+        ----------
+        function
+            It may put other parameters in the place of those that are trained, add
+            some, freeze and thaw some: the optimizers follow.
+        check
+            Called if it did, to see whether the new ones will do.
+
+        Returns
+        -------
+        restructured
+            Whether it did. The change can be undone, until it is kept.
 
         Raises
         ------
-        ModelError
-            If it puts other parameters in the place of those that are trained.
-        OptimizerError
-            If it attaches hooks to an optimizer, which cannot be copied.
+        ModelError, OptimizerError
+            If nothing is left to train, if a new parameter has no place in the
+            optimizers, or if hooks were attached to these, which cannot be copied.
         Exception
             What it raises. Model and optimizers are then as they were.
         """
-        before = Rollback(self.model, self.optimizers)
+        undo = self._undoing()
         hooks = StepHooks(self.optimizers)
         attributes = Attributes(self.model)
+        was = self._described()
         try:
             function(self.model, self.optimizers)
             hooks.check()
-            if not before.keeps_structure():
-                raise ModelError(
-                    "The function has put other parameters in the place of those that "
-                    "are trained, or frozen some. Change their values in place, for "
-                    "example with layer.reset_parameters() or parameter.copy_(...)."
-                )
-            attributes.check()
-            if self._schedule is not None:
-                self._schedule.keep_changes()
+            restructured = self._described() != was or not self._is_in_place()
+            if restructured:
+                self._restructure(*was)
+                check()
+            else:
+                attributes.check()
+                if self._schedule is not None:
+                    self._schedule.keep_changes()
+            self._settle()
+            if restructured and not self._stepper.is_plain:
+                self._see_that_it_steps()
         except BaseException:
-            before.restore()
+            undo()
             raise
-        self._settle()
+        self._undo = undo
+        return restructured
+
+    def undo_change(self) -> None:
+        """Undo the last `change`, if it was not kept."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+    def keep_change(self) -> None:
+        """Let go of what `undo_change` would need: a copy of all there was."""
+        self._undo = None
+
+    def _undoing(self) -> Callable[[], None]:
+        """Give what puts everything back to where it is now."""
+        before = Rollback(self.model, self.optimizers)
+        arena = self.arena
+
+        def undo() -> None:
+            before.restore()
+            self._claim_parameters(arena)
+            self._state.grown()
+            if self._schedule is not None:
+                self._schedule.begin()
+            self._settle()
+
+        return undo
+
+    def _described(self) -> tuple[Parameters, Groups]:
+        return describe(self.model), groups_of(self.model, self.optimizers)
+
+    def _is_in_place(self) -> bool:
+        """Whether the parameters are the same objects still; values are brought back.
+
+        One that was put in the place of another begins without a state of the
+        optimizer, and so is a change of structure.
+        """
+        known = {id(each) for each in self.arena.parameters}
+        if any(
+            each.requires_grad and id(each) not in known
+            for each in self.model.parameters()
+        ):
+            return False
+        if not self.arena.homes.hold():
+            self.arena.homes.mend()
+        return True
+
+    def _restructure(self, was: Parameters, were_in: Groups) -> None:
+        """Let optimizers and arena follow; what is kept keeps its state."""
+        self.model.to(self.device)
+        held = {id(each) for each in self.arena.parameters}
+        for parameter in self.model.parameters():
+            parameter.grad = None
+            if id(parameter) in held and not parameter.requires_grad:
+                parameter.data = parameter.data.clone()  # or it would keep the buffer
+        reconcile(self.model, self.optimizers, was, were_in, self._kinds)
+        self._claim_parameters(Arena(self.model))
+        if not self.arena.parameters:
+            raise ModelError(
+                "The function has frozen all parameters: nothing would be trained. "
+                "Leave one as it is, or call trainer.set_mode('never')."
+            )
+        check_optimizers(self.optimizers, self.arena)
+        self._state.grown()
+        self._state_was_checked = False
+        self.moves = self.moves or _with_max_norm(self.model) is not None
+        if self._schedule is not None:
+            self._schedule.begin()
+
+    def _claim_parameters(self, arena: Arena) -> None:
+        self.claim.release()
+        self.arena = arena
+        self.claim = Claim(arena.parameters)
+
+    def structure(self) -> dict[str, Any]:
+        """Tell how parameters and groups differ from what the factory has built.
+
+        Returns
+        -------
+        structure
+            Arguments of `reshape`; empty if they do not differ.
+        """
+        parameters, groups = self._described()
+        if (parameters, groups) == self._built:
+            return {}
+        return {
+            "parameters": _others(parameters, self._built[0]),
+            "groups": groups,
+            "attributes": _others(attributes_of(self.model), self._attributes),
+        }
+
+    def layout(self) -> str:
+        """Tell all on which replicas must agree to exchange gradients, in order."""
+        return json.dumps(self._described())
 
     def _settle(self, share: Share | None = None) -> None:
         """See how to step, and what to share, with the optimizers as they are now.
@@ -591,6 +716,7 @@ class Learner:
         return {
             "model": state,
             "made": self._state.made(),
+            "structure": self.structure(),
             "optimizers": [
                 copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
             ],
@@ -792,6 +918,20 @@ def _build_optimizers(recipe: Recipe, arena: Arena) -> list[torch.optim.Optimize
         for kind, parameters in kinds.items()
         if parameters
     ]
+
+
+def _others(now: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what is not as it was built."""
+    nothing = object()
+    return {key: each for key, each in now.items() if built.get(key, nothing) != each}
+
+
+def _kinds(recipe: Recipe, arena: Arena) -> list[str]:
+    """Of which kind each optimizer is; empty if one holds all."""
+    if not isinstance(recipe.optimizer, Mapping):
+        return []
+    kinds = {"dense": arena.dense, "sparse": arena.tables}
+    return [kind for kind, parameters in kinds.items() if parameters]
 
 
 def _build_optimizer(

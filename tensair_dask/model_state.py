@@ -14,7 +14,7 @@ import torch
 
 from tensair_dask.errors import ModelError
 
-__all__ = ["ModelState"]
+__all__ = ["ModelState", "modules_plainly", "named_plainly"]
 
 # How a buffer was built: its shape and dtype; None if there was none.
 _Built: TypeAlias = "tuple[torch.Size, torch.dtype] | None"
@@ -40,13 +40,13 @@ class ModelState:
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
         self._model = model
         self._device = device
-        self.rebuilt()
-
-    def rebuilt(self) -> None:
-        """Take the model as it is now for what its factory builds."""
-        plain = self._plain()
-        self._modules = {plain(f"{name}.") for name, _ in _modules(self._model)}
         self._built = self._buffers()
+        self._modules: set[str] = set()
+        self.grown()
+
+    def grown(self) -> None:
+        """Take note of modules that each copy of the model has, from now on."""
+        self._modules = set(modules_plainly(self._model))
 
     def copy(self) -> dict[str, Any]:
         """Copy parameters, buffers and all else to the CPU, by plain names."""
@@ -129,12 +129,13 @@ class ModelState:
             Of torch, if something else does not fit. What is here is then half
             replaced.
         """
-        plain = self._plain()
-        modules = {plain(f"{name}."): each for name, each in _modules(self._model)}
+        modules = modules_plainly(self._model)
         state = self._named_plainly(state)
         for name in {*self.made(), *made}:
             path, dot, leaf = name.rpartition(".")
             module = modules.get(path + dot)
+            if module is None and state.get(name) is None:
+                continue
             if module is None:
                 raise ModelError(f"{name!r} has no place here: there is no {path!r}.")
             if name in made:
@@ -154,25 +155,7 @@ class ModelState:
     # ---- names ------------------------------------------------------------------
 
     def _plain(self) -> Callable[[str], str]:
-        """Give a function that leaves out of a name what torch.compile adds."""
-        added = sorted(
-            (
-                f"{name}.{_WRAPPED}".lstrip(".")
-                for name, module in _modules(self._model)
-                if type(module).__name__ == "OptimizedModule"
-            ),
-            key=len,
-            reverse=True,
-        )
-
-        def plain(name: str) -> str:
-            for prefix in added:  # the innermost first
-                if name.startswith(prefix):
-                    kept = len(prefix) - len(_WRAPPED)
-                    name = name[:kept] + name[len(prefix) :]
-            return "" if name == "." else name
-
-        return plain
+        return _plain(self._model)
 
     def _named_plainly(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Leave out of names what torch.compile adds, also in states of elsewhere."""
@@ -218,7 +201,43 @@ def _set(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None
     if name in module._buffers:
         setattr(module, name, value)
         return
+    if value is None:
+        return
     # Some keep None there until they register it.
     if module.__dict__.get(name, value) is None:
         del module.__dict__[name]
     module.register_buffer(name, value)
+
+
+def named_plainly(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Give the parameters of a model, each once, by names without torch.compile's."""
+    plain = _plain(model)
+    return {plain(name): each for name, each in model.named_parameters()}
+
+
+def modules_plainly(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Give the modules of a model, by plain names with a dot; "" is the model."""
+    plain = _plain(model)
+    return {plain(f"{name}."): module for name, module in _modules(model)}
+
+
+def _plain(model: torch.nn.Module) -> Callable[[str], str]:
+    """Give a function that leaves out of a name what torch.compile adds."""
+    added = sorted(
+        (
+            f"{name}.{_WRAPPED}".lstrip(".")
+            for name, module in _modules(model)
+            if type(module).__name__ == "OptimizedModule"
+        ),
+        key=len,
+        reverse=True,
+    )
+
+    def plain(name: str) -> str:
+        for prefix in added:  # the innermost first
+            if name.startswith(prefix):
+                kept = len(prefix) - len(_WRAPPED)
+                name = name[:kept] + name[len(prefix) :]
+        return "" if name == "." else name
+
+    return plain

@@ -167,6 +167,7 @@ class Newcomers:
         """
         joined: list[ReplicaHandle] = []
         async with self._interventions.alone:
+            await asyncio.gather(*map(self._starter.bring_up, joining))
             # Most of the way without holding anything.
             await self._interventions.flush()
             start = time.perf_counter()

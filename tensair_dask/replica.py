@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import time
 import weakref
 from collections.abc import Sequence
@@ -42,10 +44,29 @@ from tensair_dask.telemetry.worker import WorkerTelemetry
 from tensair_dask.training_thread import Outcome, Status, TrainingThread
 from tensair_dask.wording import in_words
 
-__all__ = ["RECIPE", "Peer", "Replica", "ReplicaPlan"]
+__all__ = ["RECIPE", "Change", "Peer", "Replica", "ReplicaPlan"]
 
 # What travels to the workers, in messages to people.
 RECIPE = "The model, loss, optimizer or metrics"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the model on all replicas.
+
+    Attributes
+    ----------
+    function
+        Pickled: ``function(model, optimizers)``.
+    seed
+        For torch while it runs.
+    layout
+        Of the parameters afterwards; None where it is not known.
+    """
+
+    function: bytes
+    seed: int
+    layout: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,8 @@ class ReplicaPlan:
         What people call the trainer; None if heartbeats shall not tell of it.
     token
         Proves to the other replicas of the run that this is one; see `GradientMessage`.
+    changes
+        Of the structure, since the run began: made when it is built.
     """
 
     run_id: str
@@ -77,6 +100,7 @@ class ReplicaPlan:
     settings: Settings | None = None
     trainer: str | None = None
     token: str = ""
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,10 +233,22 @@ class Replica:
         self.exchange.forget_sealed()
 
     async def restore(self, snapshot: Packed) -> None:
-        """Take over a packed `snapshot` of before, but for its clock."""
+        """Take over a packed `snapshot` of before, but for its clock.
+
+        Raises
+        ------
+        ModelError
+            If the structure was changed since; nothing is taken over then.
+        """
 
         def take_over() -> None:
-            self._load(unpack(snapshot))
+            values = unpack(snapshot)
+            if values["structure"] != self.learner.structure():
+                raise ModelError(
+                    "The model has another structure now than when it was copied: "
+                    "there is no way back to it."
+                )
+            self._load(values)
             self.exchange.replaced()
 
         await self._thread.call(take_over)
@@ -252,8 +288,10 @@ class Replica:
         self.learner.load(snapshot["model"], snapshot["optimizers"], share, made)
         self.exchange.publish_as(self.learner.share)
 
-    async def change(self, function: bytes, seed: int) -> None:
-        """Let a pickled ``function(model, optimizers)`` change both in place.
+    async def change(
+        self, function: bytes, seed: int, layout: str | None = None
+    ) -> str | None:
+        """Let a pickled ``function(model, optimizers)`` change both.
 
         Parameters
         ----------
@@ -261,20 +299,68 @@ class Replica:
             Pickled.
         seed
             For torch while it runs.
+        layout
+            What a peer has returned whose structure this has changed; None if none
+            has been changed yet.
+
+        Returns
+        -------
+        layout
+            Of the parameters, if these are others now; None if not. It can then be
+            undone until it is kept: see `end_change`.
 
         Raises
         ------
+        ModelError
+            If the structure differs from that of the peer.
         Exception
-            What it raises; model and optimizers are then as they were.
+            What the function raises; model and optimizers are then as they were.
+        """
+        return await self._thread.call(
+            functools.partial(self._change, Change(function, seed, layout))
+        )
+
+    def _change(self, change: Change) -> str | None:
+        learner, exchange = self.learner, self.exchange
+        learner.follow(exchange.clock.version)
+        if not _restructured(self._plan, learner, change) and change.layout is None:
+            learner.keep_change()
+            exchange.publish_as(learner.share)
+            exchange.replaced()
+            return None
+        self._settle_exchange()
+        return learner.layout()
+
+    def _settle_exchange(self) -> None:
+        self.exchange.restructured(self.learner.arena)
+        self.exchange.publish_as(self.learner.share)
+        self.exchange.replaced()
+
+    async def end_change(self, kept: bool) -> None:
+        """Keep the last change of the structure, or undo it."""
+
+        def run() -> None:
+            if kept:
+                self.learner.keep_change()
+            else:
+                self.learner.undo_change()
+                self._settle_exchange()
+
+        await self._thread.call(run)
+
+    async def repeat(self, changes: Sequence[Change]) -> None:
+        """Make changes of the structure that peers have made while this was built.
+
+        Raises
+        ------
+        ModelError
+            If they do not give what they gave there.
         """
 
         def run() -> None:
-            call = _unpickled(function, self._plan, "The function")
-            self.learner.follow(self.exchange.clock.version)
-            with seeded(seed):
-                self.learner.change(call)
-            self.exchange.publish_as(self.learner.share)
-            self.exchange.replaced()
+            for change in changes:
+                _repeat(self._plan, self.learner, change)
+            self._settle_exchange()
 
         await self._thread.call(run)
 
@@ -632,9 +718,47 @@ def _build(plan: ReplicaPlan) -> Learner:
             "the worker has."
         ) from error
     learner = Learner(recipe, device)
+    _check_parameters(plan, learner)
+    for change in plan.changes:
+        _repeat(plan, learner, change)
+    return learner
+
+
+def _check_parameters(plan: ReplicaPlan, learner: Learner) -> None:
     settings = plan.settings or Settings.configured()
     check_parameters(learner.model, learner.arena, settings.compression)
-    return learner
+
+
+def _restructured(plan: ReplicaPlan, learner: Learner, change: Change) -> bool:
+    """Change a learner; whether its structure is another then, as it must be."""
+    function = _unpickled(change.function, plan, "The function")
+    with seeded(change.seed):
+        restructured = learner.change(
+            function, lambda: _check_parameters(plan, learner)
+        )
+    if change.layout is not None and learner.layout() != change.layout:
+        difference = _difference(learner.layout(), change.layout)
+        learner.undo_change()
+        raise ModelError(
+            "The function has given this replica another structure than its peer: "
+            f"{difference}. It is called once on each replica, also on those that "
+            "join later, and must do the same on all: let it depend on no file, no "
+            "clock, and no value of the model."
+        )
+    return restructured
+
+
+def _repeat(plan: ReplicaPlan, learner: Learner, change: Change) -> None:
+    _restructured(plan, learner, change)
+    learner.keep_change()
+
+
+def _difference(mine: str, theirs: str) -> str:
+    ours, others = (json.loads(each)[0] for each in (mine, theirs))
+    for name in {**ours, **others}:
+        if ours.get(name) != others.get(name):
+            return f"{name!r} is {ours.get(name)} here and {others.get(name)} there"
+    return "the parameters are in other groups of the optimizers"
 
 
 def _explained(learner: Learner, error: BaseException, group: Any, samples: int) -> Any:

@@ -49,19 +49,6 @@ class Rollback:
         ]
         self._states = [copy.deepcopy(each.state_dict()) for each in optimizers]
 
-    def keeps_structure(self) -> bool:
-        """Whether all parameters are the same objects at the same places still."""
-        now = list(self._model.parameters())
-        return len(now) == len(self._parameters) and all(
-            parameter is was
-            and parameter.data_ptr() == data.data_ptr()
-            and parameter.shape == data.shape
-            and parameter.requires_grad == trained
-            for parameter, (was, data, trained) in zip(
-                now, self._parameters, strict=True
-            )
-        )
-
     def restore(self) -> None:
         """Put everything back."""
         for module, attributes, contents in self._modules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
@@ -11,10 +12,16 @@ from weakref import WeakKeyDictionary
 
 from tensair_dask.adaptation import Modes
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
-from tensair_dask.errors import CheckpointError, CheckpointMissingError
+from tensair_dask.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ModelError,
+    OptimizerError,
+)
 from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.interventions import Interventions
 from tensair_dask.ledger import Ledger
+from tensair_dask.structure import reshape
 
 __all__ = ["Every", "Path", "Saving"]
 
@@ -153,6 +160,7 @@ class Saving:
         checkpoint = Checkpoint(
             model=snapshot["model"],
             made=snapshot["made"],
+            structure=snapshot["structure"],
             optimizers=snapshot["optimizers"],
             clock=snapshot["clock"],
             adaptation=adaptation,
@@ -231,8 +239,21 @@ class Saving:
             "clock": {BEFORE: version},
             "taken": {},
         }
+        if checkpoint.structure:
+            await self._grow(checkpoint.structure)
         await self._interventions.go_on_from(pack(snapshot))
         self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
         for name, each in self._scores.items():
             each.load_state_dict(checkpoint.scores[name])
         self._ledger.restored(checkpoint.positions)
+
+    async def _grow(self, structure: dict[str, Any]) -> None:
+        """Let the model have the structure of the one that was saved."""
+        try:
+            await self._interventions.change(
+                functools.partial(reshape, **structure), seed=0
+            )
+        except (ModelError, OptimizerError) as error:
+            raise CheckpointError(
+                f"The checkpoint is of a model of another structure. {error}"
+            ) from error

@@ -446,6 +446,7 @@ class Trainer:
             await self._membership.start()
             await self._membership.look()  # what they share, and have to say
             self._adapting.interventions.modules = self._starter.modules
+            self._adapting.interventions.changes = self._starter.changes
             await self._go_on()
             await self._adapting.start()
         except BaseException:
@@ -971,6 +972,14 @@ class Trainer:
         The stream is held for a moment, every gradient is applied everywhere, one
         replica is changed, and the others take over its model and optimizer state.
 
+        It may also change the structure: a class more, a layer thawed, a layer more.
+        Then it is called on each replica, also on those that join later
+        (``tensair.replicas.changes`` of them are kept), and must do the same on all.
+        The optimizer follows: parameters that stay keep their state, others begin
+        without; new ones belong to its group if it has one, else put them into one. A
+        restored model grows by itself to what a checkpoint has of the layers that
+        ``model`` builds; layers that are new must be built by ``model``.
+
         Parameters
         ----------
         function
@@ -980,8 +989,9 @@ class Trainer:
 
         Raises
         ------
-        ModelError
-            If it puts other parameters in the place of those that are trained.
+        ModelError, OptimizerError
+            If nothing is left to train, if a new parameter has no place in the
+            optimizers, or if replicas would have other structures.
         KilledReplicasError
             If it ends the processes in which it is called.
         Exception

@@ -51,6 +51,7 @@ LEVELS = [
         "rollback",
         "scoring",
         "model_state",
+        "structure",
         "broadcasts",
         "criterion",
         "attributes",

@@ -37,6 +37,9 @@ class Checkpoint:
     made
         Names in ``model`` of the buffers that were made, grown or changed in type
         while it ran: a model that is built anew has others there, or none.
+    structure
+        How parameters and groups of the optimizers differ from what the model factory
+        built: see `tensair_dask.structure.reshape`. Empty if they do not.
     optimizers
         The ``state_dict()`` of each optimizer.
     clock
@@ -71,6 +74,7 @@ class Checkpoint:
     name: str = ""
     index: int = 0
     made: list[str] = field(default_factory=list)
+    structure: dict[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
     versions: dict[str, str] = field(default_factory=_versions)
 

@@ -50,6 +50,9 @@ _KINDS: dict[str, Any] = {
     "versions": dict,
 }
 
+# What there was not from the beginning.
+_LATER: dict[str, Any] = {"made": list, "structure": dict}
+
 
 def encode(checkpoint: Checkpoint) -> list[memoryview]:
     """Write a checkpoint into memory.
@@ -123,8 +126,9 @@ def decode(data: Any, path: str = "the checkpoint") -> Checkpoint:
             raise _foreign(path, f"its {name} is {found}")
         values[name] = content[name]
     # Files that were written before there was such a thing have none.
-    if isinstance(content.get("made"), list):
-        values["made"] = content["made"]
+    for name, kind in _LATER.items():
+        if isinstance(content.get(name), kind):
+            values[name] = content[name]
     return Checkpoint(**values)
 
 

@@ -9,7 +9,7 @@ import torch
 from tensair_dask.errors import ModelError
 from tensair_dask.exchange.homes import Homes
 
-__all__ = ["Arena", "Layout"]
+__all__ = ["Arena", "Layout", "sparse_tables"]
 
 # Parameters start at multiples of this many bytes, as torch's own allocations do:
 # vector kernels are slower on unaligned data.
@@ -118,7 +118,7 @@ class Arena:
                 f"({', '.join(sorted(map(str, devices)))}); all must be on one."
             )
         self.device = devices.pop() if devices else torch.device("cpu")
-        sparse = _sparse_tables(model)
+        sparse = sparse_tables(model)
         self.dense = [p for p in self.parameters if id(p) not in sparse]
         self.tables = [p for p in self.parameters if id(p) in sparse]
         self.layout = Layout(self.dense)
@@ -132,7 +132,7 @@ class Arena:
         self.homes = Homes(model, self.parameters)
 
 
-def _sparse_tables(model: torch.nn.Module) -> set[int]:
+def sparse_tables(model: torch.nn.Module) -> set[int]:
     """Ids of the weights whose gradients are rows."""
     return {
         id(module.weight)

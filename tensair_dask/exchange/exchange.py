@@ -132,6 +132,7 @@ class Exchange:
         self._arena = arena
         settings = settings or Settings.configured()
         self._accumulator = self._gathering(settings.share)
+        self._compression = settings.compression
         self._compressor = make_compressor(settings.compression)
         self._gate = Gate(run_id, origin, arena, token)
         self._inbox = Inbox()
@@ -364,6 +365,18 @@ class Exchange:
     def _gathering(self, share: Share | None) -> Movement | GradientSum:
         gathering = Movement if share == "update" else GradientSum
         return gathering(self._run_id, self.origin, self._arena, self._token)
+
+    def restructured(self, arena: Arena) -> None:
+        """Exchange gradients of other parameters from now on; all peers must, too.
+
+        There must be no gradient under way, nor any until all peers have done so: what
+        is of the other structure would be refused.
+        """
+        share = self.share
+        self._arena = arena
+        self._accumulator = self._gathering(share)
+        self._compressor = make_compressor(self._compression)
+        self._gate.fit(arena)
 
     def replaced(self) -> None:
         """Record that the parameters were set on all replicas, to be the same.

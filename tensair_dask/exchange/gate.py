@@ -100,6 +100,12 @@ class Gate:
         self._run_id = run_id
         self._token = token
         self._origin = origin
+        self.fit(arena)
+        self._members: set[str | None] = set()
+        self._logged: set[tuple[str, Any]] = set()
+
+    def fit(self, arena: Arena) -> None:
+        """Let in, from now on, what fits these parameters."""
         self._buffers = [
             (_name(dtype), (size,))
             for dtype, size in zip(arena.layout.dtypes, arena.layout.sizes, strict=True)
@@ -108,8 +114,6 @@ class Gate:
         self._tables = [
             (_name(table.dtype), tuple(table.shape)) for table in arena.tables
         ]
-        self._members: set[str | None] = set()
-        self._logged: set[tuple[str, Any]] = set()
 
     # ---- members ----------------------------------------------------------------
 
