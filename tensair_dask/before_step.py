@@ -54,11 +54,12 @@ class BeforeStep:
     @torch.no_grad()
     def take(self) -> None:
         """Remember what is there now; the gradients must lie at the parameters."""
+        copied = self._copied
         self._groups = [
-            [_copied(group) for group in each.param_groups] for each in self._optimizers
+            [copied(group) for group in each.param_groups] for each in self._optimizers
         ]
         self._states = [
-            {key: _copied(value) for key, value in each.state.items()}
+            {key: copied(value) for key, value in each.state.items()}
             for each in self._optimizers
         ]
         self._rows: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -119,6 +120,28 @@ class BeforeStep:
         ]
         self._tensors = tensors
 
+    def _copied(self, values: Any) -> Any:
+        """Copy what a step may replace; tensors stay those that they are.
+
+        But for sparse ones, whose structure changes in place.
+        """
+        if not isinstance(values, dict):
+            return self._kept("", values)
+        return {key: self._kept(key, value) for key, value in values.items()}
+
+    def _kept(self, key: Any, value: Any) -> Any:
+        simple = value is None or isinstance(value, (bool, int, float, str))
+        if key == "params" or simple:
+            return value
+        if isinstance(value, torch.Tensor):
+            return value.clone() if value.is_sparse else value
+        # Parameters that it refers to are those of the model.
+        own: dict[int, Any] = {id(each): each for each in self._arena.parameters}
+        try:
+            return copy.deepcopy(value, own)
+        except Exception:  # a lock, say: it stays as the step leaves it
+            return value
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back."""
@@ -145,21 +168,3 @@ class BeforeStep:
 
 def _is_dense(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_sparse
-
-
-def _copied(values: Any) -> Any:
-    """Copy what a step may replace; tensors stay those that they are.
-
-    But for sparse ones, whose structure changes in place.
-    """
-    if not isinstance(values, dict):
-        return values if isinstance(values, torch.Tensor) else copy.deepcopy(values)
-    return {key: _kept(key, value) for key, value in values.items()}
-
-
-def _kept(key: Any, value: Any) -> Any:
-    if key == "params" or value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_sparse else value
-    return copy.deepcopy(value)

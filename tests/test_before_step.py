@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -298,3 +299,40 @@ def test_a_state_that_is_made_half_later_on_counts_as_written(monkeypatch):
     monkeypatch.setattr(torch, "zeros_like", full)
     with pytest.raises(ReplicaFailedError, match="no room"):
         ours.learn(*data(), 8)
+
+
+class Holding(torch.optim.SGD):
+    """Keeps what cannot be copied, and refers to its parameters."""
+
+    def __init__(self, parameters: Any) -> None:
+        parameters = list(parameters)
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0]["lock"] = threading.Lock()
+        self.state["all"] = {"held": parameters, "counts": [0], "fails": False}
+
+    def step(self, closure: Any = None) -> None:
+        state = self.state["all"]
+        state["counts"][0] += 1
+        with torch.no_grad():
+            for parameter in state["held"]:
+                parameter -= 0.1 * parameter.grad
+        if state["fails"]:
+            raise RuntimeError("no")
+
+
+def test_what_cannot_be_copied_and_what_is_the_models_stays_as_it_is():
+    ours, plain = learner(optimizer=Holding), learner()
+    (optimizer,) = ours.optimizers
+    for fails in (False, True, False):
+        optimizer.state["all"]["fails"] = fails
+        if fails:
+            with pytest.raises(StepError):
+                ours.learn(*data(), 8)
+            continue
+        ours.learn(*data(), 8)
+        plain.learn(*data(), 8)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, ours.state_dict()[name], atol=1e-6)
+    assert optimizer.state["all"]["counts"] == [2]
+    for held, own in zip(optimizer.state["all"]["held"], ours.arena.dense, strict=True):
+        assert held is own
