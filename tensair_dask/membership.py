@@ -217,6 +217,10 @@ class Membership:
         """Ask all how they stand; those that have missed gradients catch up."""
         await self._catching_up.look()
 
+    async def hear(self) -> None:
+        """Ask those that report nothing how they stand, and what they have to say."""
+        await self._catching_up.confirm_the_idle()
+
     # ---- as many as are wished for ---------------------------------------------------
 
     async def fit(self, patience: float | None = None, asked: bool = False) -> None:

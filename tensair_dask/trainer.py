@@ -444,7 +444,7 @@ class Trainer:
             if self._shown:
                 await self._reporter.open()
             await self._membership.start()
-            await self._membership.look()  # what they share, and have to say
+            await self._membership.hear()  # what they share, and have to say
             self._adapting.interventions.modules = self._starter.modules
             self._adapting.interventions.changes = self._starter.changes
             await self._go_on()
@@ -1215,7 +1215,7 @@ class Trainer:
     async def _save(self, path: Path | None) -> str:
         await self._ready()
         written = await self._saving.save(path)
-        await self._membership.look()  # what there was to say about it
+        await self._membership.hear()  # what there was to say about it
         return written
 
     @classmethod
@@ -1227,9 +1227,9 @@ class Trainer:
         Give the model, loss and optimizer that it was saved with: a checkpoint holds
         values only, and cannot run code. The settings of the optimizer (learning rate,
         momentum) are those of the checkpoint, as torch has it, not those given; change
-        them with `apply`. Give the sources `positions`, so that they are read from
-        where the model stands; `events` tells how many mini-batches may be learned
-        twice.
+        them with `apply`. A ``schedule``, given again, goes on at the clock of the
+        checkpoint. Give the sources `positions`, so that they are read from where the
+        model stands; `events` tells how many mini-batches may be learned twice.
 
         Parameters
         ----------
@@ -1566,7 +1566,7 @@ class Trainer:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""
         await self._drain()
         await self._saving.finish()
-        await self._membership.look()  # what there was to say about it
+        await self._membership.hear()  # what there was to say about it
 
     def close(self) -> Any:
         """End the replicas. What was emitted and not reported is given up.

@@ -101,6 +101,20 @@ def test_schedulers_of_torch_give_the_rates_that_they_give_alone(name, counts):
             assert rates(one) == pytest.approx(expected[count], rel=1e-6), count
 
 
+@pytest.mark.parametrize("name", ["one cycle", "cyclic"])
+def test_schedulers_that_move_the_momentum_do_so(name):
+    one, reference = optimizer(), optimizer()
+    schedule = Schedule(FACTORIES[name], [one], Notices())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler = FACTORIES[name](reference)
+        for _ in range(7):
+            scheduler.step()
+    schedule.follow(7)
+    for mine, theirs in zip(one.param_groups, reference.param_groups, strict=True):
+        assert mine["momentum"] == pytest.approx(theirs["momentum"]) != 0.5
+
+
 def test_a_function_gives_a_factor_for_all_groups_of_all_optimizers():
     one, two = optimizer(), optimizer(lr=1.0)
     schedule = Schedule(falling, [one, two], Notices())

@@ -249,3 +249,11 @@ def test_a_page_tells_when_a_trainer_only_predicts():
     assert re.search("learning +1,280 samples/s", cluster.page())
     record.tell({"mode": "auto", "phase": "predicting"})
     assert re.search("predicting +1,280 samples/s", cluster.page())
+
+
+def test_a_page_tells_what_the_replicas_share():
+    cluster = Cluster()
+    record = cluster.open("flights")
+    assert not re.search("received +of", cluster.page())
+    record.tell({"share": "gradient"})
+    assert re.search("received +of gradients", cluster.page())

@@ -319,3 +319,10 @@ def test_the_summary_tells_mode_and_phase():
     )
     record.tell({"mode": "auto", "phase": "predicting"})
     assert record.summary(1)["phase"] == "predicting"
+
+
+def test_the_summary_tells_what_the_replicas_share():
+    record = TrainerRecord("run", "m", "client", target=1)
+    assert record.summary(1)["share"] == ""  # not known at the start
+    record.tell({"share": "update"})
+    assert record.summary(1)["share"] == "update"
