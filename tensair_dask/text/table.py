@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 __all__ = ["FingerprintTable"]
 
 # An entry is one number: the upper bits of the fingerprint, and the row below them. So
-# a look-up touches memory once, which beside busy processes is all that it costs.
+# a look-up touches memory once, which beside busy processes is nearly all that it
+# costs: what tells the lower bits is a small array.
 ROW_BITS = 24
 ROW = np.uint64((1 << ROW_BITS) - 1)
 SMALLEST = 10  # bits
@@ -17,9 +16,6 @@ SMALLEST = 10  # bits
 
 class FingerprintTable:
     """Maps fingerprints to rows, by open addressing; it grows as it is filled.
-
-    A fingerprint that is not in the table is taken for one that is with a chance of
-    less than 1 in 10 million.
 
     Parameters
     ----------
@@ -30,6 +26,8 @@ class FingerprintTable:
     def __init__(self, rows: int) -> None:
         assert rows <= int(ROW)
         self._count = 0
+        # By row, how its entry and its fingerprint differ: in the lower bits only.
+        self._rest = np.zeros(rows + 1, np.uint64)
         self._allocate(SMALLEST)
 
     def _allocate(self, bits: int) -> None:
@@ -52,8 +50,8 @@ class FingerprintTable:
         """
         places = fingerprints >> self._shift
         entries = self._entries[places]
-        right = (entries ^ fingerprints) <= ROW  # the tags are the same
         rows = (entries & ROW).astype(np.int32)
+        right = (entries ^ fingerprints) == self._rest[rows]
         rows *= right
         # Most are where they should be; the others go on, ever fewer.
         astray = np.flatnonzero(right < (entries != 0))
@@ -61,8 +59,9 @@ class FingerprintTable:
         while len(astray):
             places = (places + np.uint64(1)) & self._last
             entries = self._entries[places]
-            right = (entries ^ fingerprints[astray]) <= ROW
-            rows[astray] = np.where(right, entries & ROW, 0)
+            found = (entries & ROW).astype(np.int32)
+            right = (entries ^ fingerprints[astray]) == self._rest[found]
+            rows[astray] = np.where(right, found, 0)
             on = ~right & (entries != 0)
             astray, places = astray[on], places[on]
         return rows
@@ -75,19 +74,9 @@ class FingerprintTable:
             self._allocate(len(self._entries).bit_length())
             for entry in entries:
                 self._place(entry)
-        self._place(fingerprint & ~int(ROW) | row)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Copy the entries, as int64."""
-        return {"entries": self._entries[self._entries != 0].view(np.int64)}
-
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Hold what that held of which this is the `state_dict`."""
-        entries = np.array(state["entries"]).view(np.uint64).tolist()
-        self._count = len(entries)
-        self._allocate(max(SMALLEST, (2 * self._count).bit_length()))
-        for entry in entries:
-            self._place(entry)
+        entry = fingerprint & ~int(ROW) | row
+        self._rest[row] = entry ^ fingerprint
+        self._place(entry)
 
     def _place(self, entry: int) -> None:
         place = entry >> int(self._shift)

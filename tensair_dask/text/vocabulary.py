@@ -11,7 +11,7 @@ from tensair_dask import plain_state
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.text.sketch import CountMin
 from tensair_dask.text.table import FingerprintTable
-from tensair_dask.text.tokens import Tokens, tokenize
+from tensair_dask.text.tokens import Tokens, fingerprints_of, tokenize
 
 __all__ = ["NOTHING", "Read", "Vocabulary"]
 
@@ -130,7 +130,6 @@ class Vocabulary:
             "counts": self.counts.copy(),
             "total": self.total,
             "frozen": self.frozen,
-            "table": self._table.state_dict(),
             "seen": self._seen.state_dict(),
         }
         return plain_state.describe(self, self._parameters, state)
@@ -148,7 +147,10 @@ class Vocabulary:
         self.counts = np.array(found["counts"])
         self.total = int(found["total"])
         self.frozen = bool(found["frozen"])
-        self._table.load_state_dict(found["table"])
+        self._table = FingerprintTable(self.size)
+        fingerprints = fingerprints_of(self.words).tolist()
+        for row, fingerprint in enumerate(fingerprints, start=1):
+            self._table.put(fingerprint, row)
         self._seen.load_state_dict(found["seen"])
 
     @property

@@ -64,3 +64,10 @@ def test_a_key_can_be_asked_for_many_times_at_once():
     keys = [(0xAB << 56) + (low << 24) for low in (1, 2, 3)]
     table = filled(3, keys)
     assert table.find(uint64(keys[::-1] * 1000)).tolist() == [3, 2, 1] * 1000
+
+
+def test_keys_that_agree_in_their_upper_bits_are_told_apart():
+    keys = [(0xABCDEF << 40) + low for low in (1, 2, 3, 1 << 23)]
+    table = filled(4, keys)
+    assert table.find(uint64(keys)).tolist() == [1, 2, 3, 4]
+    assert table.find(uint64([(0xABCDEF << 40) + 4, 0xABCDEF << 40])).tolist() == [0, 0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -9,6 +10,28 @@ import pytest
 from tensair_dask.text.tokens import tokenize
 
 WORD = re.compile(r"[\w']+")
+
+
+def plain(text: str) -> list[str]:
+    """Words as the definition has them, character by character."""
+    text = unicodedata.normalize("NFC", text.lower()).replace("\u00ad", "")
+    found, current, joiners = [], "", ""
+    for at, letter in enumerate(text):
+        mark = unicodedata.category(letter)[0] == "M"
+        if letter in "\u200c\u200d":
+            joiners += letter if current else ""
+            continue
+        if letter == "\u2019" and current and not joiners:
+            before, after = text[at - 1], text[at + 1 : at + 2]
+            if before != "\u2019" and re.match(r"[\w']", after):
+                letter = "'"
+        if re.match(r"[\w']", letter) or (mark and current):
+            current += joiners + letter
+        elif current:
+            found.append(current)
+            current = ""
+        joiners = ""
+    return [*found, current] if current else found
 
 
 def words(text: str) -> list[str]:
@@ -47,7 +70,21 @@ TEXTS = {
     "emoji": "good 👍🏽 morning☀️to👨‍👩‍👧you",
     "Chinese": "我爱北京。天安门!",
     "Arabic": "السلام عليكم، 123 ٤٥٦",
-    "Hindi": "नमस्ते दुनिया",
+    "Hindi": "नमस्ते दुनिया, हिन्दी",
+    "Tamil": "தமிழ் மொழி!",
+    "Thai": "ภาษาไทยที่ดี น้ำ",
+    "vocalised Arabic": "مُحَمَّد، كِتَابٌ",
+    "pointed Hebrew": "שָׁלוֹם עוֹלָם",
+    "Persian with joiners": "می\u200cخواهم نمی\u200cدانم\u200c.",
+    "Sinhala with joiners": "ශ්\u200dරී ලංකා",
+    "accents of several kinds": unicodedata.normalize("NFD", "Việt Ǖber ệ résumé"),
+    "marks behind nothing": "\u0301a -\u0301b \u0301 c",
+    "marks behind emoji": "☀\ufe0fto ❤\ufe0f 1\ufe0f\u20e3",
+    "joiners behind nothing": "\u200da b\u200d \u200c \u200cc",
+    "hyphens that may show": "co\u00adope\u00adration \u00ad",
+    "Hangul of parts": unicodedata.normalize("NFD", "한국어 사람"),
+    "marks beyond 16 bits": "𑀓\U00011038𑀓 a\U000e0100b",
+    "curly quotes in a row": "’tis ’’ rock’n’roll dogs’ a’’b e\u0301’s",
     "digits that are letters": "x² ½ Ⅷ ①",
     "spaces that are not ASCII": "a\u00a0b\u2003c\u3000d\u2028e\u200bf",
     "lower case is ASCII": "\u212aelvin",  # the sign of the unit
@@ -59,20 +96,33 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_words_are_those_of_a_plain_expression(text):
-    assert words(text) == WORD.findall(text.lower())
+    assert words(text) == plain(text)
 
 
-def test_every_character_of_16_bits_is_part_of_a_word_or_not():
-    text = " ".join(f"a{chr(code)}b" for code in range(1 << 16))
-    assert words(text) == WORD.findall(text.lower())
+def test_words_of_ascii_are_those_of_a_plain_expression():
+    text = " ".join(f"a{chr(code)}b" for code in range(128))
+    assert words(text) == WORD.findall(text.lower()) == plain(text)
+
+
+def test_every_character_is_part_of_a_word_or_not():
+    text = " ".join(f"a{chr(code)}b" for code in range(0x20000))
+    assert words(text) == plain(text)
+
+
+def test_composed_and_decomposed_texts_have_the_same_words():
+    text = "Crème brûlée, Ångström, Việt Nam, ЙОД, が"
+    for form in ("NFC", "NFD"):
+        assert words(unicodedata.normalize(form, text)) == words(text)
 
 
 def test_words_of_random_texts_are_those_of_a_plain_expression():
     choose = random.Random(0)
     for _ in range(300):
-        letters = "aB_'9 \n.-" + choose.choice(["", "éЖ", "’👍", "ß中\u0301"])
+        letters = "aB_'9 \n.-" + choose.choice(
+            ["", "éЖ", "’👍", "ß中\u0301", "\u200d\u0301\u00ad", "क्\u200c’"]
+        )
         text = "".join(choose.choices(letters, k=choose.randrange(60)))
-        assert words(text) == WORD.findall(text.lower()), text
+        assert words(text) == plain(text), ascii(text)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n", "?!"])
@@ -131,20 +181,33 @@ def test_different_words_have_different_fingerprints():
     assert tokens.fingerprints.min() > 0
 
 
-@pytest.mark.parametrize("length", range(2, 25))
-def test_each_of_the_first_24_bytes_and_the_length_count(length):
+@pytest.mark.parametrize("length", [*range(2, 34), *range(60, 70), 200])
+def test_each_byte_and_the_length_count(length):
     changed = ["a" * at + "b" + "a" * (length - at - 1) for at in range(length)]
     several = ["a" * length, "a" * (length - 1), *changed]
     assert len(set(fingerprints(*several))) == len(several)
 
 
-def test_longer_words_are_told_apart_by_their_first_24_bytes_and_their_length():
-    start = "abcdefghijklmnopqrstuvwx"
-    one, same, longer, other, shorter = fingerprints(
-        start + "yz", start + "12", start + "yzz", "z" + start[1:] + "yz", start
-    )
-    assert one == same
-    assert len({one, longer, other, shorter}) == 4
+@pytest.mark.parametrize(
+    "several",
+    [
+        ["представительство", "представительница", "представительствa"],
+        ["http_get_request_handler_v1", "http_get_request_handler_v2"],
+        ["abcdefgh" * 6, "abcdefgh" * 5 + "hgfedcba"],
+        ["x" * 24 + one + two for one in "ab" for two in ("c" * 8, "d" * 8, "cd" * 4)],
+        ["x" * 32 + "a" * 8 + "b" * 8, "x" * 32 + "b" * 8 + "a" * 8],
+    ],
+)
+def test_long_words_that_begin_alike_are_told_apart(several):
+    assert len(set(fingerprints(*several))) == len(several)
+
+
+def test_many_long_words_have_different_fingerprints():
+    choose = random.Random(2)
+    ends = {"".join(choose.choices("ab", k=choose.randint(1, 40))) for _ in range(9999)}
+    several = [f"shared_beginning_of_all_{end}" for end in ends]
+    tokens = tokenize(" ".join(several))
+    assert len(np.unique(tokens.fingerprints)) == len(several)
 
 
 def test_long_words_whose_first_letter_makes_up_for_the_length_are_told_apart():
