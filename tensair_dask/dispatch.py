@@ -356,6 +356,11 @@ class Dispatcher:
             return False
         return any(lane.leaving and not lane.judged for lane in lanes)
 
+    @property
+    def is_delivering(self) -> bool:
+        """Whether the current task is one that hands a report over."""
+        return asyncio.current_task() in self._tasks
+
     # ---- taking mini-batches in ----------------------------------------------------
 
     @property

@@ -19,6 +19,7 @@ __all__ = [
     "ConfigurationError",
     "DriftError",
     "DtypeError",
+    "EventLoopError",
     "ForwardError",
     "KilledReplicasError",
     "LossError",
@@ -176,6 +177,10 @@ class PackageMissingError(ClusterError):
 
 class SourceError(TensairError):
     """A source, or a record of it, cannot be read."""
+
+
+class EventLoopError(TensairError, RuntimeError):
+    """A call would wait for the event loop that it holds up itself."""
 
 
 class StreamError(TensairError, RuntimeError):

@@ -27,6 +27,7 @@ from streamz import Stream
 from tornado.gen import convert_yielded, is_coroutine_function
 
 from tensair_dask.errors import RaisedError, StreamError, TensairError
+from tensair_dask.loops import is_running_here
 from tensair_dask.wording import in_words
 
 __all__ = ["mend", "nodes_before", "raise_upstream"]
@@ -285,6 +286,56 @@ def _mend_flatten(kind: Any) -> None:
     kind.update = update
 
 
+# ---- emits from many threads ---------------------------------------------------------
+
+
+def _mend_emit(kind: Any) -> None:
+    """Let items be taken on the loop of their stream, whatever thread emits them.
+
+    streamz notes in its loop's thread that an emit is under way, and takes that back
+    when it is done; of two at a time the second one then fails, though its item was
+    taken. And an emit into a stream with ``asynchronous=True`` ran in any thread.
+    """
+
+    def emit(
+        self: Any, x: Any, asynchronous: bool = False, metadata: Any = None
+    ) -> Any:
+        loop = self.loop and self.loop.asyncio_loop
+        nested = getattr(streamz.core.thread_state, "asynchronous", False)
+        waits = not (asynchronous or self.asynchronous or nested)
+        if loop is None or is_running_here(loop) or not (waits or loop.is_running()):
+            results = passed_on(self, x, metadata)
+            return convert_yielded(results) if self.loop else None
+
+        async def taken() -> None:
+            await asyncio.gather(*map(convert_yielded, passed_on(self, x, metadata)))
+
+        if not waits and (asynchronous or _runs_a_loop()):
+            work = asyncio.run_coroutine_threadsafe(taken(), loop)
+            return asyncio.wrap_future(work) if _runs_a_loop() else work
+        streamz.core.sync(self.loop, taken)
+        return None
+
+    def passed_on(node: Any, x: Any, metadata: Any) -> list[Any]:
+        state = streamz.core.thread_state
+        before = getattr(state, "asynchronous", False)
+        state.asynchronous = True  # for emits within, into other streams
+        try:
+            return node._emit(x, metadata=metadata)
+        finally:
+            state.asynchronous = before
+
+    kind.emit = functools.wraps(kind.emit)(emit)
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _mend_all() -> None:
     if hasattr(streamz.core.partition, "_tensair_missed"):
         return
@@ -295,6 +346,7 @@ def _mend_all() -> None:
     _mend_partition(streamz.core.partition)
     _mend_flatten(streamz.core.flatten)
     streamz.core.partition._tensair_missed = None
+    _mend_emit(Stream)
 
 
 _mend_all()

@@ -690,7 +690,7 @@ class predict_then_train(_OrderedNode):
         Awaitable where the trainer's methods are. Returns when replicas had room for
         all of it; `Trainer.drain` waits until it is learned.
         """
-        return self.trainer._sync(self._flush)
+        return self.trainer._sync_with_streams(self._flush)
 
     async def _flush(self) -> None:
         if self._passing:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import math
+import sys
 import time
 import uuid
 import weakref
@@ -19,6 +20,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -44,6 +46,7 @@ from tensair_dask.drift import Detector
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
+    EventLoopError,
     RaisedError,
     RecordError,
     SchedulerLostError,
@@ -56,6 +59,7 @@ from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
 from tensair_dask.live_view import Monitor
+from tensair_dask.loops import is_awaited, is_running_here
 from tensair_dask.membership import Membership
 from tensair_dask.notices import Notices
 from tensair_dask.one_by_one import OneByOne
@@ -1519,10 +1523,17 @@ class Trainer:
             If a node of a stream that it learns from has ended. What had passed that
             node is applied.
         """
-        return self._sync(self._drain, timeout)
+        return self._sync_with_streams(self._drain, timeout)
 
     async def _drain(self, timeout: float | str | None = None) -> None:
         await self._ready()
+        if self._dispatcher.is_delivering:
+            raise EventLoopError(
+                "drain was awaited in what takes the reports, such as the sink of a "
+                "stream: it would wait for the report that is being taken. Await it "
+                "where the stream is fed, or start it there with "
+                "asyncio.create_task(...)."
+            )
         seconds = config.get_seconds("timeouts.drain", timeout)
         end = time.monotonic() + seconds
 
@@ -1577,13 +1588,16 @@ class Trainer:
         Idempotent. Call `drain` first to lose nothing, and `save`, or use ``with``,
         which does both.
         """
+        if not self.client.asynchronous and self._holds_up_a_stream:
+            # What its nodes hold cannot be passed on by a loop that is held up.
+            return self._sync(functools.partial(self._close, learn_held=False))
         return self._sync(self._close)
 
-    async def _close(self) -> None:
+    async def _close(self, learn_held: bool = True) -> None:
         if self._closing is None:
             if self._state == "closed":  # it could not start
                 return
-            if not self._nodes_hold:
+            if not (learn_held and self._nodes_hold):
                 self._take_no_more()
             self._closing = asyncio.ensure_future(self._end())
         # To the end, also if who waits for it is interrupted.
@@ -1672,7 +1686,7 @@ class Trainer:
     def __exit__(self, kind: Any, *rest: Any) -> None:
         try:
             if kind is None and self._state == "open":
-                self._sync(self._finish)
+                self._sync_with_streams(self._finish)
         finally:
             self.close()
 
@@ -1714,12 +1728,45 @@ class Trainer:
 
     def _sync(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         if self._client_is_closed and not self.client.asynchronous:
-            if function == self._close:
+            if getattr(function, "func", function) == self._close:
                 self._curves.end()
                 self._state = "closed"
                 return None
             raise self._client_closed()
-        return self.client.sync(_contained, function, *args)
+        client = self.client
+        # A coroutine of the client's loop may await it. A plain function there would
+        # get a coroutine in the place of the answer, and wait for nothing.
+        on_its_loop = client.asynchronous and not client._asynchronous
+        if on_its_loop and not is_awaited(_caller()):
+            raise EventLoopError(
+                "A method of the trainer was called in a plain function that runs on "
+                "the event loop of its client, as those in the sink or map of a stream "
+                "do: it would wait for the loop that it holds up. Await it in a "
+                "coroutine, async def use(report): ... await "
+                "trainer.evaluate(batches), with .sink(use); or call it in another "
+                "thread."
+            )
+        return client.sync(_contained, function, *args)
+
+    def _sync_with_streams(
+        self, function: Callable[..., Awaitable[Any]], *args: Any
+    ) -> Any:
+        """Call what waits for streams to take their reports, on their own loops."""
+        if not self.client.asynchronous and self._holds_up_a_stream:
+            raise EventLoopError(
+                "The trainer's client belongs to another thread, and so this call "
+                "blocks until all is learned; a stream of the trainer runs on the "
+                "event loop of this thread, which would wait meanwhile, with the "
+                "reports that it is to take. Await it there: await asyncio.to_thread("
+                "trainer.drain). Or let all run on one loop: client = await "
+                "Client(..., asynchronous=True), and await trainer.drain()."
+            )
+        return self._sync(function, *args)
+
+    @property
+    def _holds_up_a_stream(self) -> bool:
+        """Whether a call that blocks this thread would hold up a stream's loop."""
+        return any(is_running_here(node.loop.asyncio_loop) for node in list(self.nodes))
 
     def _look(self, function: Callable[[], Any]) -> Any:
         """Call it on the client's event loop, to which all that is here belongs."""
@@ -1741,6 +1788,18 @@ async def _contained(function: Callable[..., Awaitable[Any]], *args: Any) -> Any
         return await function(*args)
     except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
         raise RaisedError.caught(error) from error.__cause__
+
+
+# Between who calls a method and what it does.
+_BETWEEN = (__name__, "tensair_dask.habits", "tensair_dask.streams")
+
+
+def _caller() -> FrameType | None:
+    """Give the frame from which one of the methods here was called."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals["__name__"] in _BETWEEN:
+        frame = frame.f_back
+    return frame
 
 
 def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["wording", "dense", "values"],
+    ["wording", "dense", "values", "loops"],
     ["stream_methods"],
     ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
     ["bad_input", "habits", "mended", "holding", "overload"],
@@ -34,7 +34,6 @@ LEVELS = [
     ["drift", "prequential"],
     ["files", "templates", "images"],
     ["outputs", "batches", "exchange", "predictions", "telemetry", "transfer", "text"],
-    ["forms"],
     ["checkpoints"],
     ["dashboard"],
     [
