@@ -254,6 +254,7 @@ class Learner:
         start = time.perf_counter()
         parameters = self.arena.parameters
         writes = self._stepper.writes()
+        stepping = False
         try:
             prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
@@ -276,7 +277,13 @@ class Learner:
             if not self._habits.knows:
                 self._habits.look()
             # Last of all: what raises behind it would refuse what is learned.
+            stepping = True
             changes = self._stepper.step_locally()
+        except BaseException:
+            # What the model itself has changed by then stays, and is to be shared.
+            if not stepping and self._stepper.writes() != writes:
+                self._saw_it_move()
+            raise
         finally:
             for parameter in parameters:
                 parameter.grad = None

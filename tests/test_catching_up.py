@@ -311,3 +311,31 @@ def test_where_the_exchange_fails_everywhere_one_goes_on_with_the_model(place):
             await assert_learned_once(trainer, data)
 
     run()
+
+
+class Drifting(torch.nn.Module):
+    """Changes a parameter by itself, and then may raise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classes()["model"]()
+
+    def forward(self, x: Any) -> Any:
+        if (x == 99).any():
+            with torch.no_grad():
+                self.inner[0].bias.add_(1.0)
+            raise ValueError("no such value")
+        return self.inner(x)
+
+
+@cluster(2)
+async def test_what_a_model_has_changed_before_it_raises_is_shared(c, s, a, b):
+    data = class_data(20)
+    bad = (data[0][0] * 0 + 99, data[0][1])
+    async with ta.Trainer(c, **classes(replicas=2, model=Drifting)) as trainer:
+        refused = await trainer.train(*bad)
+        assert "no such value" in str(refused.error)
+        await train_all(trainer, data)
+        await until(lambda: trainer.share == "update")
+        await train_all(trainer, [bad, *data])
+        assert spread(await trainer.state_dicts()) < 1e-5
