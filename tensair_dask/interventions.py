@@ -68,7 +68,7 @@ class Interventions:
         function: Callable[[Any, Any], Any],
         seed: int,
         done: Callable[[], Any] | None = None,
-    ) -> None:
+    ) -> bool:
         """Let ``function(model, optimizers)`` change all replicas in the same way.
 
         Parameters
@@ -80,6 +80,11 @@ class Interventions:
         done
             Called here when all are changed, and before anything else is done to them.
 
+        Returns
+        -------
+        restructured
+            Whether the model has another structure now.
+
         Raises
         ------
         Exception
@@ -88,14 +93,18 @@ class Interventions:
         """
         payload = self.modules.dumps(function, "The function")
 
+        restructured = False
+
         async def work() -> None:
-            await self._change_structure(Change(payload, seed))
+            nonlocal restructured
+            restructured = await self._change_alone(Change(payload, seed))
             if done is not None:
                 done()
 
         await self.undisturbed(work)
+        return restructured
 
-    async def _change_structure(self, change: Change) -> None:
+    async def _change_alone(self, change: Change) -> bool:
         """Change one; if it has another structure then, all make the same change.
 
         All of them, or none: what fails at one is undone everywhere.
@@ -103,7 +112,7 @@ class Interventions:
         source, layout = await self._change_one("change", change.function, change.seed)
         if layout is None:  # values only
             await self._copy_to_all({source}, "change", change.function, change.seed)
-            return
+            return False
         change = replace(change, layout=layout)
         changed = {source}
         try:
@@ -116,6 +125,7 @@ class Interventions:
             raise
         self.changes.append(change)
         await self._end_change(changed, kept=True)
+        return True
 
     def _check_room(self) -> None:
         most = int(config.get("replicas.changes"))

@@ -462,11 +462,12 @@ class Learner:
     def keep_change(self) -> None:
         """Let go of what `undo_change` would need: a copy of all there was."""
         self._undo = None
+        self._tell_of_new_layers()
 
     def _undoing(self) -> Callable[[], None]:
         """Give what puts everything back to where it is now."""
         before = Rollback(self.model, self.optimizers)
-        arena = self.arena
+        arena, share = self.arena, self.share
 
         def undo() -> None:
             before.restore()
@@ -474,7 +475,7 @@ class Learner:
             self._state.grown()
             if self._schedule is not None:
                 self._schedule.begin()
-            self._settle()
+            self._settle(share)
 
         return undo
 
@@ -518,6 +519,17 @@ class Learner:
         self.moves = self.moves or _with_max_norm(self.model) is not None
         if self._schedule is not None:
             self._schedule.begin()
+
+    def _tell_of_new_layers(self) -> None:
+        """Say what a checkpoint can be restored with, if that is not what was given."""
+        new = [name for name in describe(self.model) if name not in self._built[0]]
+        if new:
+            self.notices.say(
+                "new layers",
+                f"The model has {_some(new)} now, for which its factory builds no "
+                "layer. Checkpoints hold them, and can be restored only with a model= "
+                "that builds them: one, for example, that calls the same function.",
+            )
 
     def _claim_parameters(self, arena: Arena) -> None:
         self.claim.release()

@@ -253,6 +253,12 @@ def _regroup(
             f"It was saved with {len(groups)} optimizers, and there are "
             f"{len(optimizers)}. Give the optimizer= that it was saved with."
         )
+    for name in (name for saved in groups for names in saved for name in names):
+        if name not in named:
+            raise ModelError(
+                f"It has a parameter {name!r}, for which the factory builds no layer. "
+                "Give the model= that it was saved with."
+            )
     for optimizer, saved in zip(optimizers, groups, strict=True):
         for place, names in enumerate(saved):
             held = [named[name] for name in names]

@@ -1005,7 +1005,10 @@ class Trainer:
 
     async def _apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
         await self._ready()
-        await self._adapting.interventions.change(function, seed=self._index)
+        change = self._adapting.interventions.change
+        if await change(function, seed=self._index):
+            name = getattr(function, "__name__", type(function).__name__)
+            self._note("note", f"{name} has changed the structure of the model")
 
     # ---- asking ---------------------------------------------------------------------
 

@@ -515,12 +515,31 @@ async def test_a_model_that_is_built_as_before_grows_to_what_was_saved(
 
 
 @two()
+async def test_of_groups_that_were_saved_all_must_be_there(c, s, a, b, tmp_path):
+    async with ta.Trainer(c, **classes(model=Net)) as trainer:
+        await trainer.apply(thaw)
+        await train_all(trainer, class_data(5))
+        path = await trainer.save(tmp_path / "model.tensair")
+
+    def without() -> nn.Module:
+        model = Net()
+        model.norm = nn.Identity()
+        return model
+
+    with pytest.raises(CheckpointError, match=r"'norm\.weight'.*Give the model="):
+        await ta.Trainer.restore(path, c, **classes(model=without))
+
+
+@two()
 async def test_what_no_factory_builds_is_named_with_advice(c, s, a, b, tmp_path):
     async with ta.Trainer(c, **classes(model=Net)) as trainer:
         await trainer.apply(a_layer_more)
         await train_all(trainer, class_data(20))
         path = await trainer.save(tmp_path / "model.tensair")
         state = await trainer.state_dict()
+        told = trainer.events["text"]
+        assert "a_layer_more has changed the structure of the model" in set(told)
+        assert told.str.contains(r"'head\.0\.weight'.*builds them").sum() == 1
     with pytest.raises(CheckpointError, match=r"'head\.0\.weight'.*Give a model="):
         await ta.Trainer.restore(path, c, **classes(model=Net))
 
