@@ -5,9 +5,12 @@ Knows torch, nothing of Dask: a replica runs one on its thread.
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import inspect
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -433,8 +436,11 @@ class Learner:
         hooks = StepHooks(self.optimizers)
         attributes = Attributes(self.model)
         was = self._described()
+        was_finite = self.is_finite()
         try:
-            function(self.model, self.optimizers)
+            given = list(self.optimizers)
+            _check_answer(function(self.model, given), self.model)
+            _check_kept(given, self.optimizers)
             hooks.check()
             restructured = self._described() != was or not self._is_in_place()
             if restructured:
@@ -444,6 +450,11 @@ class Learner:
                 attributes.check()
                 if self._schedule is not None:
                     self._schedule.keep_changes()
+            if was_finite and not self.is_finite():
+                raise ModelError(
+                    "The function has made parameters NaN or infinite. The model is "
+                    "as it was; give finite values."
+                )
             self._settle()
             if restructured and not self._stepper.is_plain:
                 self._see_that_it_steps()
@@ -918,6 +929,37 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
             f"The model cannot be moved to {device}: {in_words(error)}. The factory "
             "must build it with its values, not on the device 'meta' for example."
         ) from error
+
+
+def _check_answer(answer: Any, model: torch.nn.Module) -> None:
+    """Refuse what a function returns as if anybody took it."""
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer):
+        if not isinstance(answer, asyncio.Future):
+            answer.close()  # type: ignore[union-attr]
+        raise ModelError(
+            "The function is a coroutine or a generator function, of which nobody "
+            "awaits or takes anything: nothing of it was run. Give an ordinary "
+            "function (model, optimizers)."
+        )
+    if isinstance(answer, torch.nn.Module) and all(
+        answer is not each for each in model.modules()
+    ):
+        raise ModelError(
+            f"The function returned another module ({type(answer).__name__}), which "
+            "does not take the place of the model. Change the model in place, for "
+            "example with model.load_state_dict(other.state_dict()) or "
+            "model.head = torch.nn.Linear(8, 4)."
+        )
+
+
+def _check_kept(given: Sequence[Any], optimizers: Sequence[Any]) -> None:
+    if len(given) == len(optimizers) and all(map(operator.is_, given, optimizers)):
+        return
+    raise OptimizerError(
+        "The function has put other optimizers in the place of those that step the "
+        "model. Change their settings, in optimizers[0].param_groups; for an optimizer "
+        "of another kind save the model, and load it into that of another trainer."
+    )
 
 
 def _build_optimizers(recipe: Recipe, arena: Arena) -> list[torch.optim.Optimizer]:

@@ -658,3 +658,60 @@ def test_to_see_at_the_start_that_it_steps_leaves_no_trace():
     ours.learn(*data(), 8)
     assert {"before", "after"} == set(calls)
     assert optimizer.steps == 1
+
+
+async def asynchronous(model, optimizers):
+    model.weight.zero_()
+
+
+def generator(model, optimizers):
+    yield model.weight.zero_()
+
+
+def swap(model, optimizers):
+    optimizers[0] = torch.optim.Adam(model.parameters())
+
+
+def spoil(model, optimizers):
+    with torch.no_grad():
+        model.bias.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        (asynchronous, ModelError, "ordinary function"),
+        (generator, ModelError, "ordinary function"),
+        (lambda model, optimizers: nn.Linear(3, 2), ModelError, "in place"),
+        (swap, OptimizerError, "Change their settings"),
+        (lambda model, optimizers: optimizers.clear(), OptimizerError, "settings"),
+        (spoil, ModelError, "finite values"),
+    ],
+)
+def test_a_change_that_would_be_ignored_or_end_the_run_is_refused(
+    function, error, said
+):
+    ours = learner()
+    before = [each.detach().clone() for each in ours.model.parameters()]
+    optimizers = list(ours.optimizers)
+    with pytest.raises(error, match=said):
+        ours.change(function)
+    assert all(map(torch.equal, before, ours.model.parameters()))
+    assert ours.optimizers == optimizers
+    ours.learn(*data(), 8)
+
+
+def test_a_change_may_return_the_model_or_what_it_likes():
+    ours = learner()
+    ours.change(lambda model, optimizers: model.requires_grad_(True))
+    ours.change(lambda model, optimizers: model.load_state_dict(model.state_dict()))
+    ours.change(lambda model, optimizers: 3)
+
+
+def test_a_model_that_has_diverged_may_be_changed():
+    ours = learner()
+    with torch.no_grad():
+        ours.model.bias.fill_(float("nan"))
+    ours.change(lambda model, optimizers: None)
+    ours.change(lambda model, optimizers: model.reset_parameters())
+    assert ours.is_finite()
