@@ -298,11 +298,10 @@ def _dtype_of_y(text: str, prediction: torch.Tensor, y: torch.Tensor) -> Advice 
     if y.dtype == wanted:
         return None
     name = str(wanted).removeprefix("torch.")
-    shape = _fit(prediction, y)
     told = f"The loss compares y with {name}: cast with {_cast('y', name)}."
     if wanted == torch.int64:
         told = f"Class numbers are int64: cast with {_cast('y', name)}."
-    return DtypeError, f"{told} {shape}".rstrip()
+    return DtypeError, told
 
 
 def _shape_of_y(text: str, prediction: torch.Tensor, y: torch.Tensor) -> Advice | None:
