@@ -814,6 +814,34 @@ class Learner:
             )
         self._settle(share)
 
+    def settings(self) -> list[dict[str, Any]]:
+        """Settings of the groups of the optimizers, but for what a schedule sets."""
+        leave_out = {"params", "param_names"}
+        if self._schedule is not None or self._recipe.schedule is not None:
+            leave_out |= {"lr", "initial_lr"}
+        return [
+            {name: value for name, value in group.items() if name not in leave_out}
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+        ]
+
+    def compare_settings(self, given: list[dict[str, Any]]) -> None:
+        """Say which settings were given and do not hold, after a state was loaded."""
+        differ = {
+            name: f"{name}={now[name]!r} (given: {was[name]!r})"
+            for was, now in zip(given, self.settings(), strict=False)
+            for name in was
+            if name in now and str(was[name]) != str(now[name])
+        }
+        if differ:
+            self.notices.say(
+                "settings",
+                "The settings of the optimizer are those of the checkpoint, as torch "
+                f"has it: {', '.join(differ.values())}. To change them, use "
+                "trainer.apply(lambda model, optimizers: "
+                "optimizers[0].param_groups[0].update(lr=...)).",
+            )
+
     def try_step(self) -> None:
         """See that the optimizers can step with the state that they have taken over.
 

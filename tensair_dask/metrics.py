@@ -30,11 +30,13 @@ def accuracy(prediction: Any, target: Any) -> float:
         Class numbers, (samples,) or (samples, ...); an axis of length 1 in the place
         of the classes does not matter. Or one number for each class, of the shape of
         the prediction: one-hot, or shares that add up to 1; the highest is the class.
+        Class numbers below 0, such as the -100 that cross_entropy leaves out, stand for
+        no class and do not count.
 
     Returns
     -------
     accuracy
-        In [0, 1].
+        In [0, 1]; NaN if nothing counts.
 
     Raises
     ------
@@ -68,7 +70,10 @@ def accuracy(prediction: Any, target: Any) -> float:
             f"are class numbers, shape {(shape[0], *shape[2:])}, or one number for "
             "each class, of the shape of the prediction. Reshape the target."
         )
-    return _share(scores.argmax(1) == classes)
+    right = scores.argmax(1) == classes
+    if bool(classes.min() < 0):
+        right = right[classes >= 0]
+    return _share(right)
 
 
 def binary_accuracy(
@@ -152,5 +157,6 @@ def _arrays(*tensors: Any) -> list[Any]:
 
 def _share(right: Any) -> float:
     if isinstance(right, np.ndarray):
-        return np.count_nonzero(right) / right.size
-    return int(right.sum()) / math.prod(right.shape)
+        return np.count_nonzero(right) / right.size if right.size else math.nan
+    count = math.prod(right.shape)
+    return int(right.sum()) / count if count else math.nan

@@ -265,9 +265,11 @@ class Replica:
         def take_over() -> None:
             before = Rollback(self.learner.model, self.learner.optimizers)
             values = unpack(snapshot)
+            given = self.learner.settings()
             try:
                 self._load(values)
                 self.learner.try_step()
+                self.learner.compare_settings(given)
             except BaseException as error:
                 before.restore()
                 model, optimizers = self.learner.model, self.learner.optimizers

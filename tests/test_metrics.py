@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -122,3 +124,13 @@ def test_several_labels_of_each_sample_are_compared_one_by_one():
     for other in (target.flatten(), target[:, :1], target[:1]):
         with pytest.raises(ShapeError):
             metrics.binary_accuracy(logits, other)
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.clone, torch.Tensor.bfloat16])
+def test_targets_that_the_loss_leaves_out_do_not_count(form):
+    assert metrics.accuracy(form(SCORES), torch.tensor([1, -100, 2])) == 0.5
+    assert metrics.accuracy(form(SCORES), torch.tensor([1, -1, -100])) == 1
+    pixels = SCORES[..., None].expand(-1, -1, 2)
+    target = torch.tensor([[1, -100], [0, 0], [-100, -100]])
+    assert metrics.accuracy(form(pixels), target) == 1
+    assert math.isnan(metrics.accuracy(form(SCORES), torch.full((3,), -100)))

@@ -45,6 +45,24 @@ one = functools.partial(
 )
 
 
+@one()
+async def test_settings_that_were_given_and_do_not_hold_are_told(c, s, a, tmp_path):
+    path = tmp_path / "model.tensair"
+    async with ta.Trainer(c, **linear()) as trainer:
+        await train_all(trainer, linear_data(2))
+        await trainer.save(path)
+    faster = functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    told = {}
+    for name, arguments in {"same": {}, "faster": {"optimizer": faster}}.items():
+        async with ta.Trainer.restore(path, c, **linear(**arguments)) as trainer:
+            await train_all(trainer, linear_data(2))
+            texts = trainer.events[trainer.events.kind == "note"].text
+            told[name] = [text for text in texts if "those of the checkpoint" in text]
+    assert told["same"] == []
+    (said,) = told["faster"]
+    assert "lr=0.01 (given: 0.5), momentum=0 (given: 0.9)" in said
+
+
 @two()
 async def test_a_trainer_goes_on_where_another_was_saved(c, s, a, b, tmp_path):
     before, after = linear_data(60), linear_data(50, seed=1)
@@ -201,10 +219,6 @@ async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
 ):
     from test_ledger import Source
 
-    def ruin(model: Any, optimizers: Any) -> None:
-        with torch.no_grad():
-            model.weight[0, 0] = float("nan")
-
     source = Source()
     entry = source.entry(0)
     trainer = await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
@@ -212,7 +226,9 @@ async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
     good = await trainer.save()
     trainer._ledger.emitted(entry.metadata)
     trainer._ledger.settled(entry)
-    await trainer.apply(ruin)
+    (replica,) = a.state.actors.values()
+    with torch.no_grad():
+        replica.learner.model.weight[0, 0] = float("nan")
     for path in (None, tmp_path / "elsewhere"):
         with pytest.raises(CheckpointError, match=r"not finite.* diverged"):
             await trainer.save(path)
