@@ -279,6 +279,7 @@ class Replica:
                     f"{error} Restore it with the model and the optimizer that it was "
                     "saved with."
                 ) from error
+            self.learner.say_what_is_hidden()
             self.exchange.adopted(Holding(values["clock"], values["taken"]))
 
         await self._thread.call(take_over)

@@ -147,6 +147,17 @@ async def test_it_is_said_of_the_checkpoint_at_the_end(c, s, a, tmp_path):
     assert len(told(trainer)) == 1
 
 
+@cluster(1)
+async def test_it_is_said_where_a_run_goes_on(c, s, a, tmp_path):
+    async with ta.Trainer(c, **classes(optimizer=scheduling)) as trainer:
+        await train_all(trainer, class_data(5))
+        await trainer.save(tmp_path / "file")
+    arguments = classes(optimizer=scheduling)
+    async with ta.Trainer.restore(tmp_path / "file", c, **arguments) as trainer:
+        await trainer.train(*class_data(1)[0])
+        assert len(told(trainer)) == 1
+
+
 @cluster(2)
 async def test_nothing_is_said_of_hooks_that_keep_nothing(c, s, a, b, tmp_path):
     async with ta.Trainer(c, **classes(optimizer=bounded, replicas=1)) as trainer:
