@@ -27,33 +27,40 @@ logger = logging.getLogger(__name__)
 LIMIT = 10.0
 
 _one = threading.Lock()
+_register = threading.Lock()
 _all: weakref.WeakSet[Drawing] = weakref.WeakSet()
 
 
 class Drawing:
     """A context in which a thread may draw random numbers, as others may.
 
-    Nobody sets a seed meanwhile. It costs 0.4 µs. Belongs to one thread.
+    Nobody sets a seed meanwhile. It costs 0.3 µs. Belongs to one thread.
     """
+
+    __slots__ = ("__weakref__", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held = False
-        _all.add(self)
+        with _register:
+            _all.add(self)
 
     def __enter__(self) -> None:
-        self._held = self._lock.acquire(timeout=LIMIT)
-        if not self._held:
-            logger.warning(
-                "A step did not wait longer than %g s for a model factory in the same "
-                "process; that may draw other random numbers than its seed gives",
-                LIMIT,
-            )
+        if not self._lock.acquire(False):
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._lock.acquire(timeout=LIMIT):
+            return
+        logger.warning(
+            "A step did not wait longer than %g s for a model factory in the same "
+            "process; that may draw other random numbers than its seed gives",
+            LIMIT,
+        )
+        self._lock = threading.Lock()  # the other one is the factory's
+        self._lock.acquire()
 
     def __exit__(self, *_: Any) -> None:
-        if self._held:
-            self._held = False
-            self._lock.release()
+        self._lock.release()
 
 
 @contextmanager
@@ -66,9 +73,11 @@ def seeded(seed: int) -> Iterator[None]:
     with ExitStack() as held:
         held.enter_context(_one)
         deadline = time.monotonic() + LIMIT
-        for each in list(_all):
-            if each._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                held.callback(each._lock.release)
+        with _register:
+            locks = [each._lock for each in _all]
+        for lock in locks:
+            if lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                held.callback(lock.release)
             else:
                 logger.warning(
                     "A model factory did not wait longer than %g s for a step in the "

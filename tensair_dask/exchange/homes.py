@@ -76,8 +76,18 @@ class Homes:
             for module in modules
         ]
 
+    def seem_to_hold(self) -> bool:
+        """Whether all that was just learned with is in its place; for each step.
+
+        What took the place of a parameter has its gradient, too.
+        """
+        for parameter, pointer in self._pointers:
+            if parameter.grad is None or parameter.data_ptr() != pointer:
+                return False
+        return True
+
     def hold(self) -> bool:
-        """Whether all is in its place; cheap enough for each step."""
+        """Whether all is in its place."""
         for parameter, pointer in self._pointers:
             if parameter.data_ptr() != pointer:
                 return False
