@@ -123,3 +123,13 @@ def test_counts_that_are_read_while_a_thread_writes_them_never_go_back():
     assert told["steps"] == rounds
     assert told["samples"] == told["loss"] == 2 * rounds
     assert told["metrics"]["a"] == [2.0 * rounds, 0.0, 2 * rounds]
+
+
+def test_scores_that_get_a_name_later_are_counted_from_there():
+    names = ["a"]
+    counters = Counters(names)
+    counters.scored(4, 1.0, [1.0], 0.0)
+    names.append("b.c")
+    counters.scored(2, 1.0, [None, 0.5], 0.0)
+    counters.scored(2, 1.0, [1.0, 1.5], 0.0)
+    assert counters.snapshot()["metrics"] == {"a": [6.0, 0.0, 6], "b.c": [4.0, 0.0, 4]}

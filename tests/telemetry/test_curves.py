@@ -285,3 +285,27 @@ def test_of_a_run_longer_than_is_kept_the_newest_is_shown(clock):
         run.report(number * 0.3, waited=0.3)
     frame = run.frame()
     assert frame["samples_per_second"].to_numpy() == pytest.approx(10 / 0.3, rel=0.01)
+
+
+@pytest.mark.parametrize("rows", [8, 1000])
+def test_a_score_that_comes_later_has_a_column_which_is_empty_before(clock, rows):
+    run = Run(clock, ("a",), rows=rows)
+    for number in range(1, 201):
+        late = {"b.c": 3.0} if number > 100 else {}
+        run.report(at=number * 0.1, metrics={"a": 1.0, **late})
+    assert run.curves.metrics == ["a", "b.c"]
+    frame = run.frame()
+    assert (frame["a"].dropna() == 1).all()
+    before = since_start(frame) <= 10
+    assert frame["b.c"][before].isna().all()
+    assert (frame["b.c"][~before].dropna() == 3).all()
+    assert frame["b.c"][~before].notna().any()
+
+
+def test_no_more_scores_are_added_up_than_may(clock, monkeypatch):
+    monkeypatch.setattr(curves, "MOST_METRICS", 3)
+    run = Run(clock, ("a",))
+    for number in range(1, 21):
+        run.report(at=number * 0.1, metrics={f"key {number}": 1.0})
+    assert len(run.curves.metrics) == 3
+    assert len(run.frame())
