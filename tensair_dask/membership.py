@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from tensair_dask.catching_up import CatchingUp
 from tensair_dask.cluster import Delayed, ReplicaHandle, Starter
 from tensair_dask.dispatch import Dispatcher, Lane, nobody_alive
 from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
-from tensair_dask.guard.worker import leaving_topic
+from tensair_dask.hearing import Hearing
 from tensair_dask.inheritance import Inheritance
 from tensair_dask.interventions import Interventions
 from tensair_dask.newcomers import Newcomers
@@ -138,8 +137,7 @@ class Membership:
             self._delay(each)
         for address in await self._workers.paused():
             self._tell_of_delay(address, await self._starter.why_not_begun(address))
-        topic = leaving_topic(self._starter.run_id)
-        self._client.subscribe_topic(topic, self._told_of_leaving)
+        Hearing.begin(self._client, self._starter.run_id, self._told_of_leaving)
         self._wished = len(handles) + len(delayed)
 
     def watch(self) -> None:
@@ -150,8 +148,7 @@ class Membership:
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""
-        with contextlib.suppress(Exception):  # not begun, or the client is closed
-            self._client.unsubscribe_topic(leaving_topic(self._starter.run_id))
+        Hearing.end(self._client, self._starter.run_id)
         await self._background.close()
 
     def _admit(self, handle: ReplicaHandle) -> None:
@@ -185,9 +182,8 @@ class Membership:
                 gone = OSError("its worker left the cluster")
                 self._dispatcher.lose(handle.lane, gone)
 
-    def _told_of_leaving(self, event: Any) -> None:
+    def _told_of_leaving(self, name: str) -> None:
         """Send nothing more to a replica that says that it leaves."""
-        _, name = event
         for handle in self._handles:
             if handle.name == name:
                 self._dispatcher.dismiss(handle.lane)

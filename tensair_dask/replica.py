@@ -32,7 +32,7 @@ from tensair_dask.exchange.exchange import Exchange, Holding
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.exchange.wire import Packed, pack, unpack
 from tensair_dask.guard.departure import Departure
-from tensair_dask.guard.worker import Departures, leaving_topic
+from tensair_dask.guard.worker import LEAVING_TOPIC, Departures
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
@@ -618,7 +618,7 @@ class Replica:
         """
         # For the client, which may have nothing to send just now; and for the pages.
         plan = self._plan
-        self._worker.log_event(leaving_topic(plan.run_id), plan.name)
+        self._worker.log_event(LEAVING_TOPIC, (plan.run_id, plan.name))
         told = {"run_id": plan.run_id, "kind": LEAVING, "replica": plan.name}
         self._worker.log_event(TOPIC, told)
         await self._departure.leave(self.exchange, timeout)

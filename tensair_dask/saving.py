@@ -90,6 +90,8 @@ class Saving:
         self._scores = scores
         self._facts = facts
         self._failed = failed
+        # Whether the folder had too little room when the newest was written.
+        self._crowded = False
         # Entries of the ledger that each checkpoint holds which is being written.
         self._held: WeakKeyDictionary[Checkpoint, int] = WeakKeyDictionary()
         self._checkpointer = Checkpointer(
@@ -174,6 +176,14 @@ class Saving:
     def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
         logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
         self._ledger.saved(self._held[checkpoint])
+        store = self._store
+        if store is not None and store.crowded and not self._crowded:
+            self._failed(
+                f"{store.path} has no room for the {store.keep} checkpoints that "
+                "tensair.checkpoints.keep says: older ones make room for the newest. "
+                "Give it more room, or keep fewer"
+            )
+        self._crowded = store is not None and store.crowded
 
     def _note_failure(self, error: Exception) -> None:
         self._failed(f"a checkpoint could not be written: {error}")

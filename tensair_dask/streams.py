@@ -23,6 +23,7 @@ from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
 from tensair_dask.batches import READY, RECORDS, MiniBatch, refusing
+from tensair_dask.calls import closed_error
 from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
     BatchError,
@@ -35,6 +36,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
+from tensair_dask.held import Held
 from tensair_dask.holding import are_groups, take_values
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.outputs import contents
@@ -101,16 +103,33 @@ class _TrainerNode(Stream):
         if kwargs.get("asynchronous") is None and upstream.asynchronous is None:
             kwargs["asynchronous"] = client.asynchronous or None
         super().__init__(upstream, **kwargs)
-        self.trainer = trainer
+        self._trainer = Held(trainer)
         # Streams hold what is downstream of them only weakly: without this, a node
         # whose reports nobody reads would vanish, and nothing be learned.
         trainer.nodes.add(self)
+        trainer.holders.add(self._trainer)
         self._client_loop = client.loop.asyncio_loop
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer; once it is closed, for as long as others hold it.
+
+        Raises
+        ------
+        TrainerClosedError
+            If it was closed, and nobody holds it.
+        """
+        trainer = self._trainer()
+        if trainer is None:
+            raise closed_error()
+        return trainer
 
     def destroy(self, streams: Any = None) -> None:
         """Take the node out of its stream."""
         super().destroy(streams)
-        self.trainer.nodes.discard(self)
+        trainer = self._trainer()
+        if trainer is not None:
+            trainer.nodes.discard(self)
 
     @property
     def _on_client_loop(self) -> bool:
@@ -429,7 +448,7 @@ class train(_TrainerNode):
                 self._feed_one,
                 self._drop,
                 self._fail,
-                lambda text: trainer._note("note", text),
+                lambda text: self.trainer._note("note", text),
                 config.get_seconds("overload.calm"),
             )
 

@@ -55,6 +55,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.habits import checked_call, no_such_method
+from tensair_dask.held import Held
 from tensair_dask.interventions import Interventions
 from tensair_dask.learner import Recipe, to_arrays
 from tensair_dask.ledger import Entry, Ledger, marks_of
@@ -357,6 +358,8 @@ class Trainer:
         self.dropped = 0
         # Of the streams that it learns from, until it is closed.
         self.nodes: set[Any] = set()
+        # By which nodes of streams hold it, until it is closed.
+        self.holders: weakref.WeakSet[Held[Trainer]] = weakref.WeakSet()
         self._handles: list[ReplicaHandle] = []
         self._shared = share or ""
         self._calls = Calls(self._handles, self._dispatcher)
@@ -1672,6 +1675,8 @@ class Trainer:
         for handle in self._handles:
             handle.release()
         self.nodes.clear()
+        for holder in self.holders:
+            holder.let_go()
         if self._monitor is not None:
             await self._monitor.ended()
 

@@ -11,6 +11,7 @@ from streamz import Stream
 
 from tensair_dask.bad_input import check_on_error
 from tensair_dask.errors import RaisedError, RecordError
+from tensair_dask.held import Held
 from tensair_dask.trainer import Trainer
 from tensair_dask.wording import in_words
 
@@ -66,7 +67,8 @@ class try_map(Stream):
     ) -> None:
         self.function = function
         self.refused = 0
-        self._trainer = trainer
+        self._trainer = Held(trainer)
+        trainer.holders.add(self._trainer)
         self._client_loop = trainer.client.loop.asyncio_loop
         self._on_error = check_on_error(on_error)
         self._args = args
@@ -90,7 +92,10 @@ class try_map(Stream):
         self._retain_refs(metadata)
 
         def tell() -> None:
-            self._trainer.refuse_record(
+            trainer = self._trainer()
+            if trainer is None:  # it was closed, and nobody reads its dead letters
+                return
+            trainer.refuse_record(
                 record,
                 refusal,
                 lambda: self._let_go(metadata),

@@ -17,7 +17,16 @@ PACKAGE = ROOT / "tensair_dask"
 LEVELS = [
     ["wording", "dense", "values", "loops"],
     ["stream_methods"],
-    ["__init__", "arguments", "errors", "config", "palette", "waiting", "background"],
+    [
+        "__init__",
+        "arguments",
+        "errors",
+        "config",
+        "palette",
+        "waiting",
+        "background",
+        "held",
+    ],
     ["bad_input", "habits", "mended", "holding", "overload"],
     [
         "columns",
@@ -69,6 +78,7 @@ LEVELS = [
     ["notebook", "live_view"],
     [
         "starting",
+        "hearing",
         "cluster",
         "calls",
         "interventions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import threading
 from typing import Any
@@ -536,3 +537,24 @@ async def test_positions_tell_what_is_learned_also_between_checkpoints(
 def sent(lane: Any) -> list[Any]:
     """What a replica has not reported."""
     return [*lane.gathered, *(each for sent in lane.sent.values() for each in sent)]
+
+
+@two()
+async def test_a_disk_with_little_room_is_told_once(c, s, a, b, tmp_path, monkeypatch):
+    write = Store._write
+
+    def full(store, path, buffers):
+        if len(store._numbers()) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(store, path, buffers)
+
+    monkeypatch.setattr(Store, "_write", full)
+    arguments = linear(checkpoint_to=tmp_path / "run")
+    async with ta.Trainer(c, **arguments) as trainer:
+        for pair in linear_data(5):
+            await train_all(trainer, [pair])
+            await trainer.save()
+        told = [text for text in trainer.events["text"] if "has no room" in text]
+        assert len(told) == 1
+        assert "tensair.checkpoints.keep" in told[0]
+        assert len(Store(tmp_path / "run").paths()) == 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -36,6 +38,8 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.unfinished")
 _ABANDONED = 3600.0
 # Where a file that is put can be seen in part, and can be renamed at once.
 _SERVERS = {"sftp", "ssh", "ftp", "hdfs", "smb"}
+# What is raised where there is no room.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 # Where there are no folders to be made: fsspec would make a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"}
 
@@ -56,6 +60,12 @@ class Store:
         How many of a folder are kept; ``tensair.checkpoints.keep`` by default.
     options
         For the file system, as fsspec calls them ``storage_options``.
+
+    Attributes
+    ----------
+    crowded
+        Whether the folder had no room for as many as are kept, when the newest one was
+        written.
 
     Raises
     ------
@@ -107,6 +117,9 @@ class Store:
         self._path = self._path.rstrip("/") or self._path
         # Highest number in the folder that is known, from `check` or the first `add`.
         self._highest: int | None = None
+        # The newest that was written here: it is whole.
+        self._whole: int | None = None
+        self.crowded = False
 
     @property
     def path(self) -> str:
@@ -169,8 +182,8 @@ class Store:
         Raises
         ------
         CheckpointError
-            If it cannot be written, or another trainer writes there; nothing is then
-            removed.
+            If it cannot be written, or another trainer writes there; what is there and
+            whole is then not removed, but for older ones that had to make room.
         """
         with self._writing(self._path):
             self._refuse_file()
@@ -179,7 +192,8 @@ class Store:
             # Before it is written: it may yet come when nobody waits for it any more.
             self._highest = number
             path = self._numbered(number)
-            self._write(path, encode(checkpoint))
+            there = self._write_in_turn(path, encode(checkpoint), there)
+            self._whole = number
         # It is written; what fails from here on is no failure of it.
         try:
             for old in sorted([*there, number])[: -self.keep]:
@@ -191,6 +205,61 @@ class Store:
                 "Older checkpoints in %s could not be removed: %s", self.path, error
             )
         return self._shown(path)
+
+    def _write_in_turn(
+        self, path: str, buffers: Sequence[memoryview], there: Sequence[int]
+    ) -> list[int]:
+        """Write a file; where there is no room, older ones go first.
+
+        Returns
+        -------
+        there
+            Numbers of the older ones that are left.
+        """
+        left = sorted(there)
+        while True:
+            try:
+                self._write(path, buffers)
+                self.crowded = len(left) < min(len(there), self.keep - 1)
+                return left
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                nbytes = sum(each.nbytes for each in buffers)
+                if not self._make_room(left, nbytes):
+                    raise
+
+    def _make_room(self, there: list[int], nbytes: int) -> bool:
+        """Remove the oldest one that can be done without; False if there is none."""
+        spare = [each for each in there if each != self._newest_whole(there)]
+        if len(spare) == len(there) or not spare:
+            return False
+        if self._local:
+            # Not in vain: all of them together may be too little.
+            sizes = (os.path.getsize(self._numbered(each)) for each in spare)
+            if shutil.disk_usage(self._path).free + sum(sizes) < nbytes:
+                return False
+        oldest = self._numbered(spare[0])
+        logger.warning(
+            "%s has no room for one more checkpoint: %s makes room for the newest",
+            self.path,
+            _base(oldest),
+        )
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(oldest)
+        there.remove(spare[0])
+        return True
+
+    def _newest_whole(self, there: Sequence[int]) -> int | None:
+        """Which of these is the newest that can be restored."""
+        for number in reversed(there):
+            if number == self._whole:
+                return number
+            with contextlib.suppress(CheckpointError):
+                self._read(self._numbered(number))
+                self._whole = number
+                return number
+        return None
 
     def _refuse_file(self) -> None:
         if self._fs.isfile(self._path):

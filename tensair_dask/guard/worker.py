@@ -14,7 +14,7 @@ from tensair_dask.guard.sigint import ignore_sigint
 from tensair_dask.guard.sigterm import close_on_sigterm
 from tensair_dask.pubsub.endpoint import Endpoint, WorkerEndpoint
 
-__all__ = ["NAME", "Departures", "leaving_topic"]
+__all__ = ["LEAVING_TOPIC", "NAME", "Departures"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,8 @@ logger = logging.getLogger(__name__)
 NAME = "tensair-departures"
 
 
-def leaving_topic(run_id: str) -> str:
-    """Return the topic of Dask's event log in which replicas say that they leave."""
-    return f"tensair-leaving-{run_id}"
-
+# Of Dask's event log: in it replicas say that they leave, by run id and name.
+LEAVING_TOPIC = "tensair-leaving"
 
 Leave = Callable[[float], Awaitable[Any]]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -245,6 +248,92 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         store.add(small(2))
     assert str(tmp_path) in str(e.value)
     assert names(tmp_path / "run") == of(1)
+
+
+class Disk:
+    """Has room for so many bytes in a folder."""
+
+    def __init__(self, monkeypatch, folder: Path, room: int) -> None:
+        self.folder, self.room = folder, room
+        put = Store._put
+
+        def bounded(store, path, buffers):
+            put(store, path, buffers)
+            if self.used() > self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def usage(path):
+            return shutil._ntuple_diskusage(room, 0, max(0, self.room - self.used()))
+
+        monkeypatch.setattr(Store, "_put", bounded)
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    def used(self) -> int:
+        return sum(each.stat().st_size for each in self.folder.iterdir())
+
+
+SIZE = sum(each.nbytes for each in encode(small(1)))
+
+
+@pytest.mark.parametrize(("room", "kept"), [(2, 2), (3, 3), (5, 4)])
+def test_where_there_is_room_for_few_the_oldest_go_first(
+    tmp_path, monkeypatch, room, kept, caplog
+):
+    Disk(monkeypatch, tmp_path / "run", int((room + 0.5) * SIZE))
+    store = Store(tmp_path / "run", keep=4)
+    for number in range(1, 9):
+        store.add(small(number))
+        assert store.crowded == (number > room and room < 4)
+    assert names(tmp_path / "run") == of(*range(9 - kept, 9))
+    assert ("makes room" in caplog.text) == (room < 5)
+
+
+def test_the_newest_whole_one_never_makes_room(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, tmp_path / "run", 100 * SIZE)
+    for number in (1, 2, 3):
+        Store(tmp_path / "run").add(small(number))
+    torn = tmp_path / "run" / of(3)[0]
+    torn.write_bytes(torn.read_bytes()[:-3])
+    disk.room = disk.used() + SIZE // 2
+    # The third cannot be read, so the second stays.
+    store = Store(tmp_path / "run")
+    store.check()
+    store.add(small(4))
+    assert names(tmp_path / "run") == of(2, 3, 4)
+    disk.room = int(1.5 * SIZE)
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.add(small(5))
+    assert of(4)[0] in names(tmp_path / "run")
+
+
+def test_what_has_no_room_in_any_case_removes_nothing(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, tmp_path / "run", 100 * SIZE)
+    store = Store(tmp_path / "run")
+    for number in (1, 2, 3):
+        store.add(small(number))
+    disk.room = disk.used() + SIZE // 2
+    large = small(4)
+    large = replace(large, model={**large.model, "more": torch.zeros(SIZE)})
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.add(large)
+    assert names(tmp_path / "run") == of(1, 2, 3)
+
+
+def test_a_full_store_of_objects_makes_room_too(monkeypatch):
+    place = f"memory://{uuid.uuid4().hex}/run"
+    put = MemoryFileSystem.pipe_file
+
+    def bounded(fs, path, value, **kwargs):
+        if len(fs.ls(path.rpartition("/")[0], detail=False)) >= 2:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        put(fs, path, value, **kwargs)
+
+    store = Store(place)
+    store.add(small(1))
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", bounded)
+    for number in (2, 3, 4):
+        store.add(small(number))
+    assert names(place) == of(3, 4)
 
 
 def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
