@@ -308,7 +308,11 @@ class Exchange:
         self.taken += 1
 
     def confirmed(self) -> int:
-        """How many of the mini-batches dealt with are in the models of all peers."""
+        """How many of the mini-batches dealt with are in the models of all peers.
+
+        On the training thread only: between a message and the note of what is in it,
+        nothing would seem to be under way.
+        """
         pub = self._pub
         unconfirmed = self._unconfirmed
         while unconfirmed and (pub is None or pub.reached(unconfirmed[0][0])):
