@@ -151,7 +151,10 @@ async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
 
         lane.learn = silent
         reports = feed(trainer, data)
-        await until(lambda: shared and exchange.taken == exchange.confirmed())
+        thread = a.state.actors[handle.key]._thread
+        await until(lambda: shared)
+        while await thread.call(exchange.confirmed) < exchange.taken:
+            await asyncio.sleep(0.005)
         await until(lambda: not trainer._calls.under_way[handle.key])
         cut_off(trainer, a)
         await trainer.drain()
