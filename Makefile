@@ -3,11 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test unit lint format benchmark clean help
+# What depends most on the versions below us, and needs neither processes nor extras.
+LOWEST := $(VENV)-lowest
+LOWEST_TESTS := tests/checkpoints tests/dashboard/test_dashboard_charts.py tests/exchange/test_codec.py \
+	tests/exchange/test_exchange.py tests/exchange/test_wire.py tests/sources/test_csv_rows.py \
+	tests/sources/test_files_source.py tests/test_batches.py tests/test_learner.py tests/test_mended.py \
+	tests/test_plain_state.py tests/test_plots.py tests/test_streams.py tests/text/test_vocabulary.py
+
+.PHONY: demo test test-lowest unit lint format benchmark clean help
 
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
 	@echo "make test       set up and run all tests"
+	@echo "make test-lowest  some tests with the lowest versions allowed (downloads 3.5 GB)"
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff and mypy"
 	@echo "make benchmark  the figures of the README (about 40 minutes, on a quiet machine)"
@@ -18,6 +26,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+test-lowest: $(LOWEST)/.test
+	$(LOWEST)/bin/python -m pytest -m "not processes" $(LOWEST_TESTS)
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not processes"
@@ -44,5 +55,10 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,test]"
 	touch $@ $(VENV)/.demo
 
+$(LOWEST)/.test: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e . pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

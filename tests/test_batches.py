@@ -275,7 +275,7 @@ def _quantized():
             DtypeError,
             "of another dtype, such as float32",
         ),
-        (lambda: scipy.sparse.eye_array(3).tocsr(), DtypeError, "x.toarray()"),
+        (lambda: scipy.sparse.csr_array(np.eye(3)), DtypeError, "x.toarray()"),
         (lambda: scipy.sparse.coo_matrix(np.eye(3)), DtypeError, "x.toarray()"),
         (Fails, BatchError, "KeyError: 'no values'"),
         (FailsSilently, BatchError, "StopIteration"),

@@ -71,6 +71,16 @@ def test_torch_is_pinned():
     assert "torch==2.13.0" in lines
 
 
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    allowed = dict(map(parse, PROJECT["project"]["dependencies"]))
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    tested = dict(parse(line) for line in lines if not line.startswith("#"))
+    assert tested.keys() == allowed.keys()
+    for name, version in tested.items():
+        bound = allowed[name].removeprefix(">=")
+        assert re.fullmatch(rf"=={re.escape(bound)}(\.0)*", version), name
+
+
 def test_the_public_names_can_be_imported():
     for name in tensair_dask.__all__:
         assert getattr(tensair_dask, name) is not None

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable
 from typing import IO, Any, cast
@@ -35,6 +37,12 @@ _HEADER = _FIELDS.size + _CHECK.size
 
 # What torch writes in smaller pieces is gathered to one buffer.
 _SMALL = 1 << 16
+
+# What torch.save writes: the values, one member for each tensor's memory, and notes.
+_MEMBER = re.compile(
+    r"[^/]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version"
+    r"|\.storage_alignment|\.data/serialization_id)"
+)
 
 _KINDS: dict[str, Any] = {
     "model": dict,
@@ -177,6 +185,7 @@ def _load(body: memoryview, path: str) -> Any:
     # versions of torch read less strictly.
     if bytes(body[:4]) != b"PK\x03\x04":
         raise _foreign(path, "it does not hold what torch.save writes")
+    _check_archive(body, path)
     file = cast("IO[bytes]", _Reader(body))
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -189,6 +198,27 @@ def _load(body: memoryview, path: str) -> Any:
             f"would need code that it brings itself ({reason.strip()[:300]}). "
             "tensair_dask writes no such files: take another one."
         ) from error
+
+
+def _check_archive(body: memoryview, path: str) -> None:
+    """See that it holds tensors only, before torch looks at it.
+
+    An archive of TorchScript has members more; older versions of torch run it, whatever
+    they are told to read.
+    """
+    try:
+        with zipfile.ZipFile(cast("IO[bytes]", _Reader(body))) as archive:
+            names = archive.namelist()
+    except Exception as error:
+        raise _foreign(path, f"it is no archive ({type(error).__name__})") from error
+    other = next((name for name in names if not _MEMBER.fullmatch(name)), None)
+    if other is not None or len(set(names)) < len(names):
+        told = "a member twice" if other is None else repr(other[:100])
+        raise CheckpointError(
+            f"{path} is not read: besides tensors its archive holds {told}, which may "
+            "be code that it brings itself. tensair_dask writes no such files: take "
+            "another one."
+        )
 
 
 def _damaged(path: str, what: str) -> CheckpointDamagedError:

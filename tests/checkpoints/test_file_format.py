@@ -7,6 +7,7 @@ import pickle
 import struct
 import threading
 import time
+import zipfile
 import zlib
 
 import pytest
@@ -145,6 +146,28 @@ def test_a_program_of_torchscript_is_refused():
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), file)
     with pytest.raises(CheckpointError, match="code that it brings itself"):
         decode(with_header(file.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "name", ["archive/code/x.py", "archive/constants.pkl", "archive/data.pkl", "x"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_an_archive_of_more_than_tensors_is_refused_before_torch_sees_it(
+    name, monkeypatch
+):
+    file = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, file)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(name, b"anything")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: RAN.append("torch"))
+    with pytest.raises(CheckpointError, match=r"here\.bin is not read"):
+        decode(with_header(file.getvalue()), "here.bin")
+    assert not RAN
+
+
+def test_what_only_begins_as_an_archive_is_refused():
+    with pytest.raises(CheckpointError, match="it is no archive"):
+        decode(with_header(b"PK\x03\x04" + b"x" * 1000))
 
 
 @pytest.mark.parametrize("content", [[], {}, {"model": 1}, {"model": {}, "clock": {}}])

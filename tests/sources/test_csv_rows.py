@@ -195,9 +195,11 @@ def test_rows_of_random_texts_are_those_of_pandas(given):
     read = {"header": None, "names": range(8), "index_col": False}
     read.update(given)
     rows = CsvRows({**read, "skip_blank_lines": False})
+    # Older versions of pandas also take commas for white space.
+    signs = [each for each in SIGNS if each != "," or given.get("sep") != r"\s+"]
     compared = 0
     for _ in range(200):
-        text = "".join(dice.choices(SIGNS, k=dice.randrange(1, 16)))
+        text = "".join(dice.choices(signs, k=dice.randrange(1, 16)))
         data = text.encode()
         whole = read_whole(data, read)
         if whole is None:
