@@ -229,6 +229,7 @@ async def test_what_ended_replicas_by_its_prediction_is_not_learned(c, s, *worke
         for x in (X, POISON, X):
             await source.emit((x, x[:, :3].argmax(1)))
         await trainer.drain()
+        reports.sort(key=lambda report: report.index)  # they come as they are done
         assert [report.error is None for report in reports] == [True, False, True]
         assert isinstance(reports[1].error, KilledReplicasError)
         assert len(ended) == 2
