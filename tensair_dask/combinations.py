@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = [
     "check_arguments",
     "check_optimizers",
     "check_parameters",
+    "check_settings",
     "left_out",
 ]
 
@@ -166,6 +168,35 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer], arena: Arena) 
                         "the optimizers, and would be stepped twice. Put each in one."
                     )
                 seen.add(id(parameter))
+
+
+def check_settings(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """See that the settings of optimizers are numbers: the first step would be none.
+
+    Raises
+    ------
+    OptimizerError
+        If one is NaN, or a learning rate is infinite.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for name, value in group.items():
+                if name != "params" and _is_no_number(value, name == "lr"):
+                    raise OptimizerError(
+                        f"{type(optimizer).__name__} has {name}={value}, with which a "
+                        "step would make the parameters NaN or infinite. Give a finite "
+                        "number."
+                    )
+
+
+def _is_no_number(value: Any, finite: bool) -> bool:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, tuple):
+        return any(_is_no_number(each, finite) for each in value)
+    if not isinstance(value, float):
+        return False
+    return math.isnan(value) or (finite and math.isinf(value))
 
 
 def left_out(

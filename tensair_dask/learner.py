@@ -23,7 +23,8 @@ import torch
 from tensair_dask.attributes import Attributes, Habits
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
-from tensair_dask.combinations import check_optimizers, left_out
+from tensair_dask.combinations import check_optimizers, check_settings, left_out
+from tensair_dask.counted import counted
 from tensair_dask.criterion import Criterion
 from tensair_dask.dense import why_not_dense
 from tensair_dask.errors import (
@@ -70,9 +71,20 @@ _ADD_UP = (
     "it as one of metrics=, too."
 )
 _REDUCE = "Reduce it, for example with loss.mean()."
+_A_TENSOR = (
+    "It is differentiated: return the tensor itself, and leave .item(), float() and "
+    ".numpy() away."
+)
 _BACKWARD = (
     "The loss, or the model, has called backward() itself: its gradients would count "
     "twice. Leave that away: it is done with what the loss returns."
+)
+
+PARAMETERS_NOT_FINITE = (
+    "the parameters of the model are not, since a step before. No mini-batch can be "
+    "learned any more. Begin anew, or go on from a checkpoint of before "
+    "(Trainer.restore), with a lower learning rate, scaled inputs or clip_gradients=; "
+    "or give finite values with trainer.apply."
 )
 
 T = TypeVar("T")
@@ -189,6 +201,7 @@ class Learner:
         self._looks = -1
         self.optimizers = _build_optimizers(recipe, self.arena)
         check_optimizers(self.optimizers, self.arena)
+        check_settings(self.optimizers)
         self._tell_what_is_not_used()
         # Now: torch adds to the defaults of those that take over a state. And only what
         # its groups hold: one that wraps another may have defaults of its own.
@@ -367,11 +380,32 @@ class Learner:
         value = loss.item()
         if value - value != 0.0:  # NaN or infinite
             raise NonFiniteError(
-                f"The loss is {value}, although the mini-batch is finite: the model or "
-                "the loss overflows on it, or training has diverged. Lower the "
-                "learning rate, or scale the inputs."
+                f"The loss is {value}, although the mini-batch is finite: "
+                f"{self._why_not_finite(prediction, y)}"
             )
         return prediction, loss, value
+
+    def _why_not_finite(self, prediction: Any, y: Any) -> str:
+        if not self.is_finite():
+            return PARAMETERS_NOT_FINITE
+        _, seen = counted(lambda: self.criterion(prediction, y))
+        if seen.counts is False:
+            return (
+                "none of its targets counts, since the loss leaves them out (its "
+                "ignore_index), and the mean of nothing is no number. Leave such "
+                "mini-batches out of the stream, or make them larger."
+            )
+        if isinstance(prediction, torch.Tensor) and all_finite([prediction]):
+            return (
+                "and so is the prediction. The loss overflows on these, has no value "
+                "there (as a logarithm at 0), or is a mean of nothing (as where a mask "
+                "leaves all out); or training has diverged. Lower the learning rate, "
+                "scale the inputs, or add a small number under the logarithm."
+            )
+        return (
+            "the model or the loss overflows on it, or training has diverged. Lower "
+            "the learning rate, or scale the inputs."
+        )
 
     def _check_gradients(self, loss: float) -> None:
         gradients = [each.grad for each in self.arena.parameters]
@@ -446,6 +480,7 @@ class Learner:
             given = list(self.optimizers)
             _check_answer(function(self.model, given), self.model)
             _check_kept(given, self.optimizers)
+            check_settings(self.optimizers)
             hooks.check()
             restructured = self._described() != was or not self._is_in_place()
             if restructured:
@@ -724,7 +759,7 @@ class Learner:
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise LossError(
                 f"The loss returned {shapes(loss)}; a scalar tensor is needed. "
-                + (_ADD_UP if isinstance(loss, _SEVERAL) else _REDUCE)
+                + _advice_on_loss(loss)
             )
         return loss
 
@@ -940,6 +975,15 @@ class Evaluation:
         samples = self._samples or math.nan  # the mean of nothing is no number
         result = {"loss": self._loss / samples, "samples": float(self._samples)}
         return result | self._totals.result()
+
+
+def _advice_on_loss(returned: Any) -> str:
+    """Advise who has a loss that returns something else than one number's tensor."""
+    if isinstance(returned, _SEVERAL):
+        return _ADD_UP
+    if isinstance(returned, (int, float, np.number, np.ndarray)):
+        return _A_TENSOR
+    return _REDUCE
 
 
 def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:

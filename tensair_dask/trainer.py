@@ -207,10 +207,12 @@ class Trainer:
         builds the model.
     mode
         When to train. ``"always"``: on everything. ``"never"``: only predict and
-        score; the model is not changed, whatever ``on_drift`` is, and drifts are told
-        only. ``"auto"``: train until the loss has converged, then only predict and
-        score, and train again when the stream has drifted. All replicas switch at the
-        same mini-batch, and each switch is one of the `events`.
+        score, whatever ``on_drift`` is; drifts are told only. No parameter is
+        trained; what a model writes in ``forward`` also in ``eval()``, such as a
+        counter in a buffer, it writes as ever. ``"auto"``: train until the loss has
+        converged, then only predict and score, and train again when the stream has
+        drifted. All replicas switch at the same mini-batch, and each switch is one of
+        the `events`.
     detector
         What finds drift, one of `tensair_dask.drift`, or its name. None is OPTWIN in
         mode auto, and no detection in the others. By name or by default OPTWIN has

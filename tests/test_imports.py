@@ -61,6 +61,7 @@ LEVELS = [
         "model_state",
         "structure",
         "broadcasts",
+        "counted",
         "criterion",
         "attributes",
         "unsuitable",
