@@ -18,6 +18,10 @@ __all__ = ["Schedule", "has_schedule", "scale_rates"]
 # In a parameter group: what the scheduled rate is multiplied by, since a policy or the
 # user has changed the rate. There, it is copied and saved with the optimizer's state.
 FACTOR = "schedule_factor"
+# Gradients during which all rates are 0 before that is said: a cycle may pass 0.
+IDLE = 100
+# What is below 0 by less is 0.
+ROUNDING = 1e-12
 # As torch calls the rate with which a schedule begins.
 INITIAL = "initial_lr"
 
@@ -33,7 +37,17 @@ _EXAMPLES = (
 )
 
 
+_GO_ON = (
+    "Give one that reaches as far as the stream, or has no end, for example "
+    "schedule=lambda gradients: 1 / (1 + 0.001 * gradients)."
+)
+
+
 class _Course(Protocol):
+    name: str
+    # The count at which it is over; infinite if it has no end.
+    end: float
+
     def rates(self, count: int) -> list[float]:
         """Learning rates of the groups of one optimizer after so many gradients."""
 
@@ -69,6 +83,7 @@ class Schedule:
         self._given = given
         self._optimizers = optimizers
         self._notices = notices
+        self._idle_since: int | None = None
         self.begin()
         self.follow(0)
 
@@ -98,10 +113,36 @@ class Schedule:
         """
         if count == self._count:
             return
-        self._rates = [course.rates(count) for course in self._courses]
+        self._rates = [_checked(course, count) for course in self._courses]
         for group, rate in self._each():
             _write(group, rate * group[FACTOR])
         self._count = count
+        self._tell_of_the_end(count)
+
+    def _tell_of_the_end(self, count: int) -> None:
+        for course, rates in zip(self._courses, self._rates, strict=True):
+            if count >= course.end:
+                self._notices.say(
+                    "schedule-over",
+                    f"The schedule has ended: {course.name} has total_steps="
+                    f"{course.end:g}, and the model holds {count} gradients, those of "
+                    "all replicas together, of which each is a step. The learning "
+                    f"rate stays where it has ended, {_told(rates)}: little may be "
+                    f"learned from now on. {_GO_ON}",
+                )
+        if any(map(any, self._rates)):
+            self._idle_since = None
+        elif self._idle_since is None or count < self._idle_since:
+            self._idle_since = count
+        elif count - self._idle_since >= IDLE:
+            names = " and ".join(dict.fromkeys(each.name for each in self._courses))
+            self._notices.say(
+                "schedule-idle",
+                f"The schedule ({names}) has had all learning rates at 0 since the "
+                f"model holds {self._idle_since} gradients, and now it holds {count}, "
+                "those of all replicas together: nothing is learned, although no "
+                f"mini-batch is refused. {_GO_ON}",
+            )
 
     def keep_changes(self) -> None:
         """Go on relative to rates that were changed by hand since `follow`."""
@@ -126,6 +167,24 @@ class Schedule:
             for optimizer, rates in zip(self._optimizers, self._rates, strict=True)
             for group, rate in zip(optimizer.param_groups, rates, strict=True)
         ]
+
+
+def _checked(course: _Course, count: int) -> list[float]:
+    given = course.rates(count)
+    # Of a ramp that ends at 0, rounding may leave a little below.
+    rates = [max(rate, 0.0) if rate > -ROUNDING else rate for rate in given]
+    for rate in rates:
+        if not 0 <= rate < math.inf:
+            raise OptimizerError(
+                f"The schedule ({course.name}) gives the learning rate {rate:g} for a "
+                f"model that holds {count} gradients; a finite number from 0 is "
+                f"allowed. {_GO_ON}"
+            )
+    return rates
+
+
+def _told(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(rates))
 
 
 def has_schedule(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
@@ -183,6 +242,8 @@ def _course(given: Callable[[Any], Any], optimizer: torch.optim.Optimizer) -> _C
 class _Function:
     """A function of the number of gradients; gives a factor."""
 
+    end = math.inf
+
     def __init__(
         self,
         function: Callable[[int], Any],
@@ -190,6 +251,7 @@ class _Function:
         first: float,
     ) -> None:
         self._function = function
+        self.name = f"the function {getattr(function, '__name__', '')}".rstrip()
         self._initial = [float(group[INITIAL]) for group in optimizer.param_groups]
         _check(first, 0)
 
@@ -220,12 +282,13 @@ class _Pure:
         self._scheduler = scheduler
         closed = getattr(scheduler, "_get_closed_form_lr", None)
         self._ask: Callable[[], list[Any]] = closed or scheduler.get_lr
+        self.name = type(scheduler).__name__
         # Of OneCycleLR, which has no rate for what comes behind.
-        self._last = getattr(scheduler, "total_steps", math.inf) - 1
+        self.end = getattr(scheduler, "total_steps", math.inf)
 
     def rates(self, count: int) -> list[float]:
         scheduler: Any = self._scheduler
-        scheduler.last_epoch = int(min(count, self._last))
+        scheduler.last_epoch = int(min(count, self.end - 1))
         scheduler._get_lr_called_within_step = True
         scheduler._is_initial = False
         try:
@@ -239,12 +302,15 @@ class _Pure:
 class _Stepped:
     """Any other scheduler of torch: it is stepped once for each gradient."""
 
+    end = math.inf
+
     def __init__(
         self,
         build: Callable[[Any], Any],
         scheduler: lr_scheduler.LRScheduler,
     ) -> None:
         self._build = build
+        self.name = type(scheduler).__name__
         self._begin(scheduler)
 
     def _begin(self, scheduler: lr_scheduler.LRScheduler) -> None:

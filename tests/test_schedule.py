@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 
 import tensair_dask as ta
 from tensair_dask.adaptation import RaiseLearningRate
-from tensair_dask.errors import ConfigurationError, OptimizerError
+from tensair_dask.errors import BatchError, ConfigurationError, OptimizerError
 from tensair_dask.notices import Notices
 from tensair_dask.schedule import Schedule
 
@@ -170,6 +170,75 @@ def test_a_one_cycle_that_has_ended_stays_at_its_last_rate():
     last = rates(one)
     schedule.follow(1000)
     assert rates(one) == last == pytest.approx(alone(FACTORIES["one cycle"], 39)[39])
+
+
+@pytest.mark.parametrize("counts", [range(200), (0, 39, 40, 41, 500), (77,)])
+def test_that_one_cycle_has_ended_is_said_once_when_it_is_over(counts):
+    notices = Notices()
+    schedule = Schedule(FACTORIES["one cycle"], [optimizer()], notices)
+    told = []
+    for count in counts:
+        schedule.follow(count)
+        told += [(count, text) for text in notices.take().values()]
+    ((when, text),) = told
+    assert when == next(count for count in counts if count >= 40)
+    assert "OneCycleLR has total_steps=40" in text
+    assert f"holds {when} gradients, those of all replicas" in text
+    assert "2e-06" in text
+
+
+def stops(gradients: int) -> float:
+    return max(0.0, 1 - gradients / 50)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (stops, "the function stops"),
+        (part(lr_scheduler.LambdaLR, lr_lambda=stops), "LambdaLR"),
+        (part(lr_scheduler.PolynomialLR, total_iters=50), "PolynomialLR"),
+        (part(lr_scheduler.MultiplicativeLR, lr_lambda=stops), "MultiplicativeLR"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7])
+def test_rates_that_stay_at_0_are_said_once(given, named, step):
+    notices = Notices()
+    schedule = Schedule(given, [optimizer()], notices)
+    for count in range(0, 140, step):
+        schedule.follow(count)
+    assert notices.take() == {}
+    for count in range(140, 400, step):
+        schedule.follow(count)
+    (said,) = notices.take().values()
+    assert named in said
+    assert "nothing is learned" in said
+
+
+@pytest.mark.parametrize("name", [name for name in FACTORIES if name != "one cycle"])
+def test_schedules_without_an_end_say_nothing(name):
+    notices = Notices()
+    schedule = Schedule(FACTORIES[name], [optimizer()], notices)
+    for count in range(500):
+        schedule.follow(count)
+    expected = [] if name != "polynomial" else ["schedule-idle"]
+    assert list(notices.take()) == expected
+
+
+@pytest.mark.parametrize("wrong", [-0.5, math.nan, math.inf])
+@pytest.mark.parametrize("kind", [lr_scheduler.LambdaLR, lr_scheduler.MultiplicativeLR])
+def test_rates_that_are_none_are_refused(kind, wrong):
+    given = part(kind, lr_lambda=lambda k: wrong if k == 3 else 1.0)
+    schedule = Schedule(given, [optimizer()], Notices())
+    schedule.follow(2)
+    with pytest.raises(OptimizerError, match="holds 3 gradients; a finite number"):
+        schedule.follow(3)
+
+
+def test_what_rounding_leaves_below_0_is_0():
+    one = optimizer()
+    given = part(lr_scheduler.LambdaLR, lr_lambda=lambda k: -1e-17 if k else 1.0)
+    Schedule(given, [one], Notices()).follow(1)
+    assert rates(one) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -370,3 +439,21 @@ async def test_both_optimizers_of_a_model_follow(c, s, *workers):
         await train_all(trainer, [(words, words.sum(1) % 3)] * 9)
         assert await rates_now(trainer, workers) == pytest.approx([0.01, 0.02] * 2)
         assert spread(await trainer.state_dicts()) <= 1e-5
+
+
+@cluster(2)
+async def test_users_hear_of_the_end_of_a_schedule_and_of_rates_that_are_none(
+    c, s, a, b
+):
+    cycle = part(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20)
+    async with ta.Trainer(c, **classes(schedule=cycle)) as trainer:
+        await train_all(trainer, class_data(40))
+        (text,) = trainer.events.text[trainer.events.kind == "note"]
+        assert "total_steps=20" in text
+    falls = part(lr_scheduler.LambdaLR, lr_lambda=lambda k: 1 - k / 10)
+    async with ta.Trainer(c, **classes(schedule=falls, replicas=1)) as trainer:
+        reports = await train_all(trainer, class_data(15))
+        errors = [report.error for report in reports if report.error is not None]
+        assert len(errors) == 4
+        assert all(isinstance(each, BatchError) for each in errors)
+        assert "LambdaLR" in str(errors[0])
