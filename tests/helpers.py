@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,11 @@ def linear(**overrides: Any) -> dict[str, Any]:
     """Arguments of a trainer of the linear model."""
     arguments = {"model": Linear, "loss": linear_loss, "optimizer": SGD}
     return {**arguments, **overrides}
+
+
+def stable(value: Any) -> str:
+    """Name a parameter of a test alike in every process: without addresses."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
 def mlp() -> nn.Module:

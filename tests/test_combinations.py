@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
-from helpers import CLASSES, FEATURES, class_data, classes, mlp, spread, train_all
+from helpers import (
+    CLASSES,
+    FEATURES,
+    class_data,
+    classes,
+    mlp,
+    spread,
+    stable,
+    train_all,
+)
 from torch import nn
 
 import tensair_dask as ta
@@ -127,7 +136,7 @@ async def test_real_parameters_go_with_each_compression(
             "'weight' is of dtype float8",
         ),
     ],
-    ids=str,
+    ids=stable,
 )
 async def test_arguments_that_cannot_be_meant(c, s, a, arguments, error, said):
     with pytest.raises(error, match=said):

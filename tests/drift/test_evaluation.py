@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import stable
 
 from tensair_dask import drift
 from tensair_dask.drift import streams
@@ -116,7 +117,7 @@ ONE = ([0, 0, 1], [1])
         *([([1, 2, 3], [1.7])], [([1, 2, 3], [1.0])], [([1, 2, 3], [True])]),
         *([([1, 2, 3], ["1"])], [([1, 2, 3], [1], 4)]),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_what_are_no_streams_is_refused_with_what_they_look_like(given):
     with pytest.raises(ConfigurationError, match=r"pair.*\[\(losses, \[1000\]\)\]"):
@@ -137,7 +138,7 @@ def test_a_stream_that_is_no_pair_is_named_by_its_number():
         [(torch.tensor(ONE[0]), (np.int32(1),))],
         [(pd.Series(ONE[0]), pd.Series(ONE[1]))],
     ],
-    ids=str,
+    ids=stable,
 )
 def test_values_and_change_points_may_be_anything_that_has_them_in_order(given):
     (run,) = drift.evaluate(AtOnes(), given).runs

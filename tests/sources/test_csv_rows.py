@@ -11,6 +11,7 @@ import dask
 import pandas as pd
 import pytest
 from distributed.utils_test import gen_test
+from helpers import stable
 from streamz import Stream
 
 import tensair_dask.sources  # noqa: F401  gives Stream its sources
@@ -270,7 +271,7 @@ async def test_a_row_longer_than_allowed_ends_the_source(tmp_path):
         ({"encoding": "utf-16"}, "a newline is not one byte"),
         ({"encoding": "klingon"}, "one that Python knows"),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_what_cannot_be_done_in_chunks_is_refused(tmp_path, read, said):
     path = tmp_path / "table.csv"
