@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["wording", "dense", "values", "loops"],
+    ["wording", "dense", "values", "loops", "places"],
     ["stream_methods"],
     [
         "__init__",

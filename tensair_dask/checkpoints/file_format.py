@@ -22,6 +22,7 @@ import torch
 from tensair_dask.checkpoints.checkpoint import Checkpoint
 from tensair_dask.checkpoints.plain import pack, unpack
 from tensair_dask.errors import CheckpointDamagedError, CheckpointError
+from tensair_dask.places import joined, plain, seen_of
 
 __all__ = ["FORMAT", "decode", "encode"]
 
@@ -86,9 +87,11 @@ def encode(checkpoint: Checkpoint) -> list[memoryview]:
     interpreter.
     """
     content = {
-        field.name: pack(_plain_model(field.name, checkpoint), field.name)
+        field.name: pack(_plain(field.name, checkpoint), field.name)
         for field in dataclasses.fields(checkpoint)
     }
+    # Beside the positions: programs that know nothing of it read those all the same.
+    content["seen"] = pack(seen_of(checkpoint.positions), "seen")
     gathered = _Gathered()
     try:
         torch.save(content, cast("IO[bytes]", gathered))
@@ -100,8 +103,10 @@ def encode(checkpoint: Checkpoint) -> list[memoryview]:
     return [memoryview(_header(body, checkpoint)), *body]
 
 
-def _plain_model(name: str, checkpoint: Checkpoint) -> Any:
+def _plain(name: str, checkpoint: Checkpoint) -> Any:
     value = getattr(checkpoint, name)
+    if name == "positions":
+        return plain(value)
     return dict(value) if name == "model" else value
 
 
@@ -137,6 +142,8 @@ def decode(data: Any, path: str = "the checkpoint") -> Checkpoint:
     for name, kind in _LATER.items():
         if isinstance(content.get(name), kind):
             values[name] = content[name]
+    if isinstance(seen := content.get("seen"), dict):
+        values["positions"] = joined(values["positions"], seen)
     return Checkpoint(**values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import copy
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.files import open_files
+from tensair_dask.places import Place, Trail
 from tensair_dask.sources.csv_rows import CsvRows
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
 from tensair_dask.sources.positions import Positions
@@ -92,7 +94,7 @@ class _Files(CarefulSource[PoisonLine]):
                 group = held[first : first + self._chunk]
                 made = self._made(group, path, start)
                 made = [each for each in made if len(each) or self._may_be_empty]
-                stop = start + sum(map(len, group))
+                stop = lines.passed(group, start)
                 mark = self.tracker.emitted(path, start, stop)
                 self._offsets[path] = start = stop
                 if made:
@@ -108,9 +110,9 @@ class _Files(CarefulSource[PoisonLine]):
             start = await self._aside(lines.open, start)
 
     async def _grown(self, lines: _Lines) -> None:
-        """Wait until the file is longer than what was read of it."""
+        """Wait until the file is longer than what was read of it, or another one."""
         while not self._stopping:
-            if await self._aside(lines.size) > lines.seen:
+            if await self._aside(lines.changed):
                 return
             await self._pause(self._poll)
 
@@ -251,6 +253,9 @@ class _Lines:
         self._cut = cut()
         self._awaited = False  # the header is still being written
         self._stream: Any = None
+        self._trail = Trail()  # of the lines that were passed on
+        self._read = Trail()  # of all that was read
+        self._state: Any = None  # what the file system told of it when it was opened
         self._block = config.get_bytes("sources.block")
         self._longest = config.get_bytes("sources.line")
 
@@ -260,10 +265,13 @@ class _Lines:
         Raises
         ------
         SourceError
-            If it cannot be opened, or is shorter.
+            If it cannot be opened, is shorter, or is not the file that was read up to
+            there.
         """
         self.close()
         try:
+            if self._follow:
+                self._state = self._info()
             self._stream = self._file.open()
             found = self._header(self._stream)
             self._awaited = found is None
@@ -271,7 +279,8 @@ class _Lines:
                 self.seen = int(self._stream.tell())
                 return offset
             begins = max(offset, found)
-            reached = int(self._stream.seek(begins))
+            self._trail = Trail.of(self._stream, begins)
+            reached = int(self._stream.tell())
             if begins and not self._file.compression:
                 # Files that are not compressed let one seek behind their end.
                 reached = min(reached, int(self._file.fs.size(self.path)))
@@ -286,9 +295,52 @@ class _Lines:
                 f"{self.path} was to be read from byte {begins} on, but has only "
                 f"{reached}. Give the file that was read before."
             )
+        self._compare(offset, begins)
         self._cut = self._begin()
+        self._read = copy.copy(self._trail)
         self.seen = begins
-        return begins
+        return self._trail.at(begins)
+
+    def passed(self, lines: list[bytes], start: int) -> int:
+        """Take note that lines are passed on; gives where the next ones begin."""
+        self._trail.add(lines)
+        return self._trail.at(start + sum(map(len, lines)))
+
+    def _compare(self, offset: int, begins: int) -> None:
+        """See that below an offset the file is the one that was read."""
+        if not offset or not isinstance(offset, Place):  # as older programs kept it
+            return
+        trail = self._trail
+        if offset < begins:
+            trail = Trail.of(self._stream, offset)
+            self._stream.seek(begins)
+        if trail.at(offset).seen != offset.seen:
+            raise self._another(offset)
+
+    def _compare_again(self) -> None:
+        """See that what was just read belongs behind what was read before.
+
+        That is known afterwards only, and from a file that is opened anew: one that was
+        opened before shows what it has in its buffer.
+        """
+        try:
+            if (info := self._info()) == self._state:
+                return
+            self._state = info
+            with self._file.fs.open(self.path, "rb") as stream:
+                trail = Trail.of(stream, self.seen)
+        except Exception as error:
+            raise self._gone(error) from error
+        if trail.at(self.seen).seen != self._read.at(self.seen).seen:
+            raise self._another(self.seen)
+
+    def _another(self, offset: int) -> SourceError:
+        return SourceError(
+            f"{self.path} was to be read from byte {int(offset)} on, but is not the "
+            "file that was read up to there: it was replaced or written anew. Give the "
+            "file that was read before; or read this one from its beginning, without a "
+            "position, or as a source of another name."
+        )
 
     def more(self) -> list[bytes]:
         """Read the next lines, with their newlines; none at the end of the file."""
@@ -300,6 +352,9 @@ class _Lines:
                     f"{self.path} cannot be read beyond byte {self.seen}: "
                     f"{in_words(error)}"
                 ) from error
+            if read and self._follow:
+                self._compare_again()
+            self._read.add([read])
             self.seen += len(read)
             if not read:
                 return [] if self._follow else self._cut.rest()
@@ -314,8 +369,8 @@ class _Lines:
                 return lines
         return []
 
-    def size(self) -> int:
-        """Size of the file as it is now, in bytes.
+    def changed(self) -> bool:
+        """Whether the file has grown since it was opened, or may be another one.
 
         Raises
         ------
@@ -323,19 +378,25 @@ class _Lines:
             If it is gone, or smaller than what was read of it.
         """
         try:
-            self._file.fs.invalidate_cache(self.path)
-            size = int(self._file.fs.size(self.path))
+            info = self._info()
+            size = int(info["size"])
         except Exception as error:
-            raise SourceError(
-                f"{self.path} was there and is gone: {in_words(error)}"
-            ) from error
+            raise self._gone(error) from error
         if size < self.seen:
             raise SourceError(
                 f"{self.path} has shrunk to {size} bytes, and {self.seen} were read. "
                 "Only files that grow can be followed; start a new source for a new "
                 "file."
             )
-        return size
+        # One that was put in its place, or written anew, may be as long.
+        return size > self.seen or info != self._state
+
+    def _gone(self, error: Exception) -> SourceError:
+        return SourceError(f"{self.path} was there and is gone: {in_words(error)}")
+
+    def _info(self) -> Any:
+        self._file.fs.invalidate_cache(self.path)
+        return self._file.fs.info(self.path)
 
     def close(self) -> None:
         """Close the file, if it is open."""
@@ -395,9 +456,9 @@ class from_lines(_Files):
     Raises
     ------
     SourceError
-        At `ended`: if a file cannot be read, is shorter than its position, has shrunk
-        or vanished while it is followed, or has a line of more than
-        ``tensair.sources.line`` bytes.
+        At `ended`: if a file cannot be read, is shorter than its position, is not the
+        file that was read up to there, has shrunk or vanished while it is followed, or
+        has a line of more than ``tensair.sources.line`` bytes.
     RecordError
         At `ended`: a line could not be read, and ``on_error="raise"``.
 

@@ -269,3 +269,97 @@ async def test_two_colons_in_the_name_of_a_file_are_part_of_it(tmp_path):
     got, kept = await read(str(path), positions={})
     assert got == LINES
     assert list(kept) == [str(path)]
+
+
+async def replaced(make, path, data, **kwargs):
+    """Read a file, replace it by other content, and read on from the positions."""
+    source = make(str(path), asynchronous=True, **kwargs)
+    async with source:
+        await source.ended()
+    kept = {source.tracker.name: source.tracker.learned()}
+    path.write_bytes(data)
+    source = make(str(path), positions=kept, asynchronous=True, **kwargs)
+    got = source.sink_to_list()
+    async with source:
+        await source.ended()
+    return got
+
+
+ROTATED = {
+    "other lines": (b"one\ntwo\n", b"three\nfour\nfive\n"),
+    "another beginning": (b"x" * 500 + b"\none\n", b"y" * 500 + b"\none\ntwo\n"),
+    "another end": (b"a" * 999 + b"\n", b"a" * 998 + b"b\nnew\n"),
+    "a line put in": (b"1\n" * 50 + b"2\n", b"1\n" * 60 + b"2\n"),
+    "as long": (b"one\n", b"two\n"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ROTATED)
+@gen_test()
+async def test_a_file_that_was_replaced_is_not_read_from_its_middle(
+    tmp_path, name, packed
+):
+    before, after = map(gzip.compress if packed else bytes, ROTATED[name])
+    path = tmp_path / ("log.gz" if packed else "log")
+    path.write_bytes(before)
+    with pytest.raises(SourceError, match="not the file that was read up to there"):
+        await replaced(Stream.from_lines, path, after, chunk=3)
+
+
+@gen_test()
+async def test_a_table_that_was_replaced_is_not_read_on(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(SourceError, match="not the file that was read up to there"):
+        await replaced(Stream.from_csv_chunks, path, b"b,a\n1,2\n3,4\n")
+    path.write_text("a,b\n1,2\n")
+    (got,) = await replaced(Stream.from_csv_chunks, path, b"a,b\n1,2\n3,4\n")
+    assert got.to_numpy().tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("block", ["1 B", "7 B", "256 KiB"])
+@pytest.mark.parametrize("chunk", [None, 1, 7])
+@gen_test()
+async def test_the_same_file_is_known_however_it_was_read(tmp_path, block, chunk):
+    import dask
+
+    path = tmp_path / "text"
+    path.write_text(TEXT[:600])
+    with dask.config.set({"tensair.sources.block": block}):
+        _, kept = await read(str(path), chunk=chunk)
+    copied = tmp_path / "copy"
+    copied.write_text(TEXT[:600] + "\nmore")
+    copied.replace(path)
+    assert (await read(str(path), positions=kept))[0] == ["", "more"]
+
+
+@gen_test()
+async def test_positions_that_know_only_the_offset_are_read_as_before(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("one\ntwo\nthree\n")
+    got, _ = await read(str(path), name="n", positions={"n": {str(path): 4}})
+    assert got == ["two", "three"]
+
+
+@pytest.mark.parametrize("length", [4, 50])
+@pytest.mark.parametrize("how", ["renamed", "written anew"])
+@gen_test()
+async def test_another_file_in_place_of_one_that_is_followed_ends_the_source(
+    tmp_path, how, length
+):
+    path = tmp_path / "log"
+    path.write_text("one\n")
+    source = Stream.from_lines(str(path), follow=True, poll="1ms", asynchronous=True)
+    got = source.sink_to_list()
+
+    def replace(line):
+        other = tmp_path / "other" if how == "renamed" else path
+        other.write_text("two" + "!" * (length - 4) + "\n")
+        other.replace(path)
+
+    source.sink(replace)
+    async with source:
+        with pytest.raises(SourceError, match="not the file that was read up to there"):
+            await source.ended()
+    assert got == ["one"]
