@@ -40,6 +40,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.finite import all_finite
+from tensair_dask.exchange.frozen import Frozen
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.wire import pack
@@ -190,6 +191,7 @@ class Learner:
         warn_of_layers(self.model, self.notices)
         self.arena = Arena(self.model)
         self.claim = Claim(self.arena.parameters)
+        self._frozen = Frozen(self.model)
         self._habits = Habits(self.model, self.notices)
         if not self.arena.parameters:
             raise ModelError(
@@ -498,6 +500,7 @@ class Learner:
             self._settle()
             if restructured and not self._stepper.is_plain:
                 self._see_that_it_steps()
+            self._frozen.begin()
         except BaseException:
             undo()
             raise
@@ -586,6 +589,7 @@ class Learner:
         self.claim.release()
         self.arena = arena
         self.claim = Claim(arena.parameters)
+        self._frozen = Frozen(self.model)
 
     def structure(self) -> dict[str, Any]:
         """Tell how parameters and groups differ from what the factory has built.
@@ -698,6 +702,8 @@ class Learner:
 
     def _check_parameters(self) -> bool:
         self._looks += 1
+        if self._frozen.eager or not self._looks % LOOK:
+            self._look_at_frozen()
         if self._looks % LOOK and self.arena.homes.seem_to_hold():
             return False
         try:
@@ -707,6 +713,10 @@ class Learner:
             raise ForwardError(
                 f"The model has changed its parameters while it ran: {error}"
             ) from error
+
+    def _look_at_frozen(self) -> None:
+        if written := self._frozen.written():
+            self.notices.say("frozen", _each_its_own(written))
 
     def _bring_back(self) -> bool:
         """Bring back parameters that lie elsewhere; whether they have other values."""
@@ -841,6 +851,7 @@ class Learner:
             Of torch, if something else does not fit; the same holds.
         """
         self._state.put(state, made)
+        self._frozen.begin()
         for optimizer, needed, its_state in zip(
             self.optimizers, self._needed, optimizers, strict=True
         ):
@@ -1175,6 +1186,20 @@ def _thawed(names: list[str]) -> str:
         "frozen when training began: they are frozen again, and not trained. Thaw "
         "them in the model factory, or with trainer.apply(lambda model, optimizers: "
         "model.layer.requires_grad_(True))."
+    )
+
+
+def _each_its_own(names: list[str]) -> str:
+    return (
+        f"The model, or a hook, writes into {_some(names)} while it learns: parameters "
+        "that are frozen, as those of a target network or of a moving average are. "
+        "They are neither trained nor exchanged. As with buffers, each replica has its "
+        "own, of the mini-batches that it has learned itself, and replicas differ in "
+        "them; predict, state_dict and checkpoints take those of one replica, and so "
+        "does a replica that joins. If they are to agree, copy from time to time with "
+        "trainer.apply(lambda model, optimizers: "
+        "model.target.load_state_dict(model.net.state_dict())), which does so on all "
+        "replicas, or give replicas=1."
     )
 
 

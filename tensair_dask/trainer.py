@@ -255,7 +255,8 @@ class Trainer:
     -----
     *Buffers*, such as BatchNorm's running statistics, are not exchanged: each replica
     keeps those of the mini-batches that it saw itself, and `predict` and `state_dict`
-    use those of one replica. *Frozen parameters* are neither trained nor sent.
+    use those of one replica. *Frozen parameters* are neither trained nor sent; those
+    that the model writes itself, such as a moving average, are as buffers.
     *Parameters shared by several modules* are trained and sent once. *Scoring* uses
     the forward pass that training makes, in training mode: with dropout or BatchNorm
     it is noisier than an evaluation; use `evaluate` for that. Mini-batches that are
