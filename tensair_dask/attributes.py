@@ -1,4 +1,4 @@
-"""Attributes of modules: what is neither parameter nor buffer.
+"""Attributes of modules and optimizers: what is neither parameter nor buffer.
 
 Nobody saves them, and no other replica takes them over: a counter that a model keeps in
 one, or a rate of dropout that is changed while it trains, differs between replicas.
@@ -6,97 +6,137 @@ one, or a rate of dropout that is changed while it trains, differs between repli
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from tensair_dask.errors import ModelError
+from tensair_dask.contents import Contents
+from tensair_dask.errors import ModelError, OptimizerError
 from tensair_dask.notices import Notices
 
-__all__ = ["Attributes", "Habits"]
+__all__ = ["Attributes", "Habits", "OptimizerAttributes", "contents_of"]
 
-_Values: TypeAlias = "dict[tuple[str, str], Any]"
+# How often it is looked at what a mini-batch changes.
+_LOOKS = 3
 
-_PLAIN = (int, float, bool, str, type(None))
-
-# Numbers of the hooks that a module has.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
+# Others look after these.
+_OF_MODULES = ("_parameters", "_buffers")
+_OF_OPTIMIZERS = (
+    *("state", "param_groups", "defaults"),
+    # How torch keeps its own accounts.
+    *("_opt_called", "_step_count", "_zero_grad_profile_name"),
+    *("_need_device_dtype_check_for_fused", "_warned_capturable_if_run_uncaptured"),
 )
+# Hooks of parameters, and how they are attached.
+_HOOKS_OF_PARAMETERS = {
+    "_backward_hooks": "register_hook",
+    "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook",
+}
 
 
 class Habits:
-    """Finds what a model keeps in attributes from one mini-batch to the next.
+    """Finds what is kept in attributes from one mini-batch to the next.
 
     By the first three mini-batches: what changes with each of them. Caches that are
     filled once do not.
 
     Parameters
     ----------
-    model
-        To look at.
-    notices
-        Where it is said.
+    look
+        Gives what is held now, by names.
+    say
+        Called with the names of what changes, in words, if anything does.
+
+    Attributes
+    ----------
+    knows
+        Whether all mini-batches were seen that it takes.
     """
 
-    def __init__(self, model: torch.nn.Module, notices: Notices) -> None:
-        self._model = model
-        self._notices = notices
-        self._seen: list[_Values] = []
+    def __init__(
+        self, look: Callable[[], Contents], say: Callable[[str], object]
+    ) -> None:
+        self._look = look
+        self._say = say
+        self._seen: list[Contents] = []
         self.knows = False
 
     def look(self) -> None:
-        """Look at the model after a mini-batch was learned."""
-        self._seen.append(_kept(self._model))
-        if len(self._seen) < 3:
+        """Look after a mini-batch was learned."""
+        try:
+            self._seen.append(self._look())
+        except Exception:  # looking does not decide what is learned
+            self.knows = True
             return
-        one, two, three = self._seen
-        self._seen, self.knows = [], True
+        if len(self._seen) < _LOOKS:
+            return
+        one, two, three = (each.tokens for each in self._seen)
+        self.knows = True
         names = [
-            ".".join(part for part in place if part)
-            for place in three
-            if place in one
-            and place in two
-            and one[place] != two[place] != three[place]
+            name
+            for name in three
+            if name in one and name in two and one[name] != two[name] != three[name]
         ]
+        self._seen = []
         if names:
             told = ", ".join(map(repr, names[:3]))
             more = "" if len(names) <= 3 else f" and {len(names) - 3} others"
-            self._notices.say(
+            self._say(told + more)
+
+    @classmethod
+    def of_model(cls, model: torch.nn.Module, notices: Notices) -> Habits:
+        """Look at the attributes of a model, and its buffers that are not saved."""
+
+        def say(names: str) -> None:
+            notices.say(
                 "habits",
-                f"The model changes {told}{more} with each mini-batch. That is no "
-                "parameter and no buffer: it is not saved, a replica that joins begins "
-                "without it, and each replica has its own, of the mini-batches that it "
-                "learns itself. If it matters, let it be a buffer: "
+                f"The model changes {names} with each mini-batch. That is no parameter "
+                "and no buffer that is saved: no checkpoint holds it, a replica that "
+                "joins begins without it, and each replica has its own, of the "
+                "mini-batches that it learns itself; those of predict and evaluate "
+                "change it, too. If it matters, let it be a buffer: "
                 "self.register_buffer(name, tensor).",
             )
 
+        return cls(lambda: contents_of(model), say)
 
-def _kept(model: torch.nn.Module) -> _Values:
-    """Numbers, and which tensors there are; not the tensors, which hold much else.
 
-    Tensors with a gradient are computed anew, as a normed weight is.
+def contents_of(model: torch.nn.Module, whole: bool = False) -> Contents:
+    """Give what the attributes of modules hold, by dotted names.
+
+    Parameters
+    ----------
+    model
+        Its parameters, and the buffers that are saved, are left out.
+    whole
+        As of `Contents`.
     """
-    return {
-        (name, key): (id(value), value._version)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in (int, float) or _is_plain_tensor(value)
-    }
+    # Its modules, too: what lies in them is found under their own names.
+    known = {id(each) for each in (*model.modules(), *model.parameters())}
+    unsaved = []
+    for name, module in model.named_modules():
+        names = getattr(module, "_non_persistent_buffers_set", ())
+        for key, buffer in module.named_buffers(recurse=False):
+            if key in names:
+                unsaved.append((f"{name}.{key}".lstrip("."), buffer))
+            else:
+                known.add(id(buffer))
 
+    def named() -> Iterator[tuple[str, Any]]:
+        yield from unsaved
+        for name, module in model.named_modules():
+            for key, value in vars(module).items():
+                # Layers that are made anew are their parameters' matter, unless they
+                # have none.
+                if key not in _OF_MODULES and (whole or key != "_modules"):
+                    yield f"{name}.{key}".lstrip("."), value
 
-def _is_plain_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not value.requires_grad
+    return Contents(named(), known, whole)
 
 
 class Attributes:
-    """Plain attributes, modes and hooks of a model, before a function changes it.
+    """Attributes, modes and hooks of a model, before a function changes it.
 
     Parameters
     ----------
@@ -106,8 +146,10 @@ class Attributes:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
-        self._before = dict(_plain(model))
-        self._modules = dict(model.named_modules())
+        self._before = contents_of(model, whole=True)
+        self._hooks = Contents(_hooks_and_modes(model), whole=True)
+        self._of_parameters = _OfParameters(model)
+        self._classes = [(each, type(each)) for each in model.modules()]
 
     def check(self) -> None:
         """See that the function has changed none of them.
@@ -115,39 +157,137 @@ class Attributes:
         Raises
         ------
         ModelError
-            If it has. They are then as they were, but for hooks.
+            If it has; see `restore`.
         """
-        after = dict(_plain(self._model))
-        changed = [
-            place
-            for place in self._before
-            if place[0] in dict(self._model.named_modules())
-            and after.get(place, self) != self._before[place]
-        ]
-        changed += [place for place in after if place not in self._before]
-        changed = [place for place in changed if place[0] in self._modules]
+        changed = _changed(self._before, contents_of(self._model, whole=True))
+        after = Contents(_hooks_and_modes(self._model), whole=True)
+        changed += _changed(self._hooks, after)
         if not changed:
             return
-        for name, key in changed:
-            if key in _HOOKS:
-                continue
-            if (name, key) in self._before:
-                setattr(self._modules[name], key, self._before[name, key])
-            else:
-                delattr(self._modules[name], key)
-        told = ", ".join(repr(f"{name}.{key}".lstrip(".")) for name, key in changed[:5])
+        told = ", ".join(map(repr, changed[:5]))
         raise ModelError(
             f"The function has changed {told} of the model. Other replicas, and "
-            "checkpoints, take over values of parameters and buffers, and settings of "
-            "optimizers, not attributes, modes or hooks of modules. Keep in a buffer "
-            "what is to change while the model trains, and change its value."
+            "checkpoints, take over values of parameters and of buffers that are "
+            "saved, and settings of optimizers; not attributes, modes, hooks, and "
+            "layers without parameters: only one replica would have them. Keep in a "
+            "buffer what is to change while the model trains, and change its value. "
+            "Build the model as it is to be, in model=."
         )
 
+    def restore(self) -> None:
+        """Put back what was changed within attributes.
 
-def _plain(model: torch.nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
+        The attributes themselves are those of `Rollback`.
+        """
+        self._before.restore()
+        self._hooks.restore()
+        self._of_parameters.restore()
+        for module, kind in self._classes:
+            if type(module) is not kind:
+                module.__class__ = kind
+
+
+def _hooks_and_modes(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if type(value) in _PLAIN:
-                yield (name, key), value
-        for key in _HOOKS:
-            yield (name, key), len(getattr(module, key, ()))
+        yield f"{name}.__class__".lstrip("."), type(module)
+        if isinstance(module, torch.jit.ScriptModule):  # kept by torch elsewhere
+            yield f"{name}.training".lstrip("."), module.training
+    for name, parameter in model.named_parameters():
+        for key, told in _HOOKS_OF_PARAMETERS.items():
+            yield f"{name}.{told}", dict(getattr(parameter, key, None) or {})
+        for key, value in vars(parameter).items():
+            yield f"{name}.{key}", value
+
+
+class _OfParameters:
+    """Hooks and attributes of parameters, to be put back."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._were = [
+            (each, key, dict(getattr(each, key, None) or {}))
+            for each in model.parameters()
+            for key in _HOOKS_OF_PARAMETERS
+        ]
+        self._own = [(each, dict(vars(each))) for each in model.parameters()]
+
+    def restore(self) -> None:
+        for parameter, key, were in self._were:
+            hooks = getattr(parameter, key, None)
+            if hooks is not None:
+                hooks.clear()
+                hooks.update(were)
+        for parameter, own in self._own:
+            vars(parameter).clear()
+            vars(parameter).update(own)
+
+
+class OptimizerAttributes:
+    """Attributes and methods of optimizers, before a function changes them.
+
+    Parameters
+    ----------
+    optimizers
+        Which the function is about to be given.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        self._before = self._contents()
+        self._were = [dict(_own(each)) for each in optimizers]
+
+    def _contents(self) -> Contents:
+        known = {
+            id(parameter)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        named = [
+            (name, value)
+            for optimizer in self._optimizers
+            for name, value in _own(optimizer).items()
+        ]
+        return Contents(named, known, whole=True)
+
+    def check(self) -> None:
+        """See that the function has changed none of them.
+
+        Raises
+        ------
+        OptimizerError
+            If it has; see `restore`.
+        """
+        changed = _changed(self._before, self._contents())
+        if not changed:
+            return
+        told = ", ".join(map(repr, changed[:5]))
+        raise OptimizerError(
+            f"The function has changed {told} of an optimizer. Other replicas take "
+            "over its state and its settings, in param_groups; not its methods, hooks "
+            "and attributes: only one would have them. Build it with them, in "
+            "optimizer=; for learning rates that change give schedule=."
+        )
+
+    def restore(self) -> None:
+        """Put them back."""
+        for optimizer, were in zip(self._optimizers, self._were, strict=True):
+            for name in _own(optimizer).keys() - were.keys():
+                del vars(optimizer)[name]
+            vars(optimizer).update(were)
+        self._before.restore()
+
+
+def _own(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if name not in _OF_OPTIMIZERS
+    }
+
+
+def _changed(before: Contents, after: Contents) -> list[str]:
+    was, now = before.tokens, after.tokens
+    nothing = object()
+    return [
+        name for name in {**was, **now} if was.get(name, nothing) != now.get(name, 0)
+    ]

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from tensair_dask.attributes import Habits
 from tensair_dask.broadcasts import Broadcasts
+from tensair_dask.contents import Contents
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.notices import Notices
 from tensair_dask.scalers import ADVICE, scales
@@ -28,6 +30,8 @@ _DEPTH = 5
 
 # Entries of a container that are looked at.
 _ENTRIES = 100
+
+_CONTAINERS = (Mapping, list, tuple, set)
 
 # What these hold is not the user's.
 _FOREIGN = ("torch", "numpy", "builtins", "functools", "tensair_dask")
@@ -71,8 +75,10 @@ class Criterion:
         for module in self.modules:
             module.to(device)
         _move_tensors(loss, device)
+        self._loss = loss
         self._call = Broadcasts(loss, notices)
         self._notices = notices
+        self._habits = Habits(self._contents, self._say)
         # Looked at once, after the first mini-batch.
         self._buffers = [
             (f"{name}.{key}".lstrip("."), buffer, buffer._version)
@@ -80,17 +86,26 @@ class Criterion:
             if isinstance(module, torch.nn.Module)
             for key, buffer in module.named_buffers()
         ]
+        self._told: list[str] = []
 
     def __call__(self, prediction: Any, y: Any) -> Any:
         """What the loss returns."""
         return self._call(prediction, y)
 
+    @property
+    def knows(self) -> bool:
+        """Whether it was seen what the loss changes."""
+        return self._habits.knows
+
     def look(self) -> None:
-        """See whether the first mini-batch has changed what nobody saves."""
-        if not self._buffers:
-            return
+        """See, by the first mini-batches, what is changed that nobody saves."""
+        self._look_at_buffers()
+        self._habits.look()
+
+    def _look_at_buffers(self) -> None:
         changed = [name for name, each, was in self._buffers if each._version != was]
         self._buffers = []
+        self._told += changed
         if changed:
             self._notices.say(
                 "loss buffers",
@@ -99,6 +114,45 @@ class Criterion:
                 "its own, which begin anew after a restore. Make them buffers of the "
                 "model, for checkpoints to hold them.",
             )
+
+    def _contents(self) -> Contents:
+        leaves = _leaves(self._loss, "", _DEPTH, set())
+        return Contents(pair for pair in leaves if pair[0] not in self._told)
+
+    def _say(self, names: str) -> None:
+        self._notices.say(
+            "loss habits",
+            f"The loss changes {names} with each mini-batch. That is neither "
+            "exchanged nor saved: each replica has its own, which counts the "
+            "mini-batches that it learns itself, and those of evaluate and of what is "
+            "only scored, too; it begins anew where a replica joins, and after a "
+            "restore. If it matters, keep it in a buffer of the model, which changes "
+            "it if self.training, and let forward return it with the prediction.",
+        )
+
+
+def _leaves(
+    thing: Any, name: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, Any]]:
+    """Find what a loss may change, with names: attributes, variables, globals."""
+    if isinstance(thing, torch.nn.Module):
+        for path, module in thing.named_modules():
+            at = f"{name}.{path}".strip(".")
+            for key, part in {**vars(module), **module._buffers}.items():
+                if key not in ("_parameters", "_buffers", "_modules"):
+                    yield f"{at}.{key}".lstrip("."), part
+        return
+    if isinstance(thing, (int, float, str, type(None))):
+        yield name, thing  # may be the same object elsewhere
+        return
+    if depth < 0 or id(thing) in seen:
+        return
+    seen.add(id(thing))
+    parts = [] if isinstance(thing, _CONTAINERS) else _parts(thing)
+    if not parts:
+        yield name, thing
+    for inner, part in parts:
+        yield from _leaves(part, f"{name}.{inner}".lstrip("."), depth - 1, seen)
 
 
 def _refuse_scalers(found: list[tuple[str, Any]]) -> None:

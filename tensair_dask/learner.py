@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from tensair_dask.attributes import Attributes, Habits
+from tensair_dask.attributes import Attributes, Habits, OptimizerAttributes
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
 from tensair_dask.combinations import check_optimizers, check_settings, left_out
@@ -45,7 +45,7 @@ from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.wire import pack
 from tensair_dask.hidden_state import StepHooks, hidden_state
-from tensair_dask.model_state import ModelState
+from tensair_dask.model_state import ModelState, named_plainly
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.randomness import Drawing, seeded
@@ -192,7 +192,7 @@ class Learner:
         self.arena = Arena(self.model)
         self.claim = Claim(self.arena.parameters)
         self._frozen = Frozen(self.model)
-        self._habits = Habits(self.model, self.notices)
+        self._habits = Habits.of_model(self.model, self.notices)
         if not self.arena.parameters:
             raise ModelError(
                 f"{type(self.model).__name__} has no parameter that requires a "
@@ -296,9 +296,7 @@ class Learner:
                 self._saw_it_move()
             if not self._state_was_checked:
                 self._check_state()
-                self.criterion.look()
-            if not self._habits.knows:
-                self._habits.look()
+            self._look_at_habits()
             # Last of all: what raises behind it would refuse what is learned.
             stepping = True
             changes = self._stepper.step_locally()
@@ -311,6 +309,13 @@ class Learner:
             for parameter in parameters:
                 parameter.grad = None
         return self._told(start, value, metrics, samples, kept), changes
+
+    def _look_at_habits(self) -> None:
+        """Tell, by the first steps, what changes that nobody saves."""
+        if not self.criterion.knows:
+            self.criterion.look()
+        if not self._habits.knows:
+            self._habits.look()
 
     def _check_state(self) -> None:
         """Tell at the first step what would come out at the first checkpoint."""
@@ -473,9 +478,11 @@ class Learner:
         Exception
             What it raises. Model and optimizers are then as they were.
         """
-        undo = self._undoing()
         hooks = StepHooks(self.optimizers)
+        settings = OptimizerAttributes(self.optimizers)
         attributes = Attributes(self.model)
+        undo = self._undoing(attributes, settings)
+        held = _held(self.optimizers)
         was = self._described()
         was_finite = self.is_finite()
         try:
@@ -484,6 +491,8 @@ class Learner:
             _check_kept(given, self.optimizers)
             check_settings(self.optimizers)
             hooks.check()
+            settings.check()
+            _check_held(held, self.optimizers, self.model)
             restructured = self._described() != was or not self._is_in_place()
             if restructured:
                 self._restructure(*was)
@@ -504,6 +513,10 @@ class Learner:
         except BaseException:
             undo()
             raise
+        finally:
+            # Those of its own backward() are no gradients of a mini-batch.
+            for parameter in self.model.parameters():
+                parameter.grad = None
         self._undo = undo
         return restructured
 
@@ -518,12 +531,16 @@ class Learner:
         self._undo = None
         self._tell_of_new_layers()
 
-    def _undoing(self) -> Callable[[], None]:
+    def _undoing(
+        self, attributes: Attributes, settings: OptimizerAttributes
+    ) -> Callable[[], None]:
         """Give what puts everything back to where it is now."""
         before = Rollback(self.model, self.optimizers)
         arena, share = self.arena, self.share
 
         def undo() -> None:
+            attributes.restore()
+            settings.restore()
             before.restore()
             self._claim_parameters(arena)
             self._state.grown()
@@ -1051,6 +1068,37 @@ def _check_kept(given: Sequence[Any], optimizers: Sequence[Any]) -> None:
         "model. Change their settings, in optimizers[0].param_groups; for an optimizer "
         "of another kind save the model, and load it into that of another trainer."
     )
+
+
+def _held(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.nn.Parameter]:
+    return [
+        parameter
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+def _check_held(
+    held: Sequence[torch.nn.Parameter],
+    optimizers: Sequence[torch.optim.Optimizer],
+    model: torch.nn.Module,
+) -> None:
+    """Refuse to take what is trained out of the optimizers, and to leave it so."""
+    now = set(map(id, _held(optimizers)))
+    names = {id(each): name for name, each in named_plainly(model).items()}
+    taken = [
+        names[id(each)]
+        for each in held
+        if each.requires_grad and id(each) in names and id(each) not in now
+    ]
+    if taken:
+        raise OptimizerError(
+            f"The function has taken {_some(taken)} out of the groups of the "
+            "optimizer, and left it in the model. If it is not to be trained any "
+            "more, freeze it: model.layer.weight.requires_grad_(False); the optimizer "
+            "follows. If it is to have other settings, put it into another group."
+        )
 
 
 def _build_optimizers(recipe: Recipe, arena: Arena) -> list[torch.optim.Optimizer]:

@@ -157,6 +157,89 @@ def test_a_loss_is_in_the_mode_of_the_model():
     assert modes == [True, False, False, True]
 
 
+class Annealed:
+    """Its weight follows the number of calls, as of a KL term."""
+
+    def __init__(self) -> None:
+        self.calls, self.log = 0, {"losses": []}
+
+    def __call__(self, prediction, y):
+        self.calls += 1
+        loss = cross_entropy(prediction, y)
+        self.log["losses"].append(loss.item())
+        return loss * min(1.0, self.calls / 10)
+
+
+def counting_in_a_closure():
+    calls = 0
+
+    def loss(prediction, y):
+        nonlocal calls
+        calls += 1
+        return cross_entropy(prediction, y) * calls
+
+    return loss
+
+
+CALLS = 0
+
+
+def counting_in_a_global(prediction, y):
+    global CALLS
+    CALLS += 1
+    return cross_entropy(prediction, y) * CALLS
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(2)
+
+    def forward(self, prediction, y):
+        self.mean = 0.9 * self.mean + 0.1 * prediction.detach().mean(0)
+        return cross_entropy(prediction - self.mean, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (Annealed(), ["'calls'", "'log'"]),
+        (Annealed().__call__, ["'self.calls'"]),
+        (functools.partial(Annealed.__call__, Annealed()), ["'1.calls'"]),
+        (closing_over(Annealed()), ["'inner.calls'"]),
+        (counting_in_a_closure(), ["'calls'"]),
+        (counting_in_a_global, ["'CALLS'"]),
+        (with_default(Holder(Annealed())), ["inner'"]),
+        (Averaging(), ["'mean'"]),
+    ],
+)
+def test_what_the_loss_changes_with_each_mini_batch_is_said_once(loss, named):
+    ours = learner(loss=loss)
+    for _ in range(6):
+        ours.learn(*data(), 8)
+    (said,) = ours.notices.take().values()
+    assert all(name in said for name in named), said
+    assert "evaluate" in said
+
+
+def test_what_a_loss_makes_once_is_left_alone():
+    class Weighted:
+        def __init__(self) -> None:
+            self.weights = None
+            self.names, self.scale = ["a", "b"], float("nan")
+
+        def __call__(self, prediction, y):
+            if self.weights is None:
+                self.weights = torch.ones(2)
+            return cross_entropy(prediction, y, weight=self.weights)
+
+    ours = learner(loss=Weighted())
+    for _ in range(6):
+        ours.learn(*data(), 8)
+        ours.score(*data(), 8)
+    assert ours.notices.take() == {}
+
+
 def test_buffers_that_the_loss_changes_are_said_to_be_nobodys():
     class Centred(nn.Module):
         def __init__(self) -> None:

@@ -64,6 +64,7 @@ LEVELS = [
         "counted",
         "criterion",
         "attributes",
+        "contents",
         "unsuitable",
         "learner",
         "refused",

@@ -125,6 +125,46 @@ def learn(made: Learner, count: int = 5, seed: int = 0) -> list[float]:
 # ---- one learner ------------------------------------------------------------------
 
 
+def take_out_one(model, optimizers):
+    optimizers[0].param_groups[0]["params"].pop(0)
+
+
+def hold_the_last_only(model, optimizers):
+    group = optimizers[0].param_groups[0]
+    group["params"] = group["params"][-1:]
+
+
+def thaw_and_hold_that_only(model, optimizers):
+    model.body.requires_grad_(True)
+    optimizers[0].param_groups[0]["params"] = list(model.body.parameters())
+
+
+@pytest.mark.parametrize(
+    "change", [take_out_one, hold_the_last_only, thaw_and_hold_that_only]
+)
+def test_what_is_taken_out_of_its_group_is_not_put_back_in_silence(change):
+    made = learner(ADAM)
+    learn(made)
+    held = list(map(id, made.optimizers[0].param_groups[0]["params"]))
+    with pytest.raises(OptimizerError, match=r"norm.weight.*requires_grad_\(False\)"):
+        made.change(change)
+    assert list(map(id, made.optimizers[0].param_groups[0]["params"])) == held
+    learn(made)
+
+
+def test_it_may_go_to_another_group():
+    def change(model, optimizers):
+        first = optimizers[0].param_groups[0]["params"].pop(0)
+        optimizers[0].add_param_group({"params": [first], "lr": 0.0})
+
+    made = learner(SGD)
+    was = made.model.norm.weight.detach().clone()
+    made.change(change)
+    made.keep_change()
+    learn(made)
+    assert torch.equal(made.model.norm.weight, was)
+
+
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAM])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_kept_goes_on_as_it_was(change, optimizer):
