@@ -25,6 +25,7 @@ from tensair_dask.errors import (
     ShapeError,
     TensairError,
 )
+from tensair_dask.named import in_order, is_row
 from tensair_dask.wording import in_words
 
 __all__ = [
@@ -576,7 +577,12 @@ def fits_records(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and bool(item) and all(map(_is_pair, item))
 
 
-def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> MiniBatch:
+def made_of(
+    item: Any,
+    collate: Callable[[Any], Any],
+    owned: bool = False,
+    make: Callable[[Any, Any, bool], MiniBatch] = MiniBatch.of,
+) -> MiniBatch:
     """Make the mini-batch of an item of a stream.
 
     Parameters
@@ -587,6 +593,8 @@ def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> Mi
         Makes ``(x, y)`` of it, or the mini-batch itself.
     owned
         Whether the arrays of the item are no one else's, and need no copy.
+    make
+        Makes the mini-batch of x and y.
 
     Raises
     ------
@@ -600,7 +608,7 @@ def made_of(item: Any, collate: Callable[[Any], Any], owned: bool = False) -> Mi
     # What else it is made of may be a buffer that collate uses again.
     pair = isinstance(item, (tuple, list)) and len(item) == 2
     owned = owned and pair and item[0] is x and item[1] is y
-    return MiniBatch.of(x, y, owned)
+    return make(x, y, owned)
 
 
 def as_refusal(error: Exception) -> TensairError:
@@ -665,12 +673,13 @@ def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     Returns
     -------
     x, y
-        The same structure with arrays of shape (records, ...).
+        The same structure with arrays of shape (records, ...). Records that are rows
+        of pandas (a Series with names) become a frame with their names.
 
     Raises
     ------
     ShapeError
-        If the records differ in structure or shape.
+        If the records differ in structure, keys, names or shape.
     """
     xs, ys = zip(*records, strict=True)
     return stack(xs, "x"), stack(ys, "y")
@@ -681,6 +690,7 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
     first = samples[0]
     try:
         if isinstance(first, Mapping):
+            _check_keys(samples, name)
             return {
                 key: stack([sample[key] for sample in samples], f"{name}[{key!r}]")
                 for key in first
@@ -694,6 +704,8 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
             import torch
 
             return torch.stack(list(samples))
+        if is_row(first):
+            return _stack_rows(samples, name)
         for masked in [each for each in samples if isinstance(each, MaskedArray)]:
             check_unmasked(masked, name)
         return _narrow(np.stack([np.asarray(sample) for sample in samples]), first)
@@ -702,6 +714,52 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
             f"The records of a mini-batch differ in {name}: {error}. All records of "
             "a partition must have one structure and one shape."
         ) from error
+
+
+def _check_keys(samples: Sequence[Any], name: str) -> None:
+    """Refuse records of which one has other keys than the first, or is no dict."""
+    first = samples[0].keys()
+    for place, sample in enumerate(samples):
+        if not isinstance(sample, Mapping):
+            raise ShapeError(
+                f"The records of a mini-batch differ in {name}: record 0 is a "
+                f"{type(samples[0]).__name__}, and record {place} (of "
+                f"{len(samples)}) is a {type(sample).__name__}. Give all of them "
+                "one structure."
+            )
+        if sample.keys() == first:
+            continue
+        lacks = [key for key in first if key not in sample]
+        more = [key for key in sample if key not in first]
+        parts = [f"lacks {lacks[:8]}"] * bool(lacks) + [f"has {more[:8]}"] * bool(more)
+        raise ShapeError(
+            f"The records of a mini-batch differ in {name}: record {place} (of "
+            f"{len(samples)}) {' and '.join(parts)}, unlike record 0. All must have "
+            "the same keys: fill in a value where one is missing, such as "
+            "{'key': 0.0, **record}, or give records of each kind a stream of "
+            "their own."
+        )
+
+
+def _stack_rows(rows: Sequence[Any], name: str) -> Any:
+    """Make a frame of rows; each in the order of the first one's names."""
+    from pandas import DataFrame  # is there, since the rows are
+
+    names = rows[0].index
+    for place, row in enumerate(rows):
+        if not is_row(row):
+            raise ShapeError(
+                f"The records of a mini-batch differ in {name}: record 0 is a "
+                f"{type(rows[0]).__name__} with names, and record {place} (of "
+                f"{len(rows)}) is a {type(row).__name__} without."
+            )
+    ordered = [
+        in_order(row, names, f"{name} of record {place}", "index")
+        for place, row in enumerate(rows)
+    ]
+    return DataFrame(
+        np.stack([_leaf(row, name)[0] for row in ordered]), columns=names, copy=False
+    )
 
 
 def _narrow(stacked: np.ndarray, first: Any) -> np.ndarray:

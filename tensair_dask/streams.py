@@ -22,7 +22,7 @@ from streamz import Stream
 from tensair_dask import config
 from tensair_dask.arguments import allow, shown, whole
 from tensair_dask.bad_input import check_on_error, is_raised
-from tensair_dask.batches import READY, RECORDS, MiniBatch, refusing
+from tensair_dask.batches import READY, RECORDS, refusing
 from tensair_dask.calls import closed_error
 from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
@@ -725,7 +725,9 @@ class predict_then_train(_OrderedNode):
             pair = self._collate(x)
             if not isinstance(self._collate, Pairs):  # it may use its arrays again
                 pair = as_values(pair)
-            samples = MiniBatch.of(*pair, owned=True).samples
+            names = self.trainer._column_names
+            samples = names.batch(*pair, owned=True).samples
+            pair = names.ordered(*pair)  # y is scored here
             moments = self._moments_of(x, samples)
         except BaseException as error:
             return self._refuse(x, RaisedError.caught(error), metadata)
@@ -857,7 +859,8 @@ class predict_then_train(_OrderedNode):
         targets: list[Any] = []
 
         def collate(given: Any) -> tuple[Any, Any]:
-            pair = self._collate(given)
+            x, y = self._collate(given)
+            pair = self.trainer._column_names.ordered(x, y)
             targets.append(as_values(pair[1]))  # scored when it has been learned
             return pair
 

@@ -32,10 +32,11 @@ from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adapting import Adapting
 from tensair_dask.arguments import flag
 from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, MiniBatch, as_refusal, made_of, refusing
+from tensair_dask.batches import ABSENT, Block, as_refusal, made_of, refusing
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
+from tensair_dask.column_names import ColumnNames
 from tensair_dask.columns import columns
 from tensair_dask.combinations import check_arguments
 from tensair_dask.dashboard.plugin import NAME as DASHBOARD
@@ -339,6 +340,7 @@ class Trainer:
         )
         self._history = History(int(config.get("history")), names)
         self._refused = Refused()
+        self._column_names = ColumnNames()
         # Of the sources that it learns from: how to hear no more of them.
         self._heard: dict[Letters[Any], Callable[[], None]] = {}
         self._events = Events()
@@ -664,7 +666,7 @@ class Trainer:
         try:
             if not is_value:
                 item = as_values(item)
-            batch = made_of(item, collate, owned=not is_value)
+            batch = made_of(item, collate, not is_value, self._column_names.batch)
         except BaseException as failure:
             error = RaisedError.caught(failure)
             nothing: Any = None
@@ -704,6 +706,7 @@ class Trainer:
         if report.error is None:
             self._refused.learned(report.samples)
             return
+        self._misfit(report.error)
         if is_raised(report.error, pending.on_error):
             pending.settle = None  # its source is to read it again
         self._bury(
@@ -717,6 +720,11 @@ class Trainer:
             ),
             pending.on_error,
         )
+
+    def _misfit(self, error: TensairError) -> None:
+        """Let other frames decide on the columns, if the first do not fit the model."""
+        if not self._refused.sound and self._dispatcher.backlog <= 1:
+            self._column_names.refused(error)
 
     def _bury(
         self, letter: DeadLetter, on_error: str, *, is_question: bool = False
@@ -1095,11 +1103,15 @@ class Trainer:
     async def _prediction(self, x: Any) -> Prediction:
         await self._ready()
         with refusing():
-            block = Block.join(self.run_id, [MiniBatch.of(x, ABSENT)])
+            block = Block.join(self.run_id, [self._column_names.batch(x, ABSENT)])
             as_tensors = _has_tensors(x)
         async with self._predicting:
             await self._ready()  # it may have been closed meanwhile
-            packed = await self._calls.ask_any("predict", block)
+            try:
+                packed = await self._calls.ask_any("predict", block)
+            except TensairError as error:
+                self._misfit(error)
+                raise
         answer = Prediction(**unpack(packed, self._miss_type))
         if as_tensors:
             return answer
@@ -1150,7 +1162,7 @@ class Trainer:
                         "evaluate([(x, y)])."
                     ) from RaisedError.unless_fit(error)
                 with refusing():
-                    block = Block.join(self.run_id, [MiniBatch.of(x, y)])
+                    block = Block.join(self.run_id, [self._column_names.batch(x, y)])
                 await self._calls.ask(handle, "evaluate", block, session)
                 count += 1
             if not count:

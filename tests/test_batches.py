@@ -10,7 +10,7 @@ import torch
 from distributed.protocol import serialize
 from helpers import carried
 
-from tensair_dask.batches import Block, MiniBatch, as_pair, collate
+from tensair_dask.batches import Block, MiniBatch, as_pair, collate, stack
 from tensair_dask.errors import BatchError, DtypeError, ShapeError
 from tensair_dask.learner import non_finite, to_tensors
 
@@ -323,3 +323,27 @@ def test_a_conjugated_tensor_is_taken_by_its_values():
     value = torch.tensor([1 + 2j, 3 - 1j])
     (leaf,) = MiniBatch.of(value.conj()).leaves
     assert leaf.tolist() == [1 - 2j, 3 + 1j]
+
+
+ROW = X[0]
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([{"a": 1.0}, {"a": 2.0}, {"a": 3.0, "b": 4.0}], r"record 2 .*has \['b'\]"),
+        ([{"a": 1.0, "b": 2.0}, {"a": 3.0}], r"record 1 .*lacks \['b'\]"),
+        ([{"a": ROW}, {"b": ROW}], r"record 1 .*lacks \['a'\] and has \['b'\]"),
+        ([(ROW, {"a": 1}), (ROW, {"a": 1, "b": 2})], r"x\[1\].*record 1 .*\['b'\]"),
+        ([{"a": ROW}, ROW], r"record 1 .* is a ndarray"),
+    ],
+)
+def test_records_with_other_keys_are_refused_with_their_place(records, said):
+    with pytest.raises(ShapeError, match=said):
+        stack(records)
+
+
+def test_keys_of_records_may_come_in_any_order():
+    stacked = stack([{"a": 1.0, "b": 2.0}, {"b": 4.0, "a": 3.0}])
+    assert stacked["a"].tolist() == [1, 3]
+    assert stacked["b"].tolist() == [2, 4]

@@ -30,6 +30,7 @@ LEVELS = [
     ["bad_input", "habits", "mended", "holding", "overload"],
     [
         "columns",
+        "named",
         "metrics",
         "memory",
         "notices",
@@ -70,6 +71,7 @@ LEVELS = [
         "refused",
         "reports",
         "dead_letters",
+        "column_names",
         "ledger",
         "tally",
         "course",

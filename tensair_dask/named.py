@@ -1,0 +1,98 @@
+"""Frames and rows whose numbers have names: how they are told, and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tensair_dask.errors import ShapeError
+
+__all__ = ["in_order", "is_frame", "is_row", "same_names", "stand_for_places"]
+
+# Names that are written out in one message.
+_SHOWN = 8
+
+
+def in_order(named: Any, known: Any, place: str, of: str = "columns") -> Any:
+    """Give a frame, or a row of one, in the order of names that are known.
+
+    Parameters
+    ----------
+    named
+        A frame, or a row with the names as its index.
+    known
+        The names of the first one.
+    place
+        Where it is given, such as ``x['age']``.
+    of
+        What the names are of: ``"columns"`` of a frame, ``"index"`` of a row.
+
+    Raises
+    ------
+    ShapeError
+        If it has other names.
+    """
+    names = getattr(named, of)
+    if names is known or _equal(names, known):
+        return named
+    if not same_names(names, known):
+        raise ShapeError(_other_names(list(names), list(known), place))
+    if len(set(names)) < len(names):
+        raise ShapeError(
+            f"{place} has columns of one name ({_shown(list(names))}), and those of "
+            "the first one stood in another order: which is which cannot be told. "
+            "Give each column a name of its own."
+        )
+    return named[list(known)]
+
+
+def is_frame(value: Any) -> bool:
+    """Whether it is a table with names: told without importing what made it."""
+    if type(value) is np.ndarray:
+        return False
+    return hasattr(value, "columns") and len(getattr(value, "shape", ())) == 2
+
+
+def is_row(value: Any) -> bool:
+    """Whether it is a row of a table, with names: a Series of pandas."""
+    return hasattr(value, "index") and hasattr(value, "iloc")
+
+
+def stand_for_places(names: Any) -> bool:
+    """Whether names are 0, 1, 2 ..., as a frame has that was made of an array."""
+    if hasattr(names, "step"):  # a RangeIndex: no look at each
+        return bool(names.start == 0 and names.step == 1)
+    return list(names) == list(range(len(names)))
+
+
+def _equal(names: Any, known: Any) -> bool:
+    if hasattr(names, "equals") and type(names) is type(known):
+        return bool(names.equals(known))
+    return list(names) == list(known)
+
+
+def same_names(names: Any, known: Any) -> bool:
+    """Whether they are the same, in any order."""
+    return len(names) == len(known) and set(names) == set(known)
+
+
+def _other_names(names: list[Any], known: list[Any], place: str) -> str:
+    parts = []
+    if lacking := [each for each in known if each not in set(names)]:
+        parts.append(f"it lacks {_shown(lacking)}")
+    if new := [each for each in names if each not in set(known)]:
+        parts.append(f"{_shown(new)} {'was' if len(new) == 1 else 'were'} not there")
+    return (
+        f"{place} has the columns {_shown(names)}, and the first one had "
+        f"{_shown(known)}: {' and '.join(parts) or 'some are there more than once'}. "
+        "Columns may stand in any order, and must have the same names: choose those "
+        "of the first, frame[[...]], or give arrays, whose columns have places only."
+    )
+
+
+def _shown(names: Sequence[Any]) -> str:
+    text = ", ".join(f"{each!r}"[:60] for each in names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return f"[{text}, and {more} more]" if more > 0 else f"[{text}]"

@@ -1,0 +1,213 @@
+"""Columns of frames: the first frame decides on their names and order."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from distributed.utils_test import gen_cluster
+from helpers import linear, linear_data
+from streamz import Stream
+
+import tensair_dask as ta
+import tensair_dask.streams
+from tensair_dask.batches import collate, stack
+from tensair_dask.column_names import ColumnNames
+from tensair_dask.errors import ForwardError, ShapeError
+
+pd = pytest.importorskip("pandas")
+
+one = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
+)
+X_NAMES, Y_NAMES = list("abcdef"), list("uvw")
+FRAME = pd.DataFrame(np.arange(6, dtype="float32").reshape(2, 3), columns=list("abc"))
+TURNED = FRAME[["c", "a", "b"]]
+
+
+def leaves(made):
+    return [leaf.tolist() for leaf in made.leaves]
+
+
+def frames(data):
+    """The same mini-batches as frames, every second with its columns turned round."""
+    for at, (x, y) in enumerate(data):
+        x, y = pd.DataFrame(x, columns=X_NAMES), pd.DataFrame(y, columns=Y_NAMES)
+        yield (x[X_NAMES[::-1]], y[Y_NAMES[::-1]]) if at % 2 else (x, y)
+
+
+@pytest.mark.parametrize(
+    ("first", "next_one"),
+    [
+        ((FRAME, FRAME), (TURNED, FRAME)),
+        ((FRAME, FRAME), (FRAME, TURNED)),
+        (({"k": FRAME}, FRAME), ({"k": TURNED}, FRAME)),
+        (((FRAME, TURNED), FRAME), ((TURNED, FRAME), FRAME)),
+        (([FRAME, FRAME], FRAME), ([TURNED, TURNED], FRAME)),
+    ],
+)
+def test_frames_are_put_in_the_order_of_the_first(first, next_one):
+    names = ColumnNames()
+    known = names.batch(*first)
+    assert leaves(names.batch(*next_one)) == leaves(known)
+
+
+def test_columns_that_have_numbers_for_names_are_put_in_order():
+    frame = pd.DataFrame(FRAME.to_numpy())
+    names = ColumnNames()
+    known = names.batch(frame, FRAME)
+    assert leaves(names.batch(frame[[2, 0, 1]], FRAME)) == leaves(known)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            FRAME.rename(columns={"b": "z"}),
+            r"\['a', 'z', 'c'\].*lacks \['b'\].*'z'.*was",
+        ),
+        (FRAME[["a", "b"]], r"lacks \['c'\]"),
+        (FRAME.assign(d=1.0), r"\['d'\] was not there"),
+        (FRAME[["a", "b", "b"]], r"lacks \['c'\]"),
+    ],
+)
+def test_other_columns_are_refused_and_named(other, said):
+    names = ColumnNames()
+    names.batch({"k": FRAME}, FRAME)
+    with pytest.raises(ShapeError, match=rf"x\['k'\] has the columns .*{said}"):
+        names.batch({"k": other}, FRAME)
+
+
+def test_columns_of_one_name_cannot_be_put_in_order():
+    names = ColumnNames()
+    frame = FRAME[["a", "b", "b"]]
+    names.batch(frame, FRAME)
+    names.batch(frame, FRAME)
+    with pytest.raises(ShapeError, match="a name of its own"):
+        names.batch(frame.iloc[:, [1, 0, 2]], FRAME)
+
+
+def test_many_columns_make_a_short_message():
+    names = ColumnNames()
+    wide = pd.DataFrame(np.zeros((1, 5000)), columns=[f"c{at}" for at in range(5000)])
+    names.batch(wide, FRAME.iloc[:1])
+    with pytest.raises(ShapeError, match="and 4992 more") as caught:
+        names.batch(wide.add_prefix("d"), FRAME.iloc[:1])
+    assert len(str(caught.value)) < 1500
+
+
+def test_arrays_have_no_names_before_and_after_frames():
+    names, array = ColumnNames(), FRAME.to_numpy()[:, ::-1]
+    for x in (array, FRAME, array, pd.DataFrame(array), array.tolist()):
+        names.batch(x, FRAME)
+    assert leaves(names.batch(pd.DataFrame(array), FRAME))[0] == array.tolist()
+    assert leaves(names.batch(TURNED, FRAME))[0] == FRAME.to_numpy().tolist()
+
+
+def test_what_is_no_mini_batch_decides_nothing():
+    names = ColumnNames()
+    with pytest.raises(ShapeError):
+        names.batch(TURNED, FRAME.iloc[:1])
+    assert leaves(names.batch(FRAME, FRAME))[0] == FRAME.to_numpy().tolist()
+
+
+def test_columns_that_do_not_fit_the_model_are_forgotten():
+    names = ColumnNames()
+    names.batch(FRAME, FRAME)
+    names.refused(ForwardError("one column too many"))
+    names.batch(FRAME[["a", "b"]], FRAME)
+
+
+@pytest.mark.parametrize("kind", ["x", "dict", "tuple"])
+def test_records_that_are_rows_are_stacked_by_name(kind):
+    wrap = {"x": lambda r: r, "dict": lambda r: {"k": r}, "tuple": lambda r: (r, r)}
+    rows = [wrap[kind](FRAME.iloc[0]), wrap[kind](TURNED.iloc[1])]
+    stacked = stack(rows)
+    frame = {"x": lambda s: s, "dict": lambda s: s["k"], "tuple": lambda s: s[1]}
+    pd.testing.assert_frame_equal(frame[kind](stacked), FRAME)
+
+
+def test_rows_of_other_names_are_refused_with_their_place():
+    rows = [FRAME.iloc[0], FRAME.iloc[1], FRAME.add_prefix("z").iloc[0]]
+    with pytest.raises(ShapeError, match=r"x of record 2 has .*za"):
+        collate([(row, 1) for row in rows])
+    with pytest.raises(ShapeError, match=r"record 1 .* is a ndarray without"):
+        collate([(FRAME.iloc[0], 1), (FRAME.iloc[1].to_numpy(), 1)])
+
+
+@one()
+async def test_a_stream_learns_frames_by_the_names_of_their_columns(c, s, a):
+    data = linear_data(10)
+    states = []
+    for items in (data, list(frames(data))):
+        async with ta.Trainer(c, **linear()) as trainer:
+            source = Stream(asynchronous=True)
+            source.train(trainer)
+            for item in items:
+                await source.emit(item)
+            await trainer.drain()
+            states.append(await trainer.state_dict())
+            answers = [await trainer.predict(x) for x, _ in items[:2]]
+            scores = await trainer.evaluate(items)
+            states.append((answers, scores["loss"]))
+    plain, (answers, loss), named, (same_answers, same_loss) = states
+    np.testing.assert_allclose(named["weight"], plain["weight"], rtol=1e-6)
+    np.testing.assert_allclose(same_answers, answers, rtol=1e-6)
+    assert same_loss == pytest.approx(loss, rel=1e-6)
+
+
+@one()
+async def test_train_predict_and_evaluate_refuse_other_columns(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        (x, y), *_ = frames(linear_data(1))
+        other = x.rename(columns={"a": "A"})
+        await trainer.train(x, y)
+        assert isinstance((await trainer.train(other, y)).error, ShapeError)
+        with pytest.raises(ShapeError, match="'A'"):
+            await trainer.predict(other)
+        with pytest.raises(ShapeError, match="'A'"):
+            await trainer.predict_one(other.iloc[0])
+        with pytest.raises(ShapeError, match="'A'"):
+            await trainer.evaluate([(other, y)])
+        turned = await trainer.predict_one(x[X_NAMES[::-1]].iloc[0])
+        np.testing.assert_allclose(turned, await trainer.predict_one(x.iloc[0]))
+
+
+@one()
+async def test_a_first_frame_that_the_model_cannot_take_does_not_decide(c, s, a):
+    async with ta.Trainer(c, **linear()) as trainer:
+        (x, y), *_ = frames(linear_data(1))
+        assert (await trainer.train(x.assign(label=1.0), y)).error is not None
+        assert (await trainer.train(x[X_NAMES[::-1]], y)).error is None
+        turned = x.to_numpy()[:, ::-1].copy()
+        expected = await trainer.predict(turned)
+        np.testing.assert_allclose(await trainer.predict(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_what_is_scored_is_in_order_as_well(one_pass):
+    @one()
+    async def run(c, s, a):
+        data = linear_data(4)
+        seen = []
+        async with ta.Trainer(c, **linear(keep_predictions=one_pass)) as trainer:
+            source = Stream(asynchronous=True)
+            node = source.predict_then_train(trainer)
+            take = node._feed
+
+            def feed(item, collate, *rest):
+                def look(given):
+                    pair = collate(given)
+                    seen.append(pair[1])
+                    return pair
+
+                return take(item, look, *rest)
+
+            node._feed = feed
+            for item in frames(data):
+                await source.emit(item)
+            await trainer.drain()
+        assert [list(y) for y in seen] == [Y_NAMES] * 4
+
+    run()
