@@ -21,16 +21,25 @@ class Place(int):
     offset
         In bytes.
     seen
-        Stands for the bytes below; see `Trail`.
+        Stands for the bytes below, see `Trail`; or these bytes themselves: few places
+        are ever asked, and there is one for each line.
     """
 
-    seen: int
+    _seen: int | tuple[bytes, bytes]
 
-    def __new__(cls, offset: int, seen: int = 0) -> Place:
+    def __new__(cls, offset: int, seen: int | tuple[bytes, bytes] = 0) -> Place:
         """Make an offset that has seen something."""
-        place = super().__new__(cls, offset)
-        place.seen = seen
+        place = int.__new__(cls, offset)
+        place._seen = seen
         return place
+
+    @property
+    def seen(self) -> int:
+        """Number that stands for the bytes below."""
+        if isinstance(self._seen, tuple):
+            digest = hashlib.blake2b(b"".join(self._seen), digest_size=6).digest()
+            self._seen = int.from_bytes(digest, "big")
+        return self._seen
 
 
 class Trail:
@@ -58,10 +67,11 @@ class Trail:
 
     def add(self, pieces: Sequence[bytes]) -> None:
         """Take in what was read next."""
-        for piece in pieces:
-            if len(self._head) >= _WINDOW:
-                break
-            self._head = (self._head + piece[:_WINDOW])[:_WINDOW]
+        if len(self._head) < _WINDOW:
+            self._begin(pieces)
+        if len(pieces) == 1:
+            self._tail = (self._tail + pieces[0][-_WINDOW:])[-_WINDOW:]
+            return
         new = b""
         for piece in reversed(pieces):
             new = piece[-_WINDOW:] + new
@@ -69,10 +79,15 @@ class Trail:
                 break
         self._tail = (self._tail + new)[-_WINDOW:]
 
+    def _begin(self, pieces: Sequence[bytes]) -> None:
+        for piece in pieces:
+            if len(self._head) >= _WINDOW:
+                break
+            self._head = (self._head + piece[:_WINDOW])[:_WINDOW]
+
     def at(self, offset: int) -> Place:
         """Give the offset up to which all was taken in, as a place."""
-        digest = hashlib.blake2b(self._head + self._tail, digest_size=6).digest()
-        return Place(offset, int.from_bytes(digest, "big"))
+        return Place(offset, (self._head, self._tail))
 
 
 def plain(positions: Mapping[str, Mapping[Any, int]]) -> dict[str, dict[Any, int]]:

@@ -304,7 +304,8 @@ class _Lines:
     def passed(self, lines: list[bytes], start: int) -> int:
         """Take note that lines are passed on; gives where the next ones begin."""
         self._trail.add(lines)
-        return self._trail.at(start + sum(map(len, lines)))
+        size = len(lines[0]) if len(lines) == 1 else sum(map(len, lines))
+        return self._trail.at(start + size)
 
     def _compare(self, offset: int, begins: int) -> None:
         """See that below an offset the file is the one that was read."""
