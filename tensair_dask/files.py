@@ -94,15 +94,16 @@ def open_files(
     Parameters
     ----------
     path
-        Of one file or, with ``*``, of several; or a list of them.
+        Of one file or, with ``*``, of several (``?`` and ``[...]`` as well, of local
+        ones); or a list of them.
     mode, expand, **options
         As fsspec takes them.
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
-        if any(_local_name(each) is not None for each in path):
+        if any(_local_name(each) or _local_pattern(each) for each in path):
             found = [open_files(each, mode, expand, **options) for each in path]
             return [file for files in found for file in files]
-    elif (name := _local_name(path)) is not None:
+    elif name := _local_name(path) or _local_pattern(path):
         return _open_local(name, mode, expand, **options)
     return list(fsspec.open_files(path, mode=mode, expand=expand, **options))
 
@@ -133,6 +134,15 @@ def _open_local(
         )
         for each in paths
     ]
+
+
+def _local_pattern(path: Any) -> str | None:
+    """Give a local path with ``?`` or ``[``, which fsspec would take as it is."""
+    if not isinstance(path, (str, os.PathLike)):
+        return None
+    name = os.fspath(path).removeprefix("file://").removeprefix("local://")
+    local = "://" not in name and "::" not in name
+    return name if local and ("?" in name or "[" in name) else None
 
 
 def _local_name(path: Any) -> str | None:

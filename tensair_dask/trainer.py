@@ -817,6 +817,12 @@ class Trainer:
             If another source of the same name is open.
         """
         self._look(functools.partial(self._ledger.reads, tracker))
+        tracker.tell(self)
+
+    def told(self, text: str) -> None:
+        """Write down as an event what a source says; for sources."""
+        if not self._client_is_closed:
+            self.client.loop.add_callback(self._note, "note", text)
 
     def hears(self, letters: Letters[Any]) -> None:
         """Count what a source refuses of a stream that is learned; for stream nodes.

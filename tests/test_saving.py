@@ -36,6 +36,7 @@ from tensair_dask.errors import (
     CheckpointError,
     CheckpointMissingError,
     ConfigurationError,
+    SourceError,
 )
 
 two = functools.partial(
@@ -558,3 +559,37 @@ async def test_a_disk_with_little_room_is_told_once(c, s, a, b, tmp_path, monkey
         assert len(told) == 1
         assert "tensair.checkpoints.keep" in told[0]
         assert len(Store(tmp_path / "run").paths()) == 2
+
+
+@one()
+async def test_a_file_goes_on_by_its_checkpoint_and_not_where_it_is_another(
+    c, s, a, tmp_path
+):
+    path = tmp_path / "numbers"
+    path.write_text("0\n1\n2\n")
+    data = linear_data(10)
+
+    async def learn(trainer: Any, name: str = "n") -> Any:
+        source = Stream.from_lines(
+            str(path), name=name, positions=trainer.positions, asynchronous=True
+        )
+        lines = source.sink_to_list()
+        source.map(lambda line: data[int(line)]).train(trainer)
+        async with source:
+            await source.ended()
+            await trainer.drain()
+        return lines
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        assert await learn(trainer) == ["0", "1", "2"]
+        saved = await trainer.save(tmp_path / "model")
+    path.write_text("0\n1\n2\n3\n")
+    async with ta.Trainer.restore(saved, c, **linear()) as trainer:
+        assert await learn(trainer) == ["3"]
+        assert await learn(trainer, "other") == ["0", "1", "2", "3"]
+        texts = trainer.events["text"][trainer.events["kind"] == "note"]
+        assert sum("none for 'other'" in text for text in texts) == 1
+    path.write_text("5\n6\n7\n8\n9\n")
+    async with ta.Trainer.restore(saved, c, **linear()) as trainer:
+        with pytest.raises(SourceError, match="replaced or written anew"):
+            await learn(trainer)

@@ -6,10 +6,13 @@ import asyncio
 import codecs
 import copy
 import io
-from collections.abc import Callable, Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 from fsspec.core import OpenFile
 from streamz import Stream
@@ -19,11 +22,15 @@ from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.files import open_files
 from tensair_dask.places import Place, Trail
 from tensair_dask.sources.csv_rows import CsvRows
+from tensair_dask.sources.packed import check_alone, check_unpacked
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
-from tensair_dask.sources.positions import Positions
-from tensair_dask.wording import in_words
+from tensair_dask.sources.positions import Positions, named
+from tensair_dask.wording import bounded, in_words
 
 __all__ = ["from_csv_chunks", "from_lines"]
+
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 class _Files(CarefulSource[PoisonLine]):
@@ -33,7 +40,7 @@ class _Files(CarefulSource[PoisonLine]):
 
     def __init__(
         self,
-        path: str | list[str],
+        path: Paths,
         *,
         chunk: int | None,
         follow: bool,
@@ -46,11 +53,11 @@ class _Files(CarefulSource[PoisonLine]):
         start: bool,
         **kwargs: Any,
     ) -> None:
-        if chunk is not None and chunk < 1:
+        if chunk is not None and not _is_count(chunk):
             raise ConfigurationError(
-                f"chunk={chunk} was given; a whole number from 1 on is needed."
+                f"chunk={chunk!r} was given; a whole number from 1 on is needed."
             )
-        self._path = path
+        self._path = path = _as_paths(path)
         self._chunk = chunk or 1
         self._follow = follow
         self._poll = config.get_seconds("sources.poll", poll)
@@ -65,12 +72,15 @@ class _Files(CarefulSource[PoisonLine]):
 
     async def _run(self) -> None:
         with ThreadPoolExecutor(1, f"tensair-{self.name}") as self._thread:
-            for file in await self._aside(self._found):
+            files = await self._aside(self._found)
+            keys = _keys([str(file.path) for file in files])
+            self._note_unknown(keys)
+            for key, file in zip(keys, files, strict=True):
                 if self._stopping:
                     return
                 lines = _Lines(file, self._follow, self._header, self._cut)
                 try:
-                    await self._emit_lines(lines)
+                    await self._emit_lines(lines, key)
                 finally:
                     await self._aside(lines.close)
 
@@ -79,9 +89,18 @@ class _Files(CarefulSource[PoisonLine]):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, work, *given)
 
-    async def _emit_lines(self, lines: _Lines) -> None:
+    def _note_unknown(self, keys: list[str]) -> None:
+        """Say which positions are of files that are not read."""
+        if unknown := [each for each in self._positions if each not in keys]:
+            self._note(
+                f"positions= of {self.name} has {named(unknown)}, which are not used: "
+                f"it reads {named(keys)}. A file that was moved is known by its new "
+                "path; give its position under that."
+            )
+
+    async def _emit_lines(self, lines: _Lines, key: str) -> None:
         path = lines.path
-        start = await self._aside(lines.open, self._offsets.get(path, 0))
+        start = await self._aside(lines.open, self._offsets.get(key, 0))
         held: list[bytes] = []
         while not self._stopping:
             read = await self._aside(lines.more)
@@ -95,8 +114,8 @@ class _Files(CarefulSource[PoisonLine]):
                 made = self._made(group, path, start)
                 made = [each for each in made if len(each) or self._may_be_empty]
                 stop = lines.passed(group, start)
-                mark = self.tracker.emitted(path, start, stop)
-                self._offsets[path] = start = stop
+                mark = self.tracker.emitted(key, start, stop)
+                self._offsets[key] = start = stop
                 if made:
                     await self._pass_on(made[0], [mark])
                 else:
@@ -200,7 +219,7 @@ class _Cut(Protocol):
 
 
 class _LineCut:
-    """Cuts text at its newlines."""
+    """Cuts text at its newlines, of all kinds, as `open` does."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -209,8 +228,11 @@ class _LineCut:
         return len(self._rest)
 
     def take(self, piece: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        return [line + b"\n" for line in lines]
+        lines = (self._rest + piece).splitlines(True)
+        # Behind a carriage return the other half of its end may follow.
+        is_whole = not lines or lines[-1].endswith(b"\n")
+        self._rest = b"" if is_whole else lines.pop()
+        return lines
 
     def rest(self) -> list[bytes]:
         last, self._rest = self._rest, b""
@@ -272,7 +294,9 @@ class _Lines:
         try:
             if self._follow:
                 self._state = self._info()
+            check_alone(self._file)
             self._stream = self._file.open()
+            check_unpacked(self._file, self._stream)
             found = self._header(self._stream)
             self._awaited = found is None
             if found is None:
@@ -408,13 +432,14 @@ class _Lines:
 
 @Stream.register_api(staticmethod)
 class from_lines(_Files):
-    """Emit the lines of text files, each with its position.
+    r"""Emit the lines of text files, each with its position.
 
     Parameters
     ----------
     path
         Of fsspec: a local file, ``"s3://bucket/*.jsonl.gz"``, or a list. Several files
-        are read one after the other, in the order of their names.
+        are read one after the other, in the order of their names; one that is listed
+        several times, as often: ``[path] * 3`` makes three passes.
     chunk
         Emit lists of so many lines; the last of a file may be shorter. None emits
         single lines. A list is one item of the stream, with one position: ready for
@@ -465,15 +490,15 @@ class from_lines(_Files):
 
     Notes
     -----
-    Lines are emitted without their newline. Reads ``tensair.sources.block`` bytes at
-    once, on a thread.
+    Lines are emitted without their newline: ``\n``, ``\r\n`` or ``\r``. Reads
+    ``tensair.sources.block`` bytes at once, on a thread.
     """
 
     _may_be_empty = True  # an empty line is one
 
     def __init__(
         self,
-        path: str | list[str],
+        path: Paths,
         chunk: int | None = None,
         follow: bool = False,
         poll: str | float | None = None,
@@ -564,7 +589,7 @@ class from_csv_chunks(_Files):
 
     def __init__(
         self,
-        path: str | list[str],
+        path: Paths,
         chunk: int = 64,
         read: dict[str, Any] | None = None,
         follow: bool = False,
@@ -640,6 +665,40 @@ class from_csv_chunks(_Files):
             for line in lines:
                 self._rows.check(line, self._columns)
         return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
+
+
+def _is_count(given: Any) -> bool:
+    is_whole = isinstance(given, (int, np.integer)) and not isinstance(given, bool)
+    return is_whole and bool(given > 0)
+
+
+def _as_paths(path: Any) -> Any:
+    """Take one path, or make a list of several, which are found anew at each start."""
+    if isinstance(path, (str, os.PathLike)):
+        return os.fspath(path)
+    paths = list(path) if isinstance(path, Iterable) else [path]
+    for each in paths:
+        if not isinstance(each, (str, os.PathLike)):
+            raise ConfigurationError(
+                f"path={bounded(repr(path))} was given; the path of a file "
+                "or several, with '*', is needed, or a list of paths."
+            )
+    return [os.fspath(each) for each in paths]
+
+
+def _keys(paths: list[str]) -> list[str]:
+    """Name files in positions: by their paths, and how often each came before."""
+    taken, passes, keys = set(paths), Counter[str](), []
+    for path in paths:
+        passes[path] += 1
+        key = path
+        if passes[path] > 1:
+            key = f"{path}#{passes[path]}"
+            while key in taken:  # a file may be called so
+                key += "#"
+            taken.add(key)
+        keys.append(key)
+    return keys
 
 
 def _checked(encoding: str) -> str:

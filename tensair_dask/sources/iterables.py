@@ -10,13 +10,14 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 from streamz import Stream
 
 from tensair_dask.errors import ConfigurationError, RaisedError, SourceError
-from tensair_dask.sources.positions import Positions
+from tensair_dask.sources.positions import Positions, named
 from tensair_dask.sources.source import Source
 from tensair_dask.wording import in_words
 
@@ -81,11 +82,18 @@ class from_batches(Source):
                 f"{name} was given {type(items).__name__}; an iterable is needed, or a "
                 "function that returns one: from_batches(lambda start: data[start:])."
             )
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            _check_function(items, name)
         self._items = items
         # Kept while the source is stopped: an iterator goes on where it is.
         self._iterator: AsyncGenerator[Any, None] | None = None
         self._opened_once = False
         super().__init__(name, positions, **kwargs)
+        if unknown := self._positions.keys() - {ITEMS}:
+            raise ConfigurationError(
+                f"positions= of {name} has {named(sorted(unknown))}; {ITEMS!r} is "
+                f"allowed: {{{name!r}: {{{ITEMS!r}: 500}}}}."
+            )
         self.position = self._positions.get(ITEMS, 0)
         self.tracker.begin(ITEMS, self.position)
         if start:
@@ -166,6 +174,22 @@ class from_batches(Source):
                 "items. Give it the data that the checkpoint was made with, and an "
                 "iterable that begins anew each time."
             )
+
+
+def _check_function(function: Callable[[int], Items], name: str) -> None:
+    try:
+        accepted = signature(function)
+    except (TypeError, ValueError):  # some that are written in C do not tell
+        return
+    try:
+        accepted.bind(0)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{name} was given a function that does not take the number of the item to "
+            f"begin with ({error}); it is needed to go on after a restart: "
+            "from_batches(lambda start: data[start:]). Give data that can be iterated "
+            "anew as they are."
+        ) from error
 
 
 async def _each(items: Items) -> AsyncGenerator[Any, None]:

@@ -24,7 +24,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.sources.handover import Handover
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonRecord
-from tensair_dask.sources.positions import Positions, Tracker
+from tensair_dask.sources.positions import Positions, Tracker, named
 from tensair_dask.sources.records import (
     Gathering,
     Parcel,
@@ -172,6 +172,7 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
                 "needed, or None to leave them."
             )
         super().__init__(name or ",".join(names), positions, on_error, **kwargs)
+        self._note_unknown(names)
         self._single = chunk is None
         self._hand = Handover(buffer)
         self._reader = _Reader(
@@ -203,6 +204,19 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         if self._reader.closing.is_set():
             raise SourceError(f"{self.name} was closed; make a new source.")
         super().start()
+
+    def _note_unknown(self, topics: list[str]) -> None:
+        """Say which positions are of topics that are not read."""
+        if any(each.startswith("^") for each in topics):  # an expression
+            return
+        unknown = [
+            each for each in self._positions if each.rpartition(":")[0] not in topics
+        ]
+        if unknown:
+            self._note(
+                f"positions= of {self.name} has {named(unknown)}, which are not used: "
+                f"it reads {named(topics)}. A partition is 'topic:number'."
+            )
 
     async def _run(self) -> None:
         if not self._reader.begun and not self._stopping:

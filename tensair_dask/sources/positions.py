@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["Mark", "Positions", "Tracker", "check_positions"]
+__all__ = ["Mark", "Positions", "Tracker", "check_positions", "named"]
 
 # {source name: {partition: next offset}}, as a checkpoint keeps it.
 Positions = dict[str, dict[str, int]]
@@ -155,6 +157,8 @@ class Tracker:
         self._assignments: dict[str, _Assignment] = {}
         self._begun: set[str] = set()
         self._listeners: list[Callable[[str, int], object]] = []
+        self._notes: list[str] = []
+        self._hearers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def begin(self, partition: str, offset: int) -> None:
         """Start a partition at an offset, anew if it is known: older marks are void."""
@@ -237,6 +241,25 @@ class Tracker:
 
         return unlisten
 
+    def note(self, text: str) -> bool:
+        """Keep something to be told of the source; whether that is new."""
+        with self._lock:
+            if text in self._notes:
+                return False
+            self._notes.append(text)
+            hearers = list(self._hearers)
+        for hearer in hearers:
+            hearer.told(text)
+        return True
+
+    def tell(self, hearer: Any) -> None:
+        """Call ``hearer.told(text)`` for each note there is, and that will be."""
+        with self._lock:
+            notes = [] if hearer in self._hearers else list(self._notes)
+            self._hearers.add(hearer)
+        for text in notes:
+            hearer.told(text)
+
     # ---- for marks ------------------------------------------------------------------
 
     def _holds(self, assignment: _Assignment) -> bool:
@@ -281,6 +304,12 @@ def check_positions(positions: Positions | None, name: str) -> dict[str, int]:
     for partition, offset in own.items():
         _check_offset(partition, offset)
     return dict(own)
+
+
+def named(keys: Iterable[str]) -> str:
+    """List names for a message; of many, the first ones."""
+    known = list(keys)
+    return ", ".join(map(repr, known[:5])) + (", ..." if len(known) > 5 else "")
 
 
 def _check_offset(partition: str, offset: int) -> None:

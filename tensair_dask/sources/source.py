@@ -17,7 +17,13 @@ from tornado.gen import convert_yielded
 
 from tensair_dask import config
 from tensair_dask.errors import RaisedError, SourceError, TensairTimeoutError
-from tensair_dask.sources.positions import Mark, Positions, Tracker, check_positions
+from tensair_dask.sources.positions import (
+    Mark,
+    Positions,
+    Tracker,
+    check_positions,
+    named,
+)
 from tensair_dask.waiting import within
 
 __all__ = ["Reference", "Source"]
@@ -116,6 +122,12 @@ class Source(Stream):
             stream_name=name, loop=loop, asynchronous=asynchronous, **kwargs
         )
         self.tracker = Tracker(name)
+        if positions and name not in positions:
+            self._note(
+                f"positions= of {name} has some for {named(positions)}, and none for "
+                f"{name!r}: it is read as a source without positions. To go on at one "
+                "of those, give the source its name=."
+            )
         self._finished: Future[None] = Future()
         self._task: asyncio.Task[None] | None = None
         self._started = False
@@ -264,6 +276,11 @@ class Source(Stream):
         if now - self._turn > TURN:
             await asyncio.sleep(0)
             self._turn = time.monotonic()
+
+    def _note(self, text: str) -> None:
+        """Say something once: as a warning, and to the trainers that learn of it."""
+        if self.tracker.note(text):
+            logger.warning("%s", text)
 
     async def _pause(self, seconds: float) -> None:
         """Wait so long, or until the source is told to stop."""

@@ -363,3 +363,177 @@ async def test_another_file_in_place_of_one_that_is_followed_ends_the_source(
         with pytest.raises(SourceError, match="not the file that was read up to there"):
             await source.ended()
     assert got == ["one"]
+
+
+async def notes_of(source) -> list[str]:
+    """What a source says, to one that hears of it before it runs."""
+
+    class Hearer:
+        def __init__(self):
+            self.texts = []
+
+        def told(self, text):
+            self.texts.append(text)
+
+    hearer = Hearer()
+    source.tracker.tell(hearer)
+    async with source:
+        await source.ended()
+    source.tracker.tell(hearer)  # is told nothing twice
+    return hearer.texts
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "n", "positions": {"n": {"{path}": 4}}}, None),
+        ({"name": "n", "positions": {}}, None),
+        ({"name": "n", "positions": {"n": {}}}, None),
+        ({"name": "N", "positions": {"n": {"{path}": 4}}}, "none for 'N'"),
+        ({"positions": {"n": {"{path}": 4}, "m": {}}}, "has some for 'n', 'm'"),
+        ({"name": "n", "positions": {"n": {"/old/log": 4}}}, "has '/old/log', which"),
+        (
+            {"name": "n", "positions": {"n": {"{path}": 4, "{path}#2": 2}}},
+            "#2', which are not used",
+        ),
+    ],
+)
+@gen_test()
+async def test_positions_that_fit_nothing_are_said(tmp_path, caplog, options, said):
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    positions = {
+        name: {key.format(path=path): at for key, at in each.items()}
+        for name, each in options["positions"].items()
+    }
+    options = {**options, "positions": positions}
+    source = Stream.from_lines(str(path), asynchronous=True, **options)
+    notes = await notes_of(source)
+    assert len(notes) == (said is not None)
+    assert all(said in each and each in caplog.text for each in notes)
+
+
+@gen_test()
+async def test_a_file_is_read_as_often_as_it_is_listed(tmp_path):
+    a, b, odd = tmp_path / "a", tmp_path / "b", tmp_path / "a#2"
+    for path in (a, b, odd):
+        path.write_text(f"{path.name}\nend\n")
+    once = ["a", "end"]
+    for paths in ([str(a)] * 3, [str(a), str(a), a], (str(a) for _ in range(3))):
+        assert (await read(paths, name="n"))[0] == once * 3
+    got, _ = await read([str(a), str(tmp_path / "[ab]")], name="n")
+    assert got == ["a", "end", "a", "end", "b", "end"]
+    got, kept = await read([str(a), str(odd), str(a)], name="n")
+    assert got == ["a", "end", "a#2", "end", "a", "end"]
+    assert len(kept["n"]) == 3
+
+
+@gen_test()
+async def test_passes_go_on_where_they_were(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("".join(f"{number}\n" for number in range(4)))
+    paths, kept, got = [str(path)] * 3, None, []
+    for _ in range(12):
+        source = Stream.from_lines(
+            paths, name="n", positions=kept, asynchronous=True, chunk=1
+        )
+        source.sink(got.extend)
+        source.sink(lambda lines, own=source: own.stop())
+        async with source:
+            await source.ended()
+        kept = {"n": source.tracker.learned()}
+    assert got == ["0", "1", "2", "3"] * 3
+    assert await read(paths, name="n", positions=kept) == ([], kept)
+
+
+def packed(path, kind, members):
+    import tarfile
+    import zipfile
+
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in members:
+                archive.writestr(name, "a,b\n1,2\n")
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tgz" else "w") as archive:
+            for name in members:
+                (path.parent / name).write_text("a,b\n1,2\n")
+                archive.add(path.parent / name, name)
+
+
+@pytest.mark.parametrize("make", [Stream.from_lines, Stream.from_csv_chunks])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("zip", "t.zip"), ("tar", "t.tar"), ("tgz", "t.tar.gz")]
+)
+@gen_test()
+async def test_an_archive_of_several_files_is_refused_with_their_names(
+    tmp_path, kind, name, make
+):
+    packed(tmp_path / name, kind, ["one.csv", "two.csv"])
+    with pytest.raises(SourceError, match=r"an archive of 'one.csv', 'two.csv'"):
+        async with make(str(tmp_path / name), asynchronous=True) as source:
+            await source.ended()
+
+
+@gen_test()
+async def test_members_of_archives_are_read_as_the_refusal_says(tmp_path):
+    packed(tmp_path / "one.zip", "zip", ["one.csv"])
+    assert (await read(str(tmp_path / "one.zip")))[0] == ["a,b", "1,2"]
+    packed(tmp_path / "two.zip", "zip", ["one.csv", "two.csv"])
+    packed(tmp_path / "two.tar", "tar", ["one.csv", "two.csv"])
+    for kind in ("zip", "tar"):
+        got, _ = await read(f"{kind}://*::{tmp_path}/two.{kind}")
+        assert got == ["a,b", "1,2"] * 2
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bz2", "xz"])
+@gen_test()
+async def test_a_compressed_file_without_its_ending_is_told_how_to_read(tmp_path, kind):
+    path = tmp_path / "text"
+    with fsspec.open(str(path), "wb", compression=kind) as file:
+        file.write(b"one\ntwo\n")
+    with pytest.raises(SourceError, match=f"Give compression='{kind}'"):
+        await read(str(path))
+    assert (await read(str(path), compression=kind))[0] == ["one", "two"]
+
+
+@pytest.mark.parametrize("block", ["1 B", "2 B", "5 B", "256 KiB"])
+@gen_test()
+async def test_lines_end_as_those_of_open(tmp_path, block):
+    import dask
+
+    path = tmp_path / "text"
+    path.write_bytes(b"a\rb\r\rc\r\nd\n\re\r\r\nf\r")
+    expected = [line.rstrip("\n") for line in path.open()]
+    with dask.config.set({"tensair.sources.block": block}):
+        got, kept = await read(str(path), until="c")
+        rest, _ = await read(str(path), positions=kept)
+    assert got + rest == expected
+
+
+@gen_test()
+async def test_local_patterns_are_those_of_glob(tmp_path):
+    for name in ("q1.csv", "q2.csv", "q3.csv"):
+        (tmp_path / name).write_text("a\n1\n")
+    for pattern, count in (("q[12].csv", 2), ("q?.csv", 3), ("q[!1].csv", 2)):
+        async with Stream.from_csv_chunks(
+            str(tmp_path / pattern), asynchronous=True
+        ) as source:
+            frames = source.sink_to_list()
+            await source.ended()
+        assert len(frames) == count
+    (tmp_path / "q[1].csv").write_text("literal\n")
+    assert (await read(str(tmp_path / "q[1].csv")))[0] == ["literal"]
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.0, True, "8"])
+def test_a_chunk_is_a_whole_number(tmp_path, chunk):
+    for make in (Stream.from_lines, Stream.from_csv_chunks):
+        with pytest.raises(ConfigurationError, match="a whole number from 1 on"):
+            make(str(tmp_path / "text"), chunk=chunk)
+
+
+@pytest.mark.parametrize("path", [5, [1, 2], [None], b"text"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ConfigurationError, match="path of a file"):
+        Stream.from_lines(path)

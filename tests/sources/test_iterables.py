@@ -275,3 +275,15 @@ def test_what_would_end_the_program_ends_the_source_with_an_error(place, error):
             await source.ended()
 
     run()
+
+
+@pytest.mark.parametrize("key", ["item", "0"])
+def test_a_position_by_another_key_is_refused(key):
+    with pytest.raises(ConfigurationError, match="'items' is allowed"):
+        Stream.from_batches([1, 2, 3], positions={"batches": {key: 2}})
+
+
+@pytest.mark.parametrize("make", [lambda: [1], lambda *, start: [1]])
+def test_a_function_that_takes_no_start_is_refused(make):
+    with pytest.raises(ConfigurationError, match="lambda start: data"):
+        Stream.from_batches(make)
