@@ -37,6 +37,7 @@ from tensair_dask.placement import (
     place_more,
     place_replicas,
 )
+from tensair_dask.randomness import this_process
 from tensair_dask.replica import RECIPE, Change, Peer, Replica, ReplicaPlan
 from tensair_dask.starting import start_replica
 from tensair_dask.telemetry.counters import plain
@@ -462,6 +463,7 @@ class Starter:
             self._name,
             self._token,
             tuple(self.changes),
+            this_process(),
         )
         future = self.client.submit(
             start_replica,

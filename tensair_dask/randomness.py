@@ -7,9 +7,12 @@ another model each time.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Drawing", "seeded"]
+__all__ = ["Drawing", "seed_training", "seeded", "this_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 # seed may then not hold, which is logged.
 LIMIT = 10.0
 
+_token = uuid.uuid4().hex
 _one = threading.Lock()
 _register = threading.Lock()
 _all: weakref.WeakSet[Drawing] = weakref.WeakSet()
@@ -61,6 +65,48 @@ class Drawing:
 
     def __exit__(self, *_: Any) -> None:
         self._lock.release()
+
+    def end(self) -> None:
+        """Take note that its thread draws no more."""
+        with _register:
+            _all.discard(self)
+
+
+def this_process() -> str:
+    """Tell this process from all others, on whatever machine."""
+    return f"{_token}-{os.getpid()}"  # a fork has the token of its parent
+
+
+def seed_training(seed: int, replica: str, drawing: Drawing, client: str) -> bool:
+    """Begin the random numbers of training, such as those of dropout.
+
+    Each replica draws others, and the same each time. But not where several draw from
+    the generator of a process, in an order that nobody knows; and not in the process of
+    the client, whose generator is the user's.
+
+    Parameters
+    ----------
+    seed
+        Of the trainer.
+    replica
+        Its name in the run.
+    drawing
+        Of the replica.
+    client
+        `this_process` of the client.
+
+    Returns
+    -------
+    is_seeded
+        Whether it did.
+    """
+    with _register:
+        alone = all(each is drawing for each in _all)
+    if not alone or client == this_process():
+        return False
+    digest = hashlib.blake2b(f"{seed} {replica}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+    return True
 
 
 @contextmanager

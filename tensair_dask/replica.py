@@ -36,7 +36,7 @@ from tensair_dask.guard.worker import LEAVING_TOPIC, Departures
 from tensair_dask.learner import Evaluation, Learner, to_tensors
 from tensair_dask.memory import keep_freed_memory
 from tensair_dask.placement import Place
-from tensair_dask.randomness import seeded
+from tensair_dask.randomness import seed_training, seeded
 from tensair_dask.rollback import Rollback
 from tensair_dask.telemetry.counters import plain
 from tensair_dask.telemetry.events import LEAVING, TOPIC
@@ -91,6 +91,8 @@ class ReplicaPlan:
         Proves to the other replicas of the run that this is one; see `GradientMessage`.
     changes
         Of the structure, since the run began: made when it is built.
+    client
+        Process of the client, whose random numbers are left alone; None to seed none.
     """
 
     run_id: str
@@ -101,6 +103,7 @@ class ReplicaPlan:
     trainer: str | None = None
     token: str = ""
     changes: tuple[Change, ...] = ()
+    client: str | None = None
 
 
 @dataclass(frozen=True)
@@ -642,6 +645,7 @@ class Replica:
         if self._exchange is None:
             return {}
         self.learner.claim.release()
+        self.learner.drawing.end()
         await self._exchange.leave()
         return self.counts()
 
@@ -724,6 +728,8 @@ def _build(plan: ReplicaPlan) -> Learner:
     _check_parameters(plan, learner)
     for change in plan.changes:
         _repeat(plan, learner, change)
+    if plan.client is not None:
+        seed_training(recipe.seed, plan.name, learner.drawing, plan.client)
     return learner
 
 

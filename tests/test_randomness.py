@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,37 @@ def test_nobody_waits_for_ever(monkeypatch, caplog):
 
         in_threads(step)
     assert "a model factory" in caplog.text
+
+
+@pytest.fixture
+def nobody_draws(monkeypatch):
+    monkeypatch.setattr(randomness, "_all", weakref.WeakSet())
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def trained_with(seed: int, replica: str, drawing: Drawing) -> list[float]:
+    assert randomness.seed_training(seed, replica, drawing, "the client's")
+    return draw(3)
+
+
+def test_training_draws_the_same_again_and_each_replica_others(nobody_draws):
+    drawing = Drawing()
+    first = trained_with(0, "replica-0", drawing)
+    others = [(1, "replica-0"), (0, "replica-1"), (-1, "replica-0"), (2**63, "r")]
+    assert trained_with(0, "replica-0", drawing) == first
+    assert first not in [trained_with(*each, drawing) for each in others]
+
+
+def test_training_is_not_seeded_where_others_draw_or_the_client_lives(nobody_draws):
+    mine, other = Drawing(), Drawing()
+    before = torch.get_rng_state()
+    assert not randomness.seed_training(0, "replica-0", mine, "another process")
+    other.end()
+    here = randomness.this_process()
+    assert not randomness.seed_training(0, "replica-0", mine, here)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert randomness.seed_training(0, "replica-0", mine, "another process")
 
 
 class Scripted(nn.Module):
