@@ -454,6 +454,11 @@ class ImagesRun(Run):
             return None
         return self.every // 2 if self.warm_up is None else self.warm_up
 
+    def begins_in(self, index: int) -> str:
+        """Mode from this mini-batch on: never begins with something to predict with."""
+        stops = self.stops_after
+        return "always" if stops is not None and index < stops else self.mode
+
     @property
     def detections(self) -> Detections:
         """What was detected of what came."""
@@ -603,7 +608,8 @@ async def emitted(
                 f"labels {swap.one} and {swap.other} are swapped from mini-batch "
                 f"{index:,} on"
             )
-        if index == run.stops_after:
+        # A run may go on from a checkpoint behind the warm-up.
+        if run.begins_in(index) == "never" and trainer.mode != "never":
             await trainer.set_mode("never")
         yield batch
 
@@ -641,8 +647,7 @@ async def main(run: ImagesRun) -> None:
         source, reports, trainer = build(
             client,
             images,
-            # It begins with something to predict with.
-            mode="always" if run.stops_after else run.mode,
+            mode=run.begins_in(run.continuation.begins),
             detector=run.detector,
             on_drift=run.on_drift,
             learning_rate=run.learning_rate,

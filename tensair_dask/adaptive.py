@@ -129,7 +129,14 @@ class AdaptiveRun(ScoredRun):
 
     def begins_in(self, mode: str) -> str:
         """Mode to make the trainer in: never begins with something to predict with."""
-        return "always" if mode == "never" and self.warm_up else mode
+        if mode == "never" and self.continuation.begins < self._stops:
+            return "always"
+        return mode
+
+    @property
+    def _stops(self) -> int:
+        """The mini-batch from which on mode never learns nothing."""
+        return -(-self.warm_up // self.batch_size)
 
     def detector_in(self, mode: str) -> str | None:
         """Tell the detector of a trainer; compared are modes, so only auto has one."""
@@ -166,12 +173,11 @@ class AdaptiveRun(ScoredRun):
 
         The first one is that with which the run goes on.
         """
-        stops = -(-self.warm_up // self.batch_size)
+        learning = [side for side in self.sides if side.mode == "never"]
         for index, batch in enumerate(batches, self.continuation.begins):
-            if index == stops and stops:
-                for side in self.sides:
-                    if side.mode == "never":
-                        await side.trainer.set_mode("never")
+            # A run may go on from a checkpoint behind the warm-up.
+            while learning and index >= self._stops:
+                await learning.pop().trainer.set_mode("never")
             yield batch
 
     async def drain(self) -> None:

@@ -213,7 +213,8 @@ class Trainer:
         What people call it, on the dashboard for example; None for the name of what
         builds the model.
     mode
-        When to train. ``"always"``: on everything. ``"never"``: only predict and
+        When to train; None: that of the checkpoint where it goes on from one, else
+        ``"always"``. ``"always"``: on everything. ``"never"``: only predict and
         score, whatever ``on_drift`` is; drifts are told only. No parameter is
         trained; what a model writes in ``forward`` also in ``eval()``, such as a
         counter in a buffer, it writes as ever. ``"auto"``: train until the loss has
@@ -295,7 +296,7 @@ class Trainer:
         keep_predictions: bool = False,
         max_in_flight: int | None = None,
         name: str | None = None,
-        mode: str = "always",
+        mode: str | None = None,
         detector: Detector | str | None = None,
         watch: str | Callable[[Report], float] = "loss",
         convergence: Convergence | None = None,
@@ -335,9 +336,11 @@ class Trainer:
         names = columns(metrics or {})
         wish = Wish.of(replicas)
         settings = Settings.configured(share, compression, staleness)
-        watching = as_detector(detector, mode)
+        self._given_mode = mode
+        first_mode = "always" if mode is None else mode
+        watching = as_detector(detector, first_mode)
         modes = Modes(
-            mode,
+            first_mode,
             watching,
             as_convergence(convergence),
             as_policy(on_drift),
@@ -496,6 +499,25 @@ class Trainer:
             await self._saving.restore(checkpoint)
             self._index = checkpoint.index
             self._note("note", f"going on from {checkpoint.describe()}")
+            self._hold_to_mode()
+
+    def _hold_to_mode(self) -> None:
+        """Let a mode that was given hold over the checkpoint's; say which does."""
+        given, saved = self._given_mode, self.mode
+        if given is not None and given != saved:
+            for switch in self._adapting.modes.set_mode(given, self._index):
+                self._adapting.switched(switch)
+            self.say_once(
+                "mode",
+                f"mode={given!r} was given and holds; the checkpoint was saved in mode "
+                f"{saved!r}. Leave mode out to go on in that of the checkpoint.",
+            )
+        elif given is None and saved != "always":
+            self.say_once(
+                "mode",
+                f"The mode is {saved!r}, that of the checkpoint, as none was given. "
+                "Give mode= for another, or call trainer.set_mode.",
+            )
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint is told besides the state of the model."""
@@ -1265,7 +1287,8 @@ class Trainer:
         values only, and cannot run code. The settings of the optimizer (learning rate,
         momentum) are those of the checkpoint, as torch has it, not those given; change
         them with `apply`. A ``schedule``, given again, goes on at the clock of the
-        checkpoint. Give the sources `positions`, so that they are read from where the
+        checkpoint. A ``mode`` that is given holds; else it is that of the checkpoint.
+        Give the sources `positions`, so that they are read from where the
         model stands; `events` tells how many mini-batches may be learned twice.
 
         Parameters

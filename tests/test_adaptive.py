@@ -99,6 +99,19 @@ async def test_mode_never_stops_after_the_warm_up_and_the_others_go_on():
     assert run.begins_in("auto") == "auto"
 
 
+@pytest.mark.parametrize(("begins", "learned"), [(9, 1), (10, 0), (11, 0), (500, 0)])
+@gen_test()
+async def test_a_run_that_goes_on_behind_the_warm_up_learns_nothing_in_mode_never(
+    begins, learned
+):
+    run = followed(AdaptiveRun(mode="never", warm_up=95))
+    run.continuation.begins = begins
+    side = run.sides[0]
+    side.trainer.mode = run.begins_in("never")
+    modes = [side.trainer.mode async for _ in run.stopping(range(4))]
+    assert modes == ["always"] * learned + ["never"] * (4 - learned)
+
+
 def test_a_single_mode_is_run_with_its_detector():
     run = AdaptiveRun(mode="always", detector="adwin")
     assert run.modes == ["always"]

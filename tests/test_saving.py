@@ -22,6 +22,7 @@ from helpers import (
     linear,
     linear_data,
     spread,
+    stable,
     train_all,
     until,
 )
@@ -148,7 +149,7 @@ async def test_mode_detector_and_scores_are_in_it(c, s, a, b, tmp_path):
         await train_all(trainer, linear_data(10))
         path = await trainer.save(tmp_path / "model.tensair")
     fresh = scores()
-    again = linear(mode="always", detector=Above(3))
+    again = linear(detector=Above(3))
     async with ta.Trainer.restore(
         path, c, scores={"online": fresh}, **again
     ) as trainer:
@@ -157,6 +158,44 @@ async def test_mode_detector_and_scores_are_in_it(c, s, a, b, tmp_path):
     with pytest.raises(CheckpointError, match="names that it was saved with"):
         async with ta.Trainer.restore(path, c, scores={"other": fresh}, **again):
             pass
+
+
+def notes(trainer: Any, of: str) -> list[str]:
+    events = trainer.events
+    return [text for text in events[events.kind == "note"].text if of in text]
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "holds", "said"),
+    [
+        ("always", "never", "never", "mode='never' was given and holds"),
+        ("never", "always", "always", "mode='always' was given and holds"),
+        ("never", "auto", "auto", "mode='auto' was given and holds"),
+        ("auto", "always", "always", "saved in mode 'auto'"),
+        ("auto", None, "auto", "The mode is 'auto', that of the checkpoint"),
+        ("never", None, "never", "The mode is 'never', that of the checkpoint"),
+        ("never", "never", "never", ""),
+        (None, None, "always", ""),
+    ],
+    ids=stable,
+)
+@one()
+async def test_a_mode_that_is_given_holds_over_that_of_the_checkpoint(
+    c, s, a, tmp_path, saved, given, holds, said
+):
+    async with ta.Trainer(c, **linear(mode=saved)) as trainer:
+        await train_all(trainer, linear_data(3))
+        path = await trainer.save(tmp_path / "model.tensair")
+        before = await trainer.state_dict()
+    async with ta.Trainer.restore(path, c, **linear(mode=given)) as trainer:
+        assert trainer.mode == holds
+        assert len(notes(trainer, "mode")) == bool(said)
+        assert all(said in text for text in notes(trainer, "mode"))
+        reports = await train_all(trainer, linear_data(3, seed=1))
+        learns = holds != "never"
+        assert {report.learned for report in reports} == {learns}
+        after = await trainer.state_dict()
+        assert torch.equal(before["weight"], after["weight"]) == (not learns)
 
 
 @one()

@@ -279,7 +279,8 @@ class Modes:
         """Go on where that was of which this is the `state_dict`.
 
         The mode is that of the state, which may have been set since the trainer was
-        made; so is the detector that came with it. Policy and what is watched are
+        made (`set_mode` gives another, from there on); so is the detector that came
+        with it. Policy and what is watched are
         functions, which no state can hold: give the same.
 
         Parameters

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from distributed.utils_test import gen_cluster
+from distributed.utils_test import gen_cluster, gen_test
 from test_images import write_cifar, write_idx
 
 from tensair_dask.adaptation import Convergence
@@ -294,3 +294,21 @@ def test_images_of_the_user_and_mode_never(tmp_path, write):
     assert result["mini_batches"]["learned"] == 5
     assert result["mini_batches"]["predicted"] == 45
     assert result["refused"] == {}
+
+
+@pytest.mark.parametrize(("begins", "learned"), [(0, 5), (4, 1), (5, 0), (25, 0)])
+@gen_test()
+async def test_images_behind_the_warm_up_are_not_learned_in_mode_never(begins, learned):
+    class Mode:
+        async def set_mode(self, mode):
+            self.mode = mode
+
+        async def mark(self, text):
+            pass
+
+    run, trainer = drifting.ImagesRun(mode="never", warm_up=5), Mode()
+    run.continuation.begins = begins
+    trainer.mode = run.begins_in(begins)
+    modes = [trainer.mode async for _ in drifting.emitted(run, swapped(), trainer)]
+    assert modes[: learned + 1] == ["always"] * learned + ["never"]
+    assert set(modes[learned:]) == {"never"}
