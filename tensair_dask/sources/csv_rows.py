@@ -73,8 +73,10 @@ class CsvRows:
         Of the columns, if ``read`` gives them.
     counts_fields
         Whether a row may have no more fields than there are columns. Where ``read`` has
-        an ``index_col``, ``comment`` or ``on_bad_lines``, or an expression for a
-        separator, pandas judges alone.
+        an ``index_col``, or an expression for a separator, pandas judges alone.
+    bad
+        What becomes of a row with more: "error", "skip" or "warn". Pandas would be
+        asked for each data frame anew, and takes what the first row has for the rule.
 
     Raises
     ------
@@ -91,8 +93,9 @@ class CsvRows:
         self.counts_fields = not (
             signs.blanks
             or not signs.separator
-            or read.keys() & {"index_col", "comment", "on_bad_lines"}
+            or read.get("index_col", False) is not False
         )
+        self.bad = _bad(read, self.counts_fields)
         self._special = [each for each in (signs.quote, signs.escape) if each]
         self._separator, self._field, self._quoted, self._usual = _patterns(signs)
 
@@ -124,15 +127,15 @@ class CsvRows:
                 return head + [row] * wanted, columns
         return None
 
-    def check(self, row: bytes, columns: int) -> None:
-        """Raise ValueError if a row has more fields than there are columns.
+    def too_many(self, row: bytes, columns: int) -> int:
+        """Count the fields of a row if it has more than there are columns, else 0.
 
         The quick way counts separators within quotes as well.
         """
-        if row.count(self._signs.separator) >= columns:
-            fields = self.fields(row)
-            if fields > columns:
-                raise ValueError(f"{fields} fields, and {columns} columns")
+        if row.count(self._signs.separator) < columns:
+            return 0
+        fields = self.fields(row)
+        return fields if fields > columns else 0
 
     def cut(self) -> CsvCut:
         """Begin to cut text into rows."""
@@ -300,6 +303,25 @@ def _check(read: Mapping[str, Any]) -> None:
             "read={'sep': None} was given: pandas would guess the separator for each "
             "data frame anew. Give it, such as ';'."
         )
+
+
+def _bad(read: Mapping[str, Any], counts_fields: bool) -> str:
+    """Tell what becomes of rows with too many fields."""
+    bad = read.get("on_bad_lines") or "error"
+    if bad not in ("error", "skip", "warn"):
+        raise ConfigurationError(
+            f"read={{'on_bad_lines': {bad!r}}} was given: 'error', 'skip' and 'warn' "
+            "are allowed. Rows that cannot be read are in source.dead_letters, each "
+            "with its bytes: subscribe there to look at them."
+        )
+    if bad != "error" and not counts_fields:
+        raise ConfigurationError(
+            f"read={{'on_bad_lines': {bad!r}}} was given with index_col, or a "
+            "separator of several characters: pandas would take such a row for a good "
+            "one where a data frame begins with it. Leave one of them out; on_error= says what "
+            "becomes of rows that cannot be read."
+        )
+    return str(bad)
 
 
 def _header(read: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ import codecs
 import copy
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from tensair_dask import config
 from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.files import open_files
 from tensair_dask.places import Place, Trail
+from tensair_dask.sources.csv_dtypes import check_dates, check_dtypes
 from tensair_dask.sources.csv_rows import CsvRows
 from tensair_dask.sources.packed import check_alone, check_unpacked
 from tensair_dask.sources.poison import CarefulSource, OnError, PoisonLine
@@ -572,7 +574,8 @@ class from_csv_chunks(_Files):
         As of `from_lines`.
     ConfigurationError
         If an argument of ``read`` is meant for a file as a whole: ``nrows``,
-        ``skipfooter``, ``chunksize``, ...
+        ``skipfooter``, ``chunksize``, ...; or if a dtype is, as "category" without
+        categories.
 
     Notes
     -----
@@ -583,8 +586,11 @@ class from_csv_chunks(_Files):
     A row with a field too many would be read wrongly, without a word: pandas takes
     the first column of a data frame that begins with one for its index, and drops
     fields where ``usecols`` are given. So fields are counted here, and ``index_col`` is
-    False; unless ``read`` has an ``index_col``, ``comment`` or ``on_bad_lines``, or a
-    separator of more than one character: then pandas judges alone.
+    False; unless ``read`` has an ``index_col``, or a separator of more than one
+    character: then pandas judges alone. ``on_bad_lines`` may be "error" (it is for
+    ``on_error``), "skip" or "warn", as in pandas.
+
+    A row in which a column of ``parse_dates`` holds no date cannot be read.
     """
 
     def __init__(
@@ -603,10 +609,12 @@ class from_csv_chunks(_Files):
         **kwargs: Any,
     ) -> None:
         self._read = dict(read or {})
+        check_dtypes(self._read)
         if not isinstance(self._read.get("header"), (list, tuple)):
             self._read.setdefault("index_col", False)
         self._encoding = _checked(self._read.get("encoding") or "utf-8")
         self._rows = CsvRows(read or {})
+        self._read.pop("on_bad_lines", None)  # judged here
         self._names = b""
         self._columns = 0
         super().__init__(
@@ -662,9 +670,27 @@ class from_csv_chunks(_Files):
 
     def _item(self, lines: list[bytes]) -> pd.DataFrame:
         if self._rows.counts_fields:
-            for line in lines:
-                self._rows.check(line, self._columns)
-        return pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
+            kept = [line for line in lines if self._fits(line)]
+            if lines and not kept:
+                return pd.DataFrame()
+            lines = kept
+        frame = pd.read_csv(io.BytesIO(self._names + b"".join(lines)), **self._read)
+        check_dates(frame, self._read)
+        return frame
+
+    def _fits(self, row: bytes) -> bool:
+        """Whether a row has no more fields than there are columns."""
+        fields = self._rows.too_many(row, self._columns)
+        if fields and self._rows.bad == "error":
+            raise ValueError(f"{fields} fields, and {self._columns} columns")
+        if fields and self._rows.bad == "warn":
+            warnings.warn(
+                f"Skipping a row of {self.name}: expected {self._columns} fields, saw "
+                f"{fields}: {row[:80]!r}",
+                pd.errors.ParserWarning,
+                stacklevel=2,
+            )
+        return not fields
 
 
 def _is_count(given: Any) -> bool:

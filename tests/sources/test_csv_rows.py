@@ -294,3 +294,96 @@ async def test_a_mark_at_the_beginning_is_no_part_of_the_first_line(tmp_path):
 def test_lines_whose_newline_is_not_one_byte_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="a newline is not one byte"):
         Stream.from_lines(str(tmp_path / "text"), encoding="utf-16-le")
+
+
+BAD = [
+    "a,b\n1,2\n3,4\n5,6,7\n8,9\n",
+    'a,b\n1,2\n3,4\n"x,y",6\n5,6,7,8\n',
+    "a,b\n1,2\n5,6,7\n5,6,7\n8,9\n",
+]
+
+
+@pytest.mark.parametrize("how", ["skip", "warn"])
+@pytest.mark.parametrize("text", BAD)
+@pytest.mark.parametrize(
+    "read", [{}, {"engine": "python"}, {"comment": "#"}, {"index_col": False}], ids=repr
+)
+@pytest.mark.filterwarnings("ignore::pandas.errors.ParserWarning")
+@gen_test()
+async def test_bad_lines_are_those_of_the_whole_file(tmp_path, how, text, read):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    read = options({**read, "on_bad_lines": how})
+    expected = pd.read_csv(path, **read)
+    for chunk in (1, 2, 3, 100):
+        frames, source = await rows_of(path, chunk=chunk, read=read)
+        assert plain(frames) == plain([expected])
+        assert source.dead_letters.total == 0
+
+
+@gen_test()
+async def test_bad_lines_can_be_warned_of_or_be_errors(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("1,2\n3,4,5\n")
+    read = {"header": None, "on_bad_lines": "warn"}
+    with pytest.warns(pd.errors.ParserWarning, match="expected 2 fields, saw 3: b'3,4"):
+        frames, _ = await rows_of(path, chunk=1, read=read)
+    assert plain(frames) == [[1, 2]]
+    read = {"header": None, "on_bad_lines": "error", "comment": "#"}
+    frames, source = await rows_of(path, chunk=1, read=read)
+    assert plain(frames) == [[1, 2]]
+    assert [each.line for each in source.dead_letters] == [b"3,4,5\n"]
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        ({"on_bad_lines": lambda fields: None}, "'skip' and 'warn' are allowed"),
+        ({"on_bad_lines": "drop"}, "'skip' and 'warn' are allowed"),
+        ({"on_bad_lines": "skip", "index_col": 0}, "with index_col"),
+        ({"on_bad_lines": "warn", "sep": ";;"}, "with index_col, or a separator"),
+        ({"dtype": "category"}, "without categories: each"),
+        ({"dtype": {"c": float, "a": "category"}}, "for 'a'"),
+        ({"dtype": {"a": pd.CategoricalDtype(ordered=True)}}, "for 'a'"),
+        ({"dtype": {0: pd.CategoricalDtype}}, "for 0"),
+    ],
+    ids=repr,
+)
+def test_what_would_mean_something_else_in_each_data_frame_is_refused(
+    tmp_path, read, said
+):
+    with pytest.raises(ConfigurationError, match=said):
+        Stream.from_csv_chunks(str(tmp_path / "table.csv"), read=read)
+
+
+@gen_test()
+async def test_categories_that_are_named_have_the_same_codes_everywhere(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("c,y\nred,1\nblue,0\ngreen,2\nblue,0\n")
+    read = {"dtype": {"c": pd.CategoricalDtype(["red", "green", "blue"])}}
+    frames, _ = await rows_of(path, chunk=2, read=read)
+    assert [code for frame in frames for code in frame.c.cat.codes] == [0, 2, 1, 2]
+
+
+@pytest.mark.parametrize("dates", [["t"], [1]])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 10])
+@gen_test()
+async def test_a_row_without_the_date_that_is_named_cannot_be_read(
+    tmp_path, dates, chunk
+):
+    path = tmp_path / "table.csv"
+    path.write_text("y,t\n1,2020-01-01\n2,2020-01-02\n3,soon\n4,\n5,2020-01-05\n")
+    frames, source = await rows_of(path, chunk=chunk, read={"parse_dates": dates})
+    assert [each.line for each in source.dead_letters] == [b"3,soon\n"]
+    assert all(frame.t.dtype.kind == "M" for frame in frames)
+    assert [y for frame in frames for y in frame.y] == [1, 2, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore:Could not infer format")
+@pytest.mark.filterwarnings("ignore:Parsing dates")
+@gen_test()
+async def test_dates_of_several_forms_in_one_data_frame_are_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("y,t\n1,2020-01-01\n2,03/02/2020\n")
+    with pytest.raises(SourceError, match="'date_format'"):
+        await rows_of(path, chunk=2, read={"parse_dates": ["t"]})
