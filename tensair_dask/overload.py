@@ -19,23 +19,31 @@ __all__ = ["POLICIES", "Overload", "WaitingRoom", "check_overload"]
 POLICIES = ("block", "drop-oldest", "sample")
 
 
-def check_overload(overload: str, waiting: int) -> None:
-    """See that the policy of a stream is one.
+def check_overload(overload: str, waiting: int | None) -> None:
+    """See that the policy of a stream is one, and uses the bound that is given.
 
     Raises
     ------
     ConfigurationError
-        If it is not, or the bound is not a whole number from 1.
+        If it is not, or the bound is not a whole number from 1, or not used.
     """
     if overload not in POLICIES:
         raise ConfigurationError(
             f"overload={overload!r} was given; allowed are "
             f"{', '.join(map(repr, POLICIES))}."
         )
+    if waiting is None:
+        return
     if not isinstance(waiting, int) or isinstance(waiting, bool) or waiting < 1:
         raise ConfigurationError(
             f"waiting={waiting!r} was given; a whole number of mini-batches from 1 is "
             "allowed."
+        )
+    if overload == "block":
+        raise ConfigurationError(
+            f"waiting={waiting!r} was given with overload='block', where none wait in "
+            "the node: emit waits. Give overload='drop-oldest' or 'sample' with it, or "
+            "leave it out; max_in_flight= of the trainer says how many are under way."
         )
 
 

@@ -398,7 +398,8 @@ class train(_TrainerNode):
         When they are too many, ``"drop-oldest"`` drops the one that has waited longest,
         and ``"sample"`` any of them: what is learned is a uniform sample of what came.
     waiting
-        Mini-batches that may wait in the node.
+        Mini-batches that may wait in the node, by default ``tensair.overload.waiting``;
+        not with ``"block"``, where none do.
 
     Attributes
     ----------
@@ -435,16 +436,19 @@ class train(_TrainerNode):
         collate: Callable[[Any], tuple[Any, Any]] | None = None,
         on_error: str = "dead-letter",
         overload: str = "block",
-        waiting: int = 100,
+        waiting: int | None = None,
         **kwargs: Any,
     ) -> None:
         check_overload(overload, waiting)
+        if overload != "block":
+            waiting = config.get("overload.waiting", waiting)
+            check_overload(overload, waiting)
         super().__init__(upstream, trainer, on_error, **kwargs)
         self._collate = collate or Pairs(_form_of(upstream))
         if overload != "block":
             self._overload = Overload(
                 overload,
-                waiting,
+                int(waiting or 0),
                 self._feed_one,
                 self._drop,
                 self._fail,

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections import Counter
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -361,6 +362,14 @@ async def test_a_policy_or_a_bound_that_does_not_exist_is_refused(c, s, a):
         for waiting in (0, 1.5, True, "10"):
             with pytest.raises(errors.ConfigurationError, match="whole number"):
                 source.train(trainer, overload="sample", waiting=waiting)
+        for options in ({"overload": "block"}, {}):
+            with pytest.raises(errors.ConfigurationError, match="none wait in the"):
+                source.train(trainer, waiting=5, **options)
+        with (
+            dask.config.set({"tensair.overload.waiting": "many"}),
+            pytest.raises(errors.ConfigurationError, match="'many' was given"),
+        ):
+            source.train(trainer, overload="sample")
         assert not trainer.nodes
 
 

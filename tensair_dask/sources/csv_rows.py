@@ -318,8 +318,8 @@ def _bad(read: Mapping[str, Any], counts_fields: bool) -> str:
         raise ConfigurationError(
             f"read={{'on_bad_lines': {bad!r}}} was given with index_col, or a "
             "separator of several characters: pandas would take such a row for a good "
-            "one where a data frame begins with it. Leave one of them out; on_error= says what "
-            "becomes of rows that cannot be read."
+            "one where a data frame begins with it. Leave one of them out; on_error= "
+            "says what becomes of rows that cannot be read."
         )
     return str(bad)
 
