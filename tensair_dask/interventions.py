@@ -22,7 +22,7 @@ from tensair_dask.errors import (
     TensairTimeoutError,
 )
 from tensair_dask.faults import Moment, reach
-from tensair_dask.replica import Change
+from tensair_dask.replica import Change, Changed
 from tensair_dask.transfer import UserModules
 
 __all__ = ["Interventions"]
@@ -68,7 +68,7 @@ class Interventions:
         function: Callable[[Any, Any], Any],
         seed: int,
         done: Callable[[], Any] | None = None,
-    ) -> bool:
+    ) -> Changed:
         """Let ``function(model, optimizers)`` change all replicas in the same way.
 
         Parameters
@@ -82,8 +82,9 @@ class Interventions:
 
         Returns
         -------
-        restructured
-            Whether the model has another structure now.
+        changed
+            Its layout is None if the structure is as it was; the answer is that of
+            the first replica that was changed, and that the others have followed.
 
         Raises
         ------
@@ -93,27 +94,27 @@ class Interventions:
         """
         payload = self.modules.dumps(function, "The function")
 
-        restructured = False
+        changed = Changed()
 
         async def work() -> None:
-            nonlocal restructured
-            restructured = await self._change_alone(Change(payload, seed))
+            nonlocal changed
+            changed = await self._change_alone(Change(payload, seed))
             if done is not None:
                 done()
 
         await self.undisturbed(work)
-        return restructured
+        return changed
 
-    async def _change_alone(self, change: Change) -> bool:
+    async def _change_alone(self, change: Change) -> Changed:
         """Change one; if it has another structure then, all make the same change.
 
         All of them, or none: what fails at one is undone everywhere.
         """
-        source, layout = await self._change_one("change", change.function, change.seed)
-        if layout is None:  # values only
-            await self._copy_to_all({source}, "change", change.function, change.seed)
-            return False
-        change = replace(change, layout=layout)
+        arguments = "change", change.function, change.seed
+        source, first = await self._change_one(*arguments)
+        if first.layout is None:  # values only
+            return await self._copy_to_all({source}, *arguments) or first
+        change = replace(change, layout=first.layout)
         changed = {source}
         try:
             self._check_room()
@@ -125,7 +126,7 @@ class Interventions:
             raise
         self.changes.append(change)
         await self._end_change(changed, kept=True)
-        return True
+        return first
 
     def _check_room(self) -> None:
         most = int(config.get("replicas.changes"))
@@ -250,17 +251,21 @@ class Interventions:
 
     async def _copy_to_all(
         self, changed: set[ReplicaHandle], method: str, *args: Any
-    ) -> None:
-        """Let all have what some have; if these are lost, change one anew."""
+    ) -> Any:
+        """Let all have what some have; if these are lost, change one anew.
+
+        Gives what that one has answered; None if there was no need.
+        """
+        answer = None
         while True:
             alive = self._calls.alive()
             source = next((each for each in alive if each in changed), None)
             if source is None:
-                source, _ = await self._change_one(method, *args)
+                source, answer = await self._change_one(method, *args)
                 changed.add(source)
             others = [each for each in alive if each not in changed]
             if not others:
-                return
+                return answer
             changed.update(await self.copy(source, others))
 
     async def _change_one(self, method: str, *args: Any) -> tuple[ReplicaHandle, Any]:

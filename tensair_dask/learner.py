@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from tensair_dask.answers import Answer
 from tensair_dask.attributes import Attributes, Habits, OptimizerAttributes
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
@@ -215,6 +216,7 @@ class Learner:
         self._built = self._described()
         self._attributes = attributes_of(self.model)
         self._undo: Callable[[], None] | None = None
+        self._answer = Answer()
         self.hidden_state = hidden_state(self.optimizers)
         self._schedule: Schedule | None = None
         if recipe.schedule is not None:
@@ -487,8 +489,11 @@ class Learner:
         was_finite = self.is_finite()
         try:
             given = list(self.optimizers)
-            _check_answer(function(self.model, given), self.model)
+            returned = function(self.model, given)
+            _check_answer(returned, self.model, self.optimizers)
             _check_kept(given, self.optimizers)
+            known = [*self.model.modules(), *self.optimizers, given]
+            self._answer = Answer.of(returned, known, to_arrays)
             check_settings(self.optimizers)
             hooks.check()
             settings.check()
@@ -519,6 +524,11 @@ class Learner:
                 parameter.grad = None
         self._undo = undo
         return restructured
+
+    def take_answer(self) -> Answer:
+        """Give what the function of the last `change` has returned, once."""
+        answer, self._answer = self._answer, Answer()
+        return answer
 
     def undo_change(self) -> None:
         """Undo the last `change`, if it was not kept."""
@@ -1039,7 +1049,9 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
         ) from error
 
 
-def _check_answer(answer: Any, model: torch.nn.Module) -> None:
+def _check_answer(
+    answer: Any, model: torch.nn.Module, optimizers: Sequence[Any]
+) -> None:
     """Refuse what a function returns as if anybody took it."""
     if inspect.isawaitable(answer) or inspect.isgenerator(answer):
         if not isinstance(answer, asyncio.Future):
@@ -1058,6 +1070,16 @@ def _check_answer(answer: Any, model: torch.nn.Module) -> None:
             "example with model.load_state_dict(other.state_dict()) or "
             "model.head = torch.nn.Linear(8, 4)."
         )
+    several = answer if isinstance(answer, (tuple, list)) else (answer,)
+    for each in several:
+        if isinstance(each, torch.optim.Optimizer) and each not in optimizers:
+            raise OptimizerError(
+                f"The function returned another optimizer ({type(each).__name__}), "
+                f"which does not take the place of {type(optimizers[0]).__name__}. "
+                "Change settings in optimizers[0].param_groups; for an optimizer of "
+                "another kind save the model, and load it into that of another "
+                "trainer."
+            )
 
 
 def _check_kept(given: Sequence[Any], optimizers: Sequence[Any]) -> None:

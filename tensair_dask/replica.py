@@ -7,13 +7,14 @@ import json
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
 import torch
 from distributed.worker import get_worker
 
+from tensair_dask.answers import Answer
 from tensair_dask.batches import Block
 from tensair_dask.combinations import check_parameters
 from tensair_dask.errors import (
@@ -67,6 +68,23 @@ class Change:
     function: bytes
     seed: int
     layout: str | None = None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a change has come to.
+
+    Attributes
+    ----------
+    layout
+        Of the parameters, if these are others now; None if not. It can then be undone
+        until it is kept: see `Replica.end_change`.
+    answer
+        What the function has returned.
+    """
+
+    layout: str | None = None
+    answer: Answer = field(default_factory=Answer)
 
 
 @dataclass(frozen=True)
@@ -296,7 +314,7 @@ class Replica:
 
     async def change(
         self, function: bytes, seed: int, layout: str | None = None
-    ) -> str | None:
+    ) -> Changed:
         """Let a pickled ``function(model, optimizers)`` change both.
 
         Parameters
@@ -311,9 +329,8 @@ class Replica:
 
         Returns
         -------
-        layout
-            Of the parameters, if these are others now; None if not. It can then be
-            undone until it is kept: see `end_change`.
+        changed
+            Its layout is None if the structure is as it was.
 
         Raises
         ------
@@ -326,16 +343,16 @@ class Replica:
             functools.partial(self._change, Change(function, seed, layout))
         )
 
-    def _change(self, change: Change) -> str | None:
+    def _change(self, change: Change) -> Changed:
         learner, exchange = self.learner, self.exchange
         learner.follow(exchange.clock.version)
         if not _restructured(self._plan, learner, change) and change.layout is None:
             learner.keep_change()
             exchange.publish_as(learner.share)
             exchange.replaced()
-            return None
+            return Changed(None, learner.take_answer())
         self._settle_exchange()
-        return learner.layout()
+        return Changed(learner.layout(), learner.take_answer())
 
     def _settle_exchange(self) -> None:
         self.exchange.restructured(self.learner.arena)

@@ -1039,6 +1039,13 @@ class Trainer:
             ``lambda model, optimizers: model.head.reset_parameters()``, or a learning
             rate in ``optimizers[0].param_groups``.
 
+        Returns
+        -------
+        answer
+            What the function returned, on one replica: numbers, texts, tensors as
+            arrays, tuples, lists and dicts of these. For anything else None, which is
+            said. ``trainer.apply(lambda model, _: model.head.weight.norm())`` reads.
+
         Raises
         ------
         ModelError, OptimizerError
@@ -1051,12 +1058,21 @@ class Trainer:
         """
         return self._sync(self._apply, function)
 
-    async def _apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> None:
+    async def _apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> Any:
         await self._ready()
-        change = self._adapting.interventions.change
-        if await change(function, seed=self._index):
-            name = getattr(function, "__name__", type(function).__name__)
+        changed = await self._adapting.interventions.change(function, self._index)
+        name = getattr(function, "__name__", type(function).__name__)
+        if changed.layout is not None:
             self._note("note", f"{name} has changed the structure of the model")
+        if dropped := changed.answer.dropped:
+            self.say_once(
+                f"answer {name}",
+                f"apply gives None for what {name} returned: {dropped}. It gives "
+                "numbers, texts, tensors (as arrays), and tuples, lists and dicts of "
+                "these, of no more than 64 MiB.",
+            )
+        packed = changed.answer.packed
+        return None if packed is None else unpack(packed)
 
     # ---- asking ---------------------------------------------------------------------
 

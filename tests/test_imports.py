@@ -64,6 +64,7 @@ LEVELS = [
         "broadcasts",
         "counted",
         "criterion",
+        "answers",
         "attributes",
         "contents",
         "unsuitable",

@@ -27,6 +27,7 @@ import tensair_dask as ta
 from tensair_dask.errors import (
     ConfigurationError,
     NoReplicasError,
+    OptimizerError,
     RaisedError,
     TensairTimeoutError,
     TrainerClosedError,
@@ -371,3 +372,81 @@ def test_a_function_that_would_end_the_worker_raises_and_changes_nothing(error):
             await train_all(trainer, class_data(10))
 
     run()
+
+
+# ---- what the function returns ------------------------------------------------------
+
+ANSWERS = {
+    "number": (lambda model, _: model.weight.sum().item(), 3.0 * FEATURES),
+    "nothing": (lambda model, _: None, None),
+    "tuple": (lambda model, _: (1, "a", [True, None]), (1, "a", [True, None])),
+    "settings": (lambda _, given: {"lr": given[0].param_groups[0]["lr"]}, {"lr": RATE}),
+    "tensor": (lambda model, _: model.weight, np.ones((3, FEATURES), "float32")),
+    "array": (lambda model, _: {"w": np.arange(3)}, {"w": np.arange(3)}),
+    "bfloat16": (lambda model, _: torch.ones(2).bfloat16(), np.ones(2, "float32")),
+    "the model": (lambda model, _: model.train(), None),
+    "the optimizer": (lambda _, given: given[0], None),
+}
+
+
+@two()
+@pytest.mark.parametrize("kind", ANSWERS)
+async def test_apply_gives_what_the_function_returns(c, s, a, b, kind):
+    function, expected = ANSWERS[kind]
+    async with ta.Trainer(c, **linear()) as trainer:
+        answer = await trainer.apply(function)
+        assert type(answer) is type(expected)
+        np.testing.assert_equal(answer, expected)
+        assert not [text for text in trainer.events.text if "apply gives" in text]
+
+
+@two()
+async def test_it_does_so_where_the_structure_is_changed(c, s, a, b):
+    def freeze(model, optimizers):
+        model[0].requires_grad_(False)
+        return [name for name, each in model.named_parameters() if each.requires_grad]
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        names = await trainer.apply(freeze)
+        assert names
+        assert not any(name.startswith("0.") for name in names)
+
+
+@two()
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda model, _: {1, 2}, "set"),
+        (lambda model, _: {"f": print}, "dict"),
+        (lambda model, _: torch.eye(2).to_sparse(), "sparse"),
+        (lambda model, _: torch.zeros(17 * 2**20), "68 MiB"),
+    ],
+)
+async def test_what_it_cannot_give_is_said_once(c, s, a, b, function, named):
+    async with ta.Trainer(c, **linear()) as trainer:
+        assert await trainer.apply(function) is None
+        assert await trainer.apply(function) is None
+        (said,) = [text for text in trainer.events.text if "apply gives None" in text]
+        assert named in said
+
+
+@two()
+@pytest.mark.parametrize("several", [False, True])
+async def test_an_optimizer_that_is_returned_is_refused(c, s, a, b, several):
+    def adam(model, optimizers):
+        made = torch.optim.Adam(model.parameters())
+        return [made] if several else made
+
+    async with ta.Trainer(c, **linear()) as trainer:
+        with pytest.raises(OptimizerError, match=r"\(Adam\).*of SGD.*param_groups"):
+            await trainer.apply(adam)
+        assert (await trainer.train(*linear_data(1)[0])).learned
+
+
+@two()
+async def test_what_is_returned_stays_as_it_was_when_it_was_returned(c, s, a, b):
+    async with ta.Trainer(c, **linear()) as trainer:
+        answer = await trainer.apply(lambda model, _: model.weight)
+        await train_all(trainer, linear_data(20))
+        assert (answer == 1.0).all()
+        answer += 1.0  # it is one's own
