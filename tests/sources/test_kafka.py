@@ -476,3 +476,23 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'tensair-dask\[kafka\]"):
         Stream.from_kafka_records("f", {"bootstrap.servers": "a:1", "group.id": "g"})
+
+
+@pytest.mark.parametrize(
+    ("topics", "keys", "said"),
+    [
+        ("flights", ["flights:0", "flights:12"], ""),
+        (["flights", "a:b"], ["flights:0", "a:b:3"], ""),
+        ("^fl.*", ["flights:0"], ""),
+        ("flights", ["flights:0", "fligths:1"], "has 'fligths:1', which are not used"),
+        ("flights", ["0", "items"], "has '0', 'items', which are not used"),
+    ],
+)
+def test_positions_of_other_topics_are_said(caplog, topics, keys, said):
+    pytest.importorskip("confluent_kafka")
+    positions = {"n": dict.fromkeys(keys, 5)}
+    settings = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}
+    source = Stream.from_kafka_records(topics, settings, name="n", positions=positions)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+    source.close()
