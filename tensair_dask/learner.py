@@ -25,7 +25,7 @@ from tensair_dask.attributes import Attributes, Habits, OptimizerAttributes
 from tensair_dask.batches import Group, rebuild, width
 from tensair_dask.clipping import Clipping
 from tensair_dask.combinations import check_optimizers, check_settings, left_out
-from tensair_dask.counted import counted
+from tensair_dask.counted import Counted, counted
 from tensair_dask.criterion import Criterion
 from tensair_dask.dense import why_not_dense
 from tensair_dask.errors import (
@@ -989,6 +989,9 @@ class Evaluation:
         self._learner = learner
         self._samples = 0
         self._loss = 0.0
+        self._weight = 0.0
+        self._not_finite = 0
+        self._batches = 0
         self._totals = totals
 
     def add(self, x: Any, y: Any, samples: int) -> None:
@@ -996,22 +999,49 @@ class Evaluation:
         learner = self._learner
         modules = learner.model, *learner.criterion.modules
         with learner.drawing, evaluating(*modules):
-            prediction, loss = learner.ungraded(lambda: self._compare(x, y))
-            self._loss += samples * loss
+            prediction, loss, seen = learner.ungraded(lambda: self._compare(x, y))
+            self._take(loss, seen, samples)
             with torch.no_grad():
                 self._totals.add(
                     map_tensors(torch.Tensor.detach, prediction), y, samples
                 )
         self._samples += samples
 
-    def _compare(self, x: Any, y: Any) -> tuple[Any, float]:
+    def _compare(self, x: Any, y: Any) -> tuple[Any, float, Counted]:
         prediction = self._learner.forward(x)
-        return prediction, self._learner._loss(prediction, y).item()
+        loss, seen = counted(lambda: self._learner._loss(prediction, y))
+        return prediction, loss.item(), seen
+
+    def _take(self, loss: float, seen: Counted, samples: int) -> None:
+        self._batches += 1
+        if seen.counts is False and math.isnan(loss):
+            return  # the mean of nothing
+        self._not_finite += not math.isfinite(loss)
+        weight = samples if seen.weight is None else seen.weight
+        if seen.weight is None and seen.leaves_out:
+            self._learner.notices.say(
+                "evaluate leaves out",
+                "The loss leaves targets out (its ignore_index), and is more than the "
+                "mean over the others: evaluate weights the losses of mini-batches by "
+                "all of their samples. Where that matters, evaluate one mini-batch, or "
+                "mini-batches in which as many targets count.",
+            )
+        self._loss += weight * loss
+        self._weight += weight
 
     def result(self) -> dict[str, float]:
-        """Means weighted by samples; torchmetrics objects give their own value."""
-        samples = self._samples or math.nan  # the mean of nothing is no number
-        result = {"loss": self._loss / samples, "samples": float(self._samples)}
+        """Means weighted by what counts; torchmetrics objects give their own value."""
+        if self._not_finite:
+            self._learner.notices.say(
+                "evaluate not finite",
+                f"The loss of {self._not_finite} of the {self._batches} mini-batches "
+                "that evaluate was given is NaN or infinite, and so is the mean.",
+            )
+        # The mean of nothing is no number.
+        result = {
+            "loss": self._loss / (self._weight or math.nan),
+            "samples": float(self._samples),
+        }
         return result | self._totals.result()
 
 

@@ -13,10 +13,39 @@ import numpy as np
 
 from tensair_dask.errors import ShapeError
 
-__all__ = ["accuracy", "binary_accuracy"]
+__all__ = ["Mean", "accuracy", "binary_accuracy"]
 
 # Fewer numbers from 0 to 1 may well be logits.
 _TELLING = 16
+
+
+class Mean(float):
+    """A mean that knows over how many it was taken; else a float.
+
+    Metrics may return one: `Trainer.evaluate` then weights the mini-batch by ``count``,
+    and not by its samples, which is right where samples are left out.
+
+    Parameters
+    ----------
+    value
+        The mean.
+    count
+        Over how many, or the sum of their weights; 0 if nothing counts.
+    """
+
+    __slots__ = ("count",)
+
+    count: float
+
+    def __new__(cls, value: float, count: float) -> Mean:
+        """Make one."""
+        mean = super().__new__(cls, value)
+        mean.count = count
+        return mean
+
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
+        """For copies."""
+        return float(self), self.count
 
 
 def accuracy(prediction: Any, target: Any) -> float:
@@ -155,8 +184,9 @@ def _arrays(*tensors: Any) -> list[Any]:
         return list(tensors)
 
 
-def _share(right: Any) -> float:
+def _share(right: Any) -> Mean:
     if isinstance(right, np.ndarray):
-        return np.count_nonzero(right) / right.size if right.size else math.nan
+        count = right.size
+        return Mean(np.count_nonzero(right) / count if count else math.nan, count)
     count = math.prod(right.shape)
-    return int(right.sum()) / count if count else math.nan
+    return Mean(int(right.sum()) / count if count else math.nan, count)

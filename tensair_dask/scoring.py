@@ -7,14 +7,16 @@ torch), the mini-batch is learned as if nobody had looked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from tensair_dask.columns import columns, is_stateful
 from tensair_dask.errors import MetricError
-from tensair_dask.metrics import accuracy, binary_accuracy
+from tensair_dask.fresh import fresh, may_keep_something
+from tensair_dask.metrics import Mean, accuracy, binary_accuracy
 from tensair_dask.notices import Notices
 from tensair_dask.outputs import mapped
 from tensair_dask.wording import in_words
@@ -52,6 +54,8 @@ class Scoring:
         self._device = device
         self._places = {name: place for place, name in enumerate(self.names)}
         self._measures = [_Measure(*each, device) for each in metrics.items()]
+        # As they were given: training goes on with what it has counted.
+        self._given = [_Given(each) for each in self._measures]
 
     def __call__(self, prediction: Any, y: Any) -> list[float | None]:
         """Score a mini-batch.
@@ -178,17 +182,25 @@ class Scoring:
 
     def totals(self) -> Totals:
         """Begin to score held-out mini-batches."""
-        return Totals(self._measures)
+        return Totals(self._given, self._notices)
 
 
 class Totals:
-    """Metrics over several mini-batches; torchmetrics objects see all of them."""
+    """Metrics over several mini-batches; torchmetrics objects see all of them.
 
-    def __init__(self, measures: list[_Measure]) -> None:
-        self._plain = [each for each in measures if not each.is_stateful]
-        self._stateful = [each.fresh() for each in measures if each.is_stateful]
+    All others see each mini-batch as if it were the first that they are given.
+    """
+
+    def __init__(self, given: list[_Given], notices: Notices) -> None:
+        self._notices = notices
+        self._plain = [each for each in given if not each.measure.is_stateful]
+        self._stateful = [
+            each.measure.fresh() for each in given if each.measure.is_stateful
+        ]
         self._sums: dict[str, float] = {}
-        self._weights: dict[str, int] = {}
+        self._weights: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+        self._batches = 0
 
     def add(self, prediction: Any, y: Any, samples: int) -> None:
         """Score one mini-batch.
@@ -198,7 +210,9 @@ class Totals:
         MetricError
             If a metric raises, or returns what is no number.
         """
-        for measure in [*self._plain, *self._stateful]:
+        self._batches += 1
+        measures = [each.fresh(self._notices) for each in self._plain]
+        for measure in [*measures, *self._stateful]:
             try:
                 given = (prediction, y)
                 if not measure.is_own:
@@ -206,18 +220,33 @@ class Totals:
                 if measure.is_stateful:
                     measure.metric.update(*given)
                     continue
-                for name, value in measure.named(measure(*given)):
-                    self._sums[name] = self._sums.get(name, 0.0) + samples * value
-                    self._weights[name] = self._weights.get(name, 0) + samples
+                for name, value in measure.named(measure.mean(*given)):
+                    self._take(name, value, samples)
             except BaseException as error:
                 raise MetricError(
                     failure(measure.name, error, prediction, y)
                 ) from error
 
+    def _take(self, name: str, value: float, samples: int) -> None:
+        weight = value.count if isinstance(value, Mean) else samples
+        if math.isnan(value):
+            if weight:
+                self._left_out[name] = self._left_out.get(name, 0) + 1
+            weight = value = 0.0
+        self._sums[name] = self._sums.get(name, 0.0) + weight * value
+        self._weights[name] = self._weights.get(name, 0.0) + weight
+
     def result(self) -> dict[str, float]:
-        """Means weighted by samples; torchmetrics objects give their own value."""
+        """Means weighted by what counts; torchmetrics objects give their own value."""
+        for name, count in self._left_out.items():
+            self._notices.say(
+                f"evaluate {name} left out",
+                f"Metric {name!r} is NaN for {count} of the {self._batches} "
+                "mini-batches that evaluate was given; its mean is that of the others.",
+            )
         result = {
-            name: total / self._weights[name] for name, total in self._sums.items()
+            name: total / (self._weights[name] or math.nan)
+            for name, total in self._sums.items()
         }
         for measure in self._stateful:
             try:
@@ -252,6 +281,10 @@ class _Measure:
         self.is_own = metric is accuracy or metric is binary_accuracy
         self.columns: dict[str, None] = dict.fromkeys(columns({name: metric}))
 
+    def mean(self, prediction: Any, y: Any) -> Any:
+        """As a call; but what is a `Mean` stays one."""
+        return _numbers(self.name, self.metric(prediction, y), _mean)
+
     def __call__(self, prediction: Any, y: Any) -> Any:
         """A number, or a dict of numbers by column."""
         if self.is_stateful:
@@ -275,23 +308,63 @@ class _Measure:
         return [*value.items()] if type(value) is dict else [(self.name, value)]
 
 
-def _numbers(name: str, value: Any) -> Any:
+class _Given:
+    """A metric as it was given, of which copies are made to evaluate with."""
+
+    def __init__(self, measure: _Measure) -> None:
+        self.measure = measure
+        self._metric: Any = None
+        self._error: BaseException | None = None
+        if not measure.is_stateful and may_keep_something(measure.metric):
+            try:
+                self._metric = fresh(measure.metric)
+            except BaseException as error:  # whatever a copy of user code raises
+                self._error = error
+
+    def fresh(self, notices: Notices) -> _Measure:
+        """The metric, with nothing of what it was given before."""
+        if self._error is not None:
+            notices.say(
+                f"metric {self.measure.name} is not copied",
+                f"Metric {self.measure.name!r} cannot be copied "
+                f"({in_words(self._error)}), so that evaluate uses the object that "
+                "training uses: if it keeps something from call to call, such as a "
+                "count, each sees that of the other. Give a function, or an object "
+                "with update, compute and reset.",
+            )
+        if self._metric is None:
+            return self.measure
+        other = copy.copy(self.measure)
+        other.metric = fresh(self._metric)
+        return other
+
+
+def _numbers(
+    name: str, value: Any, number: Callable[[Any], float] | None = None
+) -> Any:
     """Make a number of what a metric returns; of a dict one of numbers by column."""
+    number = number or _number
     if isinstance(value, Mapping):
-        return dict(_flat(name, value))
-    return _number(value)
+        return dict(_flat(name, value, number))
+    return number(value)
+
+
+def _mean(value: Any) -> float:
+    return value if isinstance(value, Mean) else _number(value)
 
 
 def _number(value: Any) -> float:
     return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
-def _flat(name: str, value: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
+def _flat(
+    name: str, value: Mapping[Any, Any], number: Callable[[Any], float]
+) -> Iterator[tuple[str, float]]:
     for key, part in value.items():
         if isinstance(part, Mapping):
-            yield from _flat(f"{name}.{key}", part)
+            yield from _flat(f"{name}.{key}", part, number)
         else:
-            yield f"{name}.{key}", _number(part)
+            yield f"{name}.{key}", number(part)
 
 
 def _copies(prediction: Any, y: Any) -> tuple[Any, Any]:

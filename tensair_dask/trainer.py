@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -1184,13 +1185,22 @@ class Trainer:
         Returns
         -------
         scores
-            A dict with ``loss``, ``samples`` and each metric: means over the samples;
-            torchmetrics objects give their own value over all mini-batches.
+            A dict with ``loss``, ``samples`` and each metric: means over all
+            mini-batches; torchmetrics objects give their own value.
 
         Raises
         ------
         BatchError
             If a mini-batch cannot be scored, or there is none.
+
+        Notes
+        -----
+        Mini-batches are weighted by the targets that count, as if all were one, for
+        torch's losses of classes (``ignore_index``, ``weight``) and for
+        `tensair_dask.metrics`. Losses and metrics of one's own are weighted by samples;
+        a metric may return a `tensair_dask.metrics.Mean`, which has its own weight.
+        Mini-batches whose metric is NaN are left out of its mean. A metric that keeps
+        something from call to call is copied as it was given, for each mini-batch.
         """
         return self._sync(self._evaluate, batches)
 
@@ -1222,6 +1232,8 @@ class Trainer:
                     "has once; make a list of it to evaluate on it again."
                 )
             scores = await self._calls.ask(handle, "evaluate", None, session)
+            with contextlib.suppress(TensairError):  # it may be lost: there is a score
+                self._dispatcher.hear(await self._calls.ask(handle, "status"))
         except BaseException:
             if handle.lane.alive:
                 self._forgetting.do(

@@ -58,6 +58,7 @@ LEVELS = [
         "scalers",
         "schedule",
         "rollback",
+        "fresh",
         "scoring",
         "model_state",
         "structure",
