@@ -92,7 +92,7 @@ class MiniBatch:
         ------
         ShapeError
             If there is no first dimension, the first dimensions differ, or there
-            are no rows.
+            are no rows to learn. Without y, the answer has none either.
         DtypeError
             If a leaf is not numeric or boolean.
         BatchError
@@ -125,7 +125,7 @@ class MiniBatch:
             nbytes += leaf.nbytes
             signature.append((leaf.dtype.str, shape[1:]))
         leaves = [_taken(leaf, owned) for leaf in leaves]
-        if samples == 0:
+        if samples == 0 and y_structure != ABSENT:
             raise ShapeError("The mini-batch has no rows; at least 1 is needed.")
         kind = (x_structure, y_structure, bits, tuple(signature))
         return cls(leaves, kind, samples, nbytes)

@@ -9,6 +9,8 @@ waits for ever, or is taken items from that go nowhere. Importing this module me
 these classes: the error is kept with the node, and raised to those who emit into it.
 Streams that have no such node are left as they are.
 
+`zip`: an emit that waits for a partner does so for ``tensair.timeouts.room`` at most.
+
 `flatten`: all that an item is made of counts as that item, for its source.
 """
 
@@ -26,8 +28,15 @@ import streamz.sources
 from streamz import Stream
 from tornado.gen import convert_yielded, is_coroutine_function
 
-from tensair_dask.errors import RaisedError, StreamError, TensairError
+from tensair_dask import config
+from tensair_dask.errors import (
+    RaisedError,
+    StreamError,
+    TensairError,
+    TensairTimeoutError,
+)
 from tensair_dask.loops import is_running_here
+from tensair_dask.waiting import within
 from tensair_dask.wording import in_words
 
 __all__ = ["mend", "nodes_before", "raise_upstream"]
@@ -286,6 +295,40 @@ def _mend_flatten(kind: Any) -> None:
     kind.update = update
 
 
+# ---- a pair of which one half does not come ------------------------------------------
+
+
+def _mend_zip(kind: Any) -> None:
+    """Let no emit into a stream that is learned from wait for a partner for ever."""
+    take = kind.update
+
+    @functools.wraps(take)
+    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        rest = take(self, x, who=who, metadata=metadata)
+        # Only then has streamz given what resolves when the other streams have come.
+        waits = self._tensair_bounded and len(self.buffers[who]) > self.maxsize
+        return _until_partners(self, rest, who) if waits else rest
+
+    kind.update = update
+    kind._tensair_bounded = False
+
+
+async def _until_partners(node: Any, rest: Any, who: Stream) -> Any:
+    seconds = config.get_seconds("timeouts.room")
+    try:
+        return await within(convert_yielded(rest), seconds)
+    except asyncio.TimeoutError:
+        lacking = [str(each) for each, held in node.buffers.items() if not held]
+        raise TensairTimeoutError(
+            f"The stream node {node} holds {len(node.buffers[who])} items of {who}, "
+            f"and for {seconds:g} s (tensair.timeouts.room) nothing came from "
+            f"{', '.join(lacking) or 'its other streams'}: each item waits for its "
+            f"partner, and no more than {node.maxsize} may. Emit the halves of a pair "
+            "in turn, or give zip(..., maxsize=) as many as one stream may be ahead. "
+            "The item is held, and not to be emitted again."
+        ) from None
+
+
 # ---- emits from many threads ---------------------------------------------------------
 
 
@@ -345,6 +388,7 @@ def _mend_all() -> None:
         _mend_source(kind, name)
     _mend_partition(streamz.core.partition)
     _mend_flatten(streamz.core.flatten)
+    _mend_zip(streamz.core.zip)
     streamz.core.partition._tensair_missed = None
     _mend_emit(Stream)
 

@@ -6,6 +6,7 @@ Importing this module adds the methods to `streamz.Stream`.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import inspect
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import streamz.core
 from streamz import Stream
 
 from tensair_dask import config
@@ -28,16 +30,19 @@ from tensair_dask.dead_letters import Letters
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
+    EventLoopError,
     KilledReplicasError,
     NonFiniteError,
     RaisedError,
     RecordError,
     TensairError,
+    TensairTimeoutError,
 )
 from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
 from tensair_dask.held import Held
 from tensair_dask.holding import are_groups, take_values
+from tensair_dask.loops import is_running_here
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.outputs import contents
 from tensair_dask.overload import Overload, check_overload
@@ -103,6 +108,7 @@ class _TrainerNode(Stream):
         if kwargs.get("asynchronous") is None and upstream.asynchronous is None:
             kwargs["asynchronous"] = client.asynchronous or None
         super().__init__(upstream, **kwargs)
+        _prepare(self)
         self._trainer = Held(trainer)
         # Streams hold what is downstream of them only weakly: without this, a node
         # whose reports nobody reads would vanish, and nothing be learned.
@@ -142,8 +148,10 @@ class _TrainerNode(Stream):
     def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
         """Take an item; the result is awaited where no replica has room."""
         metadata = metadata or []
+        if not is_running_here(self.loop.asyncio_loop):
+            return self._taken_from_outside(x, metadata)
         self._retain_refs(metadata)
-        if _is_nothing(x):
+        if self._passes_over(x):
             return self._pass_over(metadata)
         if self._on_client_loop:
             rest = self._accept(x, metadata)
@@ -154,6 +162,52 @@ class _TrainerNode(Stream):
             self._accept_from_elsewhere(self._value(x), metadata), self._client_loop
         )
         return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
+
+    def _taken_from_outside(self, x: Any, metadata: list[Any]) -> Any:
+        """Take an item that does not come on the event loop of the stream.
+
+        It comes from an emit into a stream that was connected later, from
+        ``collect.flush()`` in another thread, or from one whose loop does not run.
+        """
+        loop = self.loop.asyncio_loop
+        if not loop.is_running():
+            raise EventLoopError(
+                f"The stream of {self} has an event loop that does not run, and so its "
+                "items would be taken by nobody. Stream(asynchronous=True) is for "
+                "coroutines: emit there, with await source.emit(item), under the loop "
+                "in which the stream was made. In a plain script make it with Stream()."
+            )
+        work = asyncio.run_coroutine_threadsafe(
+            self._take_here(self._value(x), metadata), loop
+        )
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            return self._wait_for(work)
+        return asyncio.wrap_future(work, loop=here)
+
+    async def _take_here(self, x: Any, metadata: list[Any]) -> None:
+        rest = self.update(x, metadata=metadata)
+        if rest is not None:
+            await rest
+
+    def _wait_for(self, work: concurrent.futures.Future[None]) -> None:
+        """Hold the thread up that emits, as an emit into a stream with a loop does."""
+        seconds = config.get_seconds("timeouts.room")
+        try:
+            work.result(seconds)
+        except concurrent.futures.TimeoutError:
+            if work.done():  # it is the item's own error
+                raise
+            raise TensairTimeoutError(
+                f"{self} did not take an item within {seconds:g} s "
+                "(tensair.timeouts.room): no replica has room, or its event loop is "
+                "held up. The item is taken when there is."
+            ) from None
+
+    def _passes_over(self, item: Any) -> bool:
+        """Whether there is nothing to do for an item."""
+        return _is_nothing(item)
 
     def _pass_over(self, metadata: list[Any]) -> None:
         """Be done with an item in which there is nothing."""
@@ -284,6 +338,9 @@ class _TrainerNode(Stream):
         if self._overload is not None:
             self._overload.end()
 
+    def tell_waiting(self, at_the_end: bool) -> None:
+        """Say what waits in the node for something else than a replica."""
+
     def closed(self) -> None:
         """Give up what waits in the node."""
         if self._overload is not None:
@@ -324,6 +381,21 @@ class _TrainerNode(Stream):
             await _all(rest)
         finally:
             self._release_refs(held)
+
+
+def _prepare(node: Stream) -> None:
+    """Let every stream before a node run on one event loop, and wait no longer than it.
+
+    streamz tells a new node of the loop of one stream before it, and so of several
+    side by side (union, zip) some would pass items on in whatever thread emits.
+    """
+    for each in nodes_before(node):
+        if each.loop is None:
+            each.loop = node.loop
+        if each.asynchronous is None:
+            each.asynchronous = node.asynchronous
+        if isinstance(each, streamz.core.zip):
+            each._tensair_bounded = True
 
 
 def _note_sources(upstream: Stream, trainer: Trainer) -> None:
@@ -500,7 +572,9 @@ class predict(_OrderedNode):
     -----
     Emits what ``trainer.predict`` returns, in the order of the items. An item that the
     model cannot take is left out, whatever becomes of its error; those before and
-    behind it are emitted in their order. What the cluster cannot answer is raised in
+    behind it are emitted in their order. An array without rows is answered by one, if
+    the model can take it; a window in which nothing came (an empty tuple or list) is
+    passed over. What the cluster cannot answer is raised in
     any case.
 
     Back-pressure: the awaited ``emit`` returns when the prediction has passed through
@@ -524,6 +598,11 @@ class predict(_OrderedNode):
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._collate = collate or Inputs(_form_of(upstream))
         self._details = details
+
+    def _passes_over(self, item: Any) -> bool:
+        # An array without rows has an answer without rows; a window in which nothing
+        # came holds no array.
+        return _is_nothing(item) and not _has_array(item)
 
     def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         return self._predict(self._value(x), metadata)
@@ -652,7 +731,8 @@ class predict_then_train(_OrderedNode):
     -----
     Emits a `Report` for each mini-batch that was learned, as `train` does; its
     ``prediction`` is what was predicted when the mini-batch came. ``flush`` learns
-    what still waits at the end of a stream.
+    what still waits at the end of a stream; `Trainer.drain` does not, and says how many
+    records wait.
 
     Each mini-batch is asked for at a replica and, later, sent to be learned: two
     messages. Without a delay, and with a trainer that has ``keep_predictions=True``,
@@ -687,7 +767,7 @@ class predict_then_train(_OrderedNode):
         _check_delay(later, delay, scores, moment, pending)
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._scores = scores
-        self._delay = later
+        self._delay, self._later = later, delay
         self._collate = collate or Pairs(_form_of(upstream))
         self._decide = decide or _decided
         self._moment = moment
@@ -706,6 +786,21 @@ class predict_then_train(_OrderedNode):
     def waiting(self) -> int:
         """Records that wait for their labels."""
         return self._held.waiting
+
+    def tell_waiting(self, at_the_end: bool) -> None:
+        """Say how many records wait for their labels: once, and once at the end."""
+        if not self.waiting:
+            return
+        count = f"{self.waiting} records of predict_then_train(delay={self._later!r})"
+        if at_the_end:
+            text = f"{count} still waited for their labels, and were not learned."
+        else:
+            text = f"{count} wait for their labels, and are not learned yet."
+        self.trainer.say_once(
+            f"labels awaited {id(self)} {at_the_end}",
+            f"{text} Where no more items come, call flush() of that node before "
+            "drain(), and before the end of `with`: it lets their labels come.",
+        )
 
     def flush(self) -> Any:
         """Let all labels come that the delay holds back, as at the end of a stream.
@@ -981,3 +1076,11 @@ def _has_no_row(item: Any) -> bool:
         return all(map(_has_no_row, item.values()))
     shape: Any = getattr(item, "shape", None)
     return bool(shape) and shape[0] == 0
+
+
+def _has_array(item: Any) -> bool:
+    if isinstance(item, (tuple, list)):
+        return any(map(_has_array, item))
+    if isinstance(item, Mapping):
+        return any(map(_has_array, item.values()))
+    return hasattr(item, "shape")

@@ -1610,6 +1610,11 @@ class Trainer:
         return self._sync_with_streams(self._drain, timeout)
 
     async def _drain(self, timeout: float | str | None = None) -> None:
+        await self._drain_all(timeout)
+        for node in list(self.nodes):
+            node.tell_waiting(at_the_end=False)
+
+    async def _drain_all(self, timeout: float | str | None = None) -> None:
         await self._ready()
         if self._dispatcher.is_delivering:
             raise EventLoopError(
@@ -1659,7 +1664,7 @@ class Trainer:
 
     async def _finish(self) -> None:
         """Lose nothing: neither what is under way, nor what no checkpoint holds."""
-        await self._drain()
+        await self._drain_all()
         await self._saving.finish()
         await self._membership.hear()  # what there was to say about it
 
@@ -1701,6 +1706,7 @@ class Trainer:
         while self._heard:
             self._heard.popitem()[1]()
         for node in list(self.nodes):
+            node.tell_waiting(at_the_end=True)
             node.closed()
         self._curves.end()
         self._state = "closed"

@@ -489,3 +489,41 @@ def test_the_last_label_of_a_stream_in_mini_batches_is_persistence(delay):
         assert got == pytest.approx(persistence, rel=1e-5)
 
     run()
+
+
+@pytest.mark.parametrize("samples", [4, 7])
+def test_records_that_wait_for_their_labels_are_told_and_not_learned(samples, caplog):
+    @two()
+    async def run(c, s, a, b):
+        caplog.set_level(logging.WARNING)
+        async with ta.Trainer(c, **classes()) as trainer:
+            source = Stream(asynchronous=True)
+            node = source.predict_then_train(trainer, delay=1000)
+            reports = node.sink_to_list()
+            for item in class_data(3, samples=samples):
+                await source.emit(item)
+            for _ in range(2):
+                await trainer.drain()
+            assert node.waiting == 3 * samples
+            assert not reports
+            said = [text for text in caplog.messages if "wait for their labels" in text]
+            assert len(said) == 1
+            assert f"{3 * samples} records" in said[0]
+            assert "flush()" in said[0]
+        at_the_end = [text for text in caplog.messages if "were not learned" in text]
+        assert len(at_the_end) == 1
+        assert sum("their labels" in text for text in trainer.events.text) == 2
+
+    run()
+
+
+@two()
+async def test_nothing_is_said_where_all_labels_have_come(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        node = source.predict_then_train(trainer, delay=1000)
+        for item in class_data(3):
+            await source.emit(item)
+        await node.flush()
+        await trainer.drain()
+    assert not [text for text in trainer.events.text if "labels" in text]

@@ -719,3 +719,42 @@ async def test_a_sink_that_would_end_the_program_ends_no_stream(c, s, a, b):
         await source.emit((X, Y))
         await trainer.drain()
     assert [report.error for report in out] == [None]
+
+
+@two()
+async def test_an_item_without_rows_is_answered_by_one_without_rows(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        pairs = source.zip(source.predict(trainer)).sink_to_list()
+        for rows in (1, 0, 2, 0, 3):
+            await source.emit(np.zeros((rows, FEATURES), "float32"))
+        await source.emit(())  # there is no array at all
+        assert [len(y) for _, y in pairs] == [1, 0, 2, 0, 3]
+        empty = np.zeros((0, FEATURES), "float32")
+        assert (await trainer.predict(empty)).shape == (0, 3)
+        assert (await trainer.predict(torch.from_numpy(empty))).shape == (0, 3)
+        with pytest.raises(errors.ShapeError, match="no rows"):
+            await trainer.evaluate([(empty, np.zeros(0, int))])
+
+
+class NeedsRows(nn.Linear):
+    """Takes no mini-batch without rows."""
+
+    def __init__(self):
+        super().__init__(FEATURES, 3)
+
+    def forward(self, x):
+        return super().forward(x - x.max())
+
+
+@two()
+async def test_an_item_without_rows_that_the_model_cannot_take_is_refused(c, s, a, b):
+    async with ta.Trainer(c, **classes(model=NeedsRows)) as trainer:
+        source = Stream(asynchronous=True)
+        answers = source.predict(trainer, on_error="dead-letter").sink_to_list()
+        for rows in (1, 0, 2):
+            await source.emit({"x": np.zeros((rows, FEATURES), "float32")})
+        assert [len(y) for y in answers] == [1, 2]
+        assert isinstance(trainer.dead_letters[0].error, errors.ForwardError)
+        with pytest.raises(errors.ForwardError):
+            await trainer.predict(np.zeros((0, FEATURES), "float32"))
