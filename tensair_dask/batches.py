@@ -18,6 +18,7 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from numpy.ma import MaskedArray
 
 from tensair_dask.dense import why_not_dense
+from tensair_dask.elsewhere import why_not_here
 from tensair_dask.errors import (
     BatchError,
     DtypeError,
@@ -274,6 +275,8 @@ def flatten(
         pairs = [_leaf(value, f"{name}[{key!r}]") for key, value in side.items()]
         names = tuple(_name(key, name) for key in side)
         return [leaf for leaf, _ in pairs], names, tuple(b for _, b in pairs)
+    if why := why_not_here(side, name):
+        raise BatchError(f"{name} {why}")
     if hasattr(side, "batch_sizes"):  # torch's PackedSequence, which is a tuple
         raise ShapeError(
             f"{name} is a {type(side).__name__}, whose arrays have no row for each "
@@ -335,6 +338,8 @@ def _is_list_of_arrays(side: Any) -> bool:
 
 
 def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
+    if why := why_not_here(value, name):
+        raise BatchError(f"{name} {why}")
     if hasattr(value, "detach"):  # a torch tensor, told without importing torch
         try:
             return _of_tensor(value, name)
@@ -361,6 +366,7 @@ def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
         )
     try:
         array = np.asarray(_without_extensions(value, name))
+        _check_frame(array, value, name)
     except BatchError:
         raise
     except ValueError as error:  # ragged lists
@@ -374,6 +380,26 @@ def _leaf(value: Any, name: str) -> tuple[np.ndarray, bool]:
             f"{in_words(error)}. Give an array of numbers."
         ) from error
     return _check(_narrow(array, value), name), False
+
+
+def _check_frame(array: np.ndarray, value: Any, name: str) -> None:
+    """Refuse what pandas has no numbers for, and say how to get some."""
+    if array.dtype != object or not hasattr(value, "dtypes"):
+        return
+    if getattr(value, "ndim", 1) > 1:
+        kinds = {str(each): None for each in value.dtypes}
+        raise DtypeError(
+            f"{name} is a frame whose columns have the dtypes {list(kinds)[:8]}, "
+            "which have no dtype in common: give one, for example "
+            f'{name}.astype("float32"), and encode text and categories as integers.'
+        )
+    if hasattr(value, "cat"):
+        raise DtypeError(
+            f"{name} holds categories, which are no numbers. Encode text and "
+            f"categories as integers: {name}.cat.codes, where the categories are the "
+            "same for the whole stream, pandas.Categorical(values, categories=[...]); "
+            "those of each mini-batch would number them anew."
+        )
 
 
 def _of_tensor(tensor: Any, name: str) -> tuple[np.ndarray, bool]:
@@ -538,7 +564,43 @@ def no_batch(item: Any) -> BatchError:
         + (f" of {len(item)} items" if isinstance(item, (tuple, list)) else "")
         + "; a mini-batch is a pair (x, y) of arrays, or a tuple of such records as "
         "Stream.partition(n) makes. Put .map(parse) before, or give collate=."
+        + _why_no_batch(item)
     )
+
+
+def _why_no_batch(item: Any) -> str:
+    """Say what of an item is not as it should be, where that can be seen."""
+    if why := why_not_here(item, "the item"):
+        return f" The item {why}"
+    if not isinstance(item, (tuple, list)) or not item:
+        return ""
+    if _is_pair(item) and len(getattr(item[0], "shape", ())) > 0:
+        x, y = item
+        if why := why_not_here(x, "x"):
+            return f" x {why}"
+        if y is None:
+            return " y is None: where there is no target, give x as y again."
+        why = why_not_here(y, "y")
+        return f" y {why or f'is {_in_short(y)}, and no array: give numpy.asarray(y).'}"
+    for side, value in zip("xy", item[:2], strict=False):
+        if why := why_not_here(value, side):
+            return f" {side} {why}"
+    for place, record in enumerate(item):
+        if not _is_pair(record):
+            return (
+                f" Record {place} is {_in_short(record)}; a record is a pair (x, y). "
+                "What else belongs to it, such as a weight, goes to x or y: "
+                "((x, w), y), or (x, (y, w)) for the loss."
+            )
+    return ""
+
+
+def _in_short(value: Any) -> str:
+    kind = type(value).__name__
+    if isinstance(value, (tuple, list)):
+        first = f", the first a {type(value[0]).__name__}" if value else ""
+        return f"a {kind} of {len(value)} items{first}"
+    return "None" if value is None else f"a {kind}"
 
 
 def _readings(item: Any) -> dict[str, tuple[Any, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -347,3 +348,44 @@ def test_keys_of_records_may_come_in_any_order():
     stacked = stack([{"a": 1.0, "b": 2.0}, {"b": 4.0, "a": 3.0}])
     assert stacked["a"].tolist() == [1, 3]
     assert stacked["b"].tolist() == [2, 4]
+
+
+LABELS = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ((X, LABELS[:, None].tolist()), "y is a list of 4 items, the first a list"),
+        ((X, range(4)), r"y is a range, and no array: give numpy\.asarray\(y\)"),
+        ((X, {1, 2}), "y is a set"),
+        ((X, None), "y is None: where there is no target"),
+        ([(ROW, 1, 0.5)] * 3, r"Record 0 is a tuple of 3 items.*\(\(x, w\), y\)"),
+        ([(ROW, 1), (ROW, 2), ROW], "Record 2 is a ndarray; a record is a pair"),
+        ((dask.array.from_array(X), None), r"x is a Array of Dask.*x\.compute\(\)"),
+        (dask.delayed(X), r"the item\.compute\(\)"),
+    ],
+)
+def test_what_is_no_mini_batch_is_told_by_its_half_or_record(item, said):
+    with pytest.raises(BatchError, match=said):
+        as_pair(item)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (dask.array.from_array(X), r"x is a Array of Dask.*x\.compute\(\)"),
+        (dask.delayed(X), r"x is a Delayed\w* of Dask.*x\.compute\(\)"),
+        ({"a": dask.delayed(X)}, r"x\['a'\]\.compute\(\)"),
+        ((X, dask.array.from_array(X)), r"x\[1\]\.compute\(\)"),
+        (
+            pd.DataFrame({"a": [0.5], "b": [True]}),
+            r"\['float64', 'bool'\].*x\.astype\(\"float32\"\)",
+        ),
+        (pd.DataFrame({"a": [0.5], "b": ["word"]}), "float64.*encode text"),
+        ({"k": pd.Series(list("ab"), dtype="category")}, r"x\['k'\]\.cat\.codes"),
+    ],
+)
+def test_what_has_no_values_here_or_no_dtype_is_told_with_what_to_give(x, said):
+    with pytest.raises(BatchError, match=said):
+        MiniBatch.of(x, LABELS)

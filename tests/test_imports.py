@@ -31,6 +31,7 @@ LEVELS = [
     [
         "columns",
         "named",
+        "elsewhere",
         "metrics",
         "memory",
         "notices",
