@@ -231,11 +231,13 @@ def test_an_item_without_a_row_is_passed_over(node):
         async with ta.Trainer(c, **classes()) as trainer:
             source = Stream(asynchronous=True)
             results = getattr(source, node)(trainer).sink_to_list()
-            refs = [RefCounter(loop=IOLoop.current()) for _ in NOTHING]
-            for item, ref in zip(NOTHING, refs, strict=True):
+            # An array without rows is predicted; its answer has none.
+            items = NOTHING[:3] if node == "predict" else NOTHING
+            refs = [RefCounter(loop=IOLoop.current()) for _ in items]
+            for item, ref in zip(items, refs, strict=True):
                 await source.emit(item, metadata=[{"ref": ref}])
             await trainer.drain()
-            assert [ref.count for ref in refs] == [0] * len(NOTHING)
+            assert [ref.count for ref in refs] == [0] * len(items)
             assert results == []
             assert (trainer.emitted, trainer.dead_letters.total) == (0, 0)
             assert len(trainer.history) == 0
