@@ -346,6 +346,24 @@ async def test_a_policy_that_fails_is_told_and_the_stream_goes_on(c, s, a):
         assert trainer.history["learned"].all()
 
 
+@one()
+async def test_a_policy_that_changes_an_attribute_is_refused_as_apply_is(c, s, a):
+    def louder(model, optimizers, drift):
+        model.act = torch.relu
+
+    data = class_data(100)
+    arguments = auto(mode="always", detector=spikes(), on_drift=louder)
+    async with ta.Trainer(c, **arguments) as trainer:
+        await stream(trainer, data * 2 + swapped(data))
+        await trainer.drain()
+        decided = trainer.events.query("kind == 'policy'")
+        assert (
+            "FAILED, ModelError: The function has changed 'act'"
+            in (decided.text.iloc[0])
+        )
+        assert trainer.history["learned"].all()
+
+
 @pytest.mark.parametrize("point", Point)
 @one()
 async def test_wherever_a_policy_fails_the_rate_is_that_which_is_told(c, s, a, point):
