@@ -467,7 +467,8 @@ class from_lines(_Files):
     positions
         Where to continue: what a checkpoint keeps, ``{name: {path: offset}}``. Offsets
         count bytes of the text, after decompression: of a compressed file, all before
-        is decompressed again.
+        is decompressed again. Those of a trainer and of a checkpoint know the bytes
+        before them, and another file is refused; plain numbers, as out of JSON, do not.
     start
         Whether to start at once.
     **kwargs
