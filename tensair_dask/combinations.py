@@ -40,6 +40,9 @@ def check_arguments(
     keep_predictions: Any,
     restore: Any,
     or_begin: Any,
+    checkpoint_to: Any,
+    checkpoint_every: Any,
+    max_in_flight: Any,
     metrics: Mapping[Any, Any] | None,
     scores: Any,
 ) -> tuple[str, int, bool]:
@@ -72,6 +75,14 @@ def check_arguments(
             "or_begin=True was given without restore=, which has no effect: give "
             "both, as Trainer.restore(path, client, or_begin=True, ...) does."
         )
+    if checkpoint_every is not None and checkpoint_to is None:
+        raise ConfigurationError(
+            f"checkpoint_every={shown(checkpoint_every)} was given without "
+            "checkpoint_to=, so there is no place for checkpoints: give both, for "
+            "example checkpoint_to='checkpoints', checkpoint_every='10s'."
+        )
+    if max_in_flight is not None:
+        whole("max_in_flight", max_in_flight, 1, 256)
     for each in metrics or ():
         allow(
             isinstance(each, str) and bool(each),

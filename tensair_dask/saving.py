@@ -94,6 +94,8 @@ class Saving:
         self._crowded = False
         # Entries of the ledger that each checkpoint holds which is being written.
         self._held: WeakKeyDictionary[Checkpoint, int] = WeakKeyDictionary()
+        # Mini-batches that the newest checkpoint holds for certain.
+        self._safe = 0
         self._checkpointer = Checkpointer(
             self._store, every, self._take, self._written, self._note_failure
         )
@@ -176,6 +178,7 @@ class Saving:
     def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
         logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
         self._ledger.saved(self._held[checkpoint])
+        self._safe = max(self._safe, checkpoint.index - checkpoint.again)
         store = self._store
         if store is not None and store.crowded and not self._crowded:
             self._failed(
@@ -191,9 +194,34 @@ class Saving:
     async def save(self, path: Path | None) -> str:
         """Write a checkpoint now; see `Trainer.save`."""
         to = None if path is None else Store(path)
+        own = self._store
+        if to is not None and own is not None and to.is_numbered and own.holds(to):
+            raise CheckpointError(
+                f"path={to.path!r} was given, a name of the checkpoints that this "
+                f"trainer numbers itself in {own.path}. Give another name, such as "
+                f"{own.path}/model.tensair, or none to add one to the folder."
+            )
         written = await self._checkpointer.write_now(to)
         await self._ledger.released()
         return written
+
+    def unsaved(self, index: int) -> str:
+        """Tell what is lost if no checkpoint is written any more; empty if nothing.
+
+        Parameters
+        ----------
+        index
+            That of the next mini-batch.
+        """
+        if self._store is None or index <= self._safe:
+            return ""
+        newest = f"; the newest is {self.last_path}" if self.last_path else ""
+        return (
+            f"Up to {index - self._safe:,} of {index:,} mini-batches are in no "
+            f"checkpoint of {self._store.path}{newest}: none is written where the "
+            "block raises or is interrupted. Call trainer.save() there, within the "
+            "block, to keep what was learned, or give checkpoint_every=."
+        )
 
     async def finish(self) -> None:
         """Write the last one to the folder, if there is a folder."""
@@ -206,6 +234,12 @@ class Saving:
         await self._checkpointer.close()
 
     # ---- going on --------------------------------------------------------------------
+
+    async def nothing_at(self, path: Path) -> str:
+        """Tell that there is no checkpoint, and what else is there."""
+        store = Store(path)
+        others = await FileCall("read", store.path, store.others).result()
+        return f"There is no checkpoint at {store.path}: begins anew. {others}".strip()
 
     async def load(self, path: Path, or_begin: bool) -> Checkpoint | None:
         """Read a checkpoint, or the newest of a folder.
@@ -227,8 +261,13 @@ class Saving:
         logger.info("Going on from %s: %s", found, checkpoint.describe())
         return checkpoint
 
-    async def restore(self, checkpoint: Checkpoint) -> None:
+    async def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Put a checkpoint into all replicas, and into what adapts and scores.
+
+        Returns
+        -------
+        notices
+            What of it was not taken over, in sentences.
 
         Raises
         ------
@@ -252,10 +291,18 @@ class Saving:
         if checkpoint.structure:
             await self._grow(checkpoint.structure)
         await self._interventions.go_on_from(pack(snapshot))
-        self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
+        notices = self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
         for name, each in self._scores.items():
             each.load_state_dict(checkpoint.scores[name])
         self._ledger.restored(checkpoint.positions)
+        self._safe = checkpoint.index
+        if left := sorted(set(checkpoint.scores) - set(self._scores)):
+            notices.append(
+                f"The checkpoint holds scores of {left}, which are not gone on with: "
+                "scores= was given without. The next checkpoints will not hold them; "
+                "give them again to keep them."
+            )
+        return notices
 
     async def _grow(self, structure: dict[str, Any]) -> None:
         """Let the model have the structure of the one that was saved."""

@@ -30,6 +30,7 @@ from distributed import Client
 from tensair_dask import config
 from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
+from tensair_dask.adaptation.watched import name_of
 from tensair_dask.adapting import Adapting
 from tensair_dask.arguments import flag
 from tensair_dask.bad_input import is_raised, policy_for
@@ -308,7 +309,7 @@ class Trainer:
         restore: Path | None = None,
         or_begin: bool = False,
     ) -> None:
-        _check_arguments(client, model, loss, optimizer, metrics, max_in_flight)
+        _check_arguments(client, model, loss, optimizer, metrics)
         _check_schedule(schedule)
         device, seed, keep_predictions = check_arguments(
             device=device,
@@ -316,6 +317,9 @@ class Trainer:
             keep_predictions=keep_predictions,
             restore=restore,
             or_begin=or_begin,
+            checkpoint_to=checkpoint_to,
+            checkpoint_every=checkpoint_every,
+            max_in_flight=max_in_flight,
             metrics=metrics,
             scores=scores,
         )
@@ -347,6 +351,7 @@ class Trainer:
             as_policy(on_drift),
             as_watch(watch, metrics or {}, watching),
             int(config.get("drift.reorder")),
+            name_of(watch),
         )
         self._history = History(int(config.get("history")), names)
         self._refused = Refused()
@@ -400,8 +405,8 @@ class Trainer:
         )
         self._adapting = Adapting(modes, interventions, self._events.append, self._log)
         self._last_counts: dict[str, Any] = {}
-        keeps = checkpoint_to is not None
-        self._ledger = Ledger(keeps, int(config.get("checkpoints.unsaved")))
+        self._keeps = checkpoint_to is not None
+        self._ledger = Ledger(self._keeps, int(config.get("checkpoints.unsaved")))
         self._saving = Saving(
             checkpoint_to,
             checkpoint_every,
@@ -423,7 +428,9 @@ class Trainer:
         # index, in order; an ordered dict finds its first one at once.
         self._under_way: OrderedDict[int, None] = OrderedDict()
         self._state = "new"
-        _claim(watching, self)
+        self._to_say: list[str] = []  # when there is somewhere to write it down
+        if (text := _claim(watching, self)) and restore is None:
+            self._to_say.append(text)
         _warn_of_no_detector(modes, watch)
         self._monitor: Monitor | None = None
         self._scaling: LagScaling | None = None
@@ -469,6 +476,8 @@ class Trainer:
             await self._membership.hear()  # what they share, and have to say
             self._adapting.interventions.modules = self._starter.modules
             self._adapting.interventions.changes = self._starter.changes
+            for text in self._to_say:
+                self.say_once(text, text)
             await self._go_on()
             await self._adapting.start()
         except BaseException:
@@ -497,10 +506,22 @@ class Trainer:
             checkpoint = await self._saving.load(path, or_begin)
         await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
-            await self._saving.restore(checkpoint)
+            notices = await self._saving.restore(checkpoint)
             self._index = checkpoint.index
             self._note("note", f"going on from {checkpoint.describe()}")
+            for text in notices:
+                self.say_once(text, text)
             self._hold_to_mode()
+        elif path is not None:
+            text = await self._saving.nothing_at(path)
+            self.say_once("begins anew", text)
+        if or_begin and not self._keeps:
+            self.say_once(
+                "or_begin",
+                "or_begin=True was given without checkpoint_to=: only trainer.save() "
+                "writes what the next start could go on from. Give checkpoint_to= the "
+                "same folder.",
+            )
 
     def _hold_to_mode(self) -> None:
         """Let a mode that was given hold over the checkpoint's; say which does."""
@@ -1775,10 +1796,17 @@ class Trainer:
             )
         return self
 
+    def _tell_unsaved(self) -> None:
+        """Say what is lost where a block has raised."""
+        if text := self._saving.unsaved(self._index):
+            self.say_once("unsaved", text)
+
     def __exit__(self, kind: Any, *rest: Any) -> None:
         try:
             if kind is None and self._state == "open":
                 self._sync_with_streams(self._finish)
+            elif self._state == "open" and not self._client_is_closed:
+                self._look(self._tell_unsaved)
         finally:
             self.close()
 
@@ -1789,6 +1817,8 @@ class Trainer:
         try:
             if kind is None and self._state == "open":
                 await self._finish()
+            elif self._state == "open":
+                self._tell_unsaved()
         finally:
             await self._close()
 
@@ -1931,10 +1961,10 @@ _watchers: weakref.WeakKeyDictionary[Detector, weakref.ref[Trainer]] = (
 )
 
 
-def _claim(detector: Detector | None, trainer: Trainer) -> None:
-    """Let a detector be a trainer's, until this is closed."""
+def _claim(detector: Detector | None, trainer: Trainer) -> str:
+    """Let a detector be a trainer's, until this is closed; say if it begins anew."""
     if detector is None:
-        return
+        return ""
     owner = _watchers.get(detector)
     other = None if owner is None else owner()
     if other is not None and other._state != "closed":
@@ -1945,6 +1975,17 @@ def _claim(detector: Detector | None, trainer: Trainer) -> None:
             f"its own, such as tensair_dask.drift.{kind}(), or close the other."
         )
     _watchers[detector] = weakref.ref(trainer)
+    if owner is None or not detector.observed:
+        return ""
+    # What it knows is of the losses of another model.
+    seen = detector.observed
+    detector.reset()
+    kind = type(detector).__name__
+    return (
+        f"detector={kind} has watched a trainer that is closed: it begins anew, "
+        f"without the {seen:,} values that it had seen there. Restore a checkpoint to "
+        "go on with them."
+    )
 
 
 def _warn_of_no_detector(modes: Modes, watch: Any) -> None:
@@ -1991,7 +2032,6 @@ def _check_arguments(
     loss: Any,
     optimizer: Any,
     metrics: Any,
-    max_in_flight: Any,
 ) -> None:
     if not isinstance(client, Client):
         raise ConfigurationError(
@@ -2030,13 +2070,6 @@ def _check_arguments(
         raise ConfigurationError(
             f"metrics={sorted(taken)} was given, which are columns of trainer.history "
             "or trainer.curves already. Give other names."
-        )
-    if max_in_flight is not None and (
-        not isinstance(max_in_flight, int) or max_in_flight < 1
-    ):
-        raise ConfigurationError(
-            f"max_in_flight={max_in_flight!r} was given; a whole number from 1 is "
-            "allowed."
         )
 
 

@@ -33,6 +33,7 @@ import tensair_dask as ta
 import tensair_dask.sources  # from_batches
 import tensair_dask.streams  # train
 from tensair_dask.checkpoints import Store
+from tensair_dask.drift import make
 from tensair_dask.errors import (
     CheckpointError,
     CheckpointMissingError,
@@ -632,3 +633,131 @@ async def test_a_file_goes_on_by_its_checkpoint_and_not_where_it_is_another(
     async with ta.Trainer.restore(saved, c, **linear()) as trainer:
         with pytest.raises(SourceError, match="replaced or written anew"):
             await learn(trainer)
+
+
+def always_one(report: Any) -> float:
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("watch", "anew"),
+    [
+        ("loss", False),
+        (lambda report: report.loss, True),
+        (always_one, True),
+    ],
+    ids=stable,
+)
+@one()
+async def test_a_detector_that_is_to_watch_something_else_begins_anew(
+    c, s, a, tmp_path, watch, anew
+):
+    async with ta.Trainer(c, **linear(detector="adwin")) as trainer:
+        await train_all(trainer, linear_data(20))
+        path = await trainer.save(tmp_path / "model.tensair")
+    arguments = linear(detector="adwin", watch=watch)
+    async with ta.Trainer.restore(path, c, **arguments) as trainer:
+        assert len(notes(trainer, "ADWIN begins anew")) == anew
+        assert trainer._adapting.modes.detector.observed == (0 if anew else 20)
+        path = await trainer.save(tmp_path / "again.tensair")
+    async with ta.Trainer.restore(path, c, **arguments) as trainer:
+        assert notes(trainer, "begins anew") == []
+
+
+@one()
+async def test_what_of_a_checkpoint_is_not_gone_on_with_is_told(c, s, a, tmp_path):
+    score = ta.Prequential({"accuracy": metrics.Accuracy()})
+    arguments = linear(detector="adwin", scores={"online": score, "late": score})
+    async with ta.Trainer(c, **arguments) as trainer:
+        path = await trainer.save(tmp_path / "model.tensair")
+    arguments = linear(detector="adwin", scores={"late": score})
+    async with ta.Trainer.restore(path, c, **arguments) as trainer:
+        (said,) = notes(trainer, "scores")
+        assert "['online']" in said
+    with pytest.raises(CheckpointError, match="detector ADWIN, and detector= was not"):
+        await ta.Trainer.restore(path, c, **linear(scores={"late": score}))
+
+
+@one()
+async def test_where_one_begins_anew_it_is_told_what_else_is_there(c, s, a, tmp_path):
+    async with ta.Trainer(c, **linear()) as trainer:
+        await trainer.save(tmp_path / "mine" / "run1.tensair")
+        await trainer.save(tmp_path / "mine" / "run2")
+    (tmp_path / "mine" / "notes.txt").write_text("no checkpoint")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no checkpoint")
+    for folder, others in (("none", 0), ("texts", 0), ("mine", 2)):
+        arguments = linear(checkpoint_to=tmp_path / folder)
+        trainer = ta.Trainer.restore(tmp_path / folder, c, or_begin=True, **arguments)
+        async with trainer:
+            (said,) = notes(trainer, "begins anew")
+            assert f"{folder}: begins anew." in said
+            assert ("run2' to go on from" in said) == bool(others)
+            assert notes(trainer, "without checkpoint_to=") == []
+        trainer = ta.Trainer.restore(tmp_path / folder, c, or_begin=True, **linear())
+        async with trainer:
+            assert notes(trainer, "begins anew") == []
+            assert len(notes(trainer, "without checkpoint_to=")) == 1
+    for number in (tmp_path / "mine").glob("checkpoint-*"):
+        number.unlink()
+    with pytest.raises(CheckpointMissingError, match=r"other names \(2 files\)"):
+        await ta.Trainer.restore(tmp_path / "mine", c, **linear())
+
+
+async def interrupted(trainer: Any, error: Any, path: Any = None) -> None:
+    """Learn 8 mini-batches, 5 of which are saved."""
+    async with trainer:
+        await train_all(trainer, linear_data(5))
+        await trainer.save(path)
+        await train_all(trainer, linear_data(3))
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, asyncio.TimeoutError])
+@one()
+async def test_what_an_interrupted_block_has_not_saved_is_told(
+    c, s, a, tmp_path, error
+):
+    trainer = ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
+    with pytest.raises(error):
+        await interrupted(trainer, error)
+    (said,) = notes(trainer, "in no checkpoint")
+    assert "Up to 3 of 8 mini-batches" in said
+    assert len(Store(tmp_path / "folder").paths()) == 1
+    trainer = ta.Trainer(c, **linear())
+    with pytest.raises(error):
+        await interrupted(trainer, error, tmp_path / "elsewhere")
+    assert notes(trainer, "in no checkpoint") == []
+
+
+@one()
+async def test_names_that_a_trainer_numbers_are_its_own(c, s, a, tmp_path):
+    folder = tmp_path / "folder"
+    async with ta.Trainer(c, **linear(checkpoint_to=folder)) as trainer:
+        with pytest.raises(CheckpointError, match="numbers itself"):
+            await trainer.save(folder / "checkpoint-000000000005.tensair")
+        await trainer.save(folder / "mine.tensair")
+        await trainer.save(tmp_path / "checkpoint-000000000005.tensair")
+    assert len(Store(folder).paths()) == 1
+
+
+@one()
+async def test_a_detector_is_not_given_the_values_of_a_trainer_that_is_closed(c, s, a):
+    detector = make("adwin")
+    async with ta.Trainer(c, **linear(detector=detector)) as trainer:
+        await train_all(trainer, linear_data(4))
+    assert detector.observed == 4
+    async with ta.Trainer(c, **linear(detector=detector)) as trainer:
+        assert detector.observed == 0
+        assert len(notes(trainer, "without the 4 values")) == 1
+    async with ta.Trainer(c, **linear(detector=detector)) as trainer:
+        assert notes(trainer, "values") == []
+
+
+@one()
+async def test_arguments_that_need_another_are_named(c, s, a):
+    with pytest.raises(ConfigurationError, match="'5s' was given without checkpoint_t"):
+        ta.Trainer(c, **linear(checkpoint_every="5s"))
+    for value in (True, 0, 2.0, "lots"):
+        with pytest.raises(ConfigurationError, match=f"max_in_flight={value!r} is not"):
+            ta.Trainer(c, **linear(max_in_flight=value))

@@ -148,6 +148,8 @@ class Modes:
         What the detector is given of each report; larger must be worse.
     reorder
         Reports that may wait for an earlier one; see `InOrder`.
+    watched
+        What ``watch`` gives, by a name that is the same after a restart.
 
     Attributes
     ----------
@@ -164,6 +166,7 @@ class Modes:
         policy: Policy,
         watch: Callable[[Report], float],
         reorder: int,
+        watched: str = "loss",
     ) -> None:
         self.mode = check_mode(mode)
         if mode == "auto" and detector is None:
@@ -176,6 +179,7 @@ class Modes:
         self.policy = policy
         self.phase = PREDICTING if mode == "never" else TRAINING
         self._watch = watch
+        self._watched = watched
         self._reorder = reorder
         self._order: InOrder[Report] = InOrder(reorder)
         # The first mini-batch of the phase, and the first of which anybody told.
@@ -268,6 +272,7 @@ class Modes:
             "mode": self.mode,
             "phase": self.phase,
             "detector": self.detector and self.detector.state_dict(),
+            "watched": self._watched,
             "convergence": self.convergence.state_dict(),
             "policy": type(self.policy).__name__,
             "lasting": lasting and dataclasses.asdict(lasting),
@@ -275,13 +280,14 @@ class Modes:
             "newest": list(self._newest),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], index: int) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], index: int) -> list[str]:
         """Go on where that was of which this is the `state_dict`.
 
         The mode is that of the state, which may have been set since the trainer was
         made (`set_mode` gives another, from there on); so is the detector that came
         with it. Policy and what is watched are
-        functions, which no state can hold: give the same.
+        functions, which no state can hold: give the same. Where another quantity is
+        watched, the detector begins anew: what it knows is of the old one.
 
         Parameters
         ----------
@@ -289,6 +295,11 @@ class Modes:
             What `state_dict` has returned.
         index
             That of the next mini-batch; those before it will not be reported.
+
+        Returns
+        -------
+        notices
+            What could not be taken over, in sentences.
 
         Raises
         ------
@@ -303,7 +314,7 @@ class Modes:
             phase, since = str(state["phase"]), index + int(state["since"])
             if state["detector"] is not None:
                 # Without one of its own it was given the default by `set_mode`.
-                detector = detector or default_detector()
+                detector = detector or _default_for(state["detector"])
                 copy.deepcopy(detector).load_state_dict(state["detector"])
             copy.deepcopy(self.convergence).load_state_dict(state["convergence"])
             newest = [float(value) for value in state["newest"]]
@@ -314,8 +325,19 @@ class Modes:
                 "give what Modes.state_dict() has returned."
             ) from error
         # From here on nothing fails: it has been tried.
+        notices = []
         if detector is not None and state["detector"] is not None:
-            detector.load_state_dict(state["detector"])
+            watched = state.get("watched", self._watched)
+            if watched == self._watched:
+                detector.load_state_dict(state["detector"])
+            else:
+                newest = []
+                detector.reset()
+                notices.append(
+                    f"watch= is {self._watched} and was {watched} when the checkpoint "
+                    f"was saved: {type(detector).__name__} begins anew, since what it "
+                    "knows is of the latter. Give the same to go on with it."
+                )
         self.convergence.load_state_dict(state["convergence"])
         self.detector = (
             default_detector() if mode == "auto" and not detector else (detector)
@@ -327,6 +349,7 @@ class Modes:
         self._order = InOrder(self._reorder, start=index)
         # Snapshots are no part of a checkpoint: the first is due at once.
         self._snapshot = math.inf if self.policy.every is None else index
+        return notices
 
     def _loaded(self, lasting: Any, policy: str, index: int) -> PolicyEnded | None:
         """What a policy has begun and is to be undone."""
@@ -529,6 +552,19 @@ def default_detector() -> Detector:
     after 8 mini-batches; 0.998 raised none in 42,000, and took 11.
     """
     return OPTWIN(confidence=0.998)
+
+
+def _default_for(state: Any) -> Detector:
+    """Make the default detector for a state, where none was given."""
+    detector = default_detector()
+    kind = state["class"]
+    if kind != type(detector).__name__:
+        raise CheckpointError(
+            f"The checkpoint holds the state of the detector {kind}, and detector= was "
+            f"not given. Give the one that it was saved with, for example "
+            f"detector={kind.lower()!r}."
+        )
+    return detector
 
 
 def as_convergence(given: Any) -> Convergence:

@@ -24,12 +24,14 @@ from tensair_dask.checkpoints.plain import pack, unpack
 from tensair_dask.errors import CheckpointDamagedError, CheckpointError
 from tensair_dask.places import joined, plain, seen_of
 
-__all__ = ["FORMAT", "decode", "encode"]
+__all__ = ["FORMAT", "START", "decode", "encode", "is_checkpoint"]
 
 # Raise it when older programs can no longer read what is written.
 FORMAT = 1
 
 _MAGIC = b"\x93TENSAIR"
+# Bytes that tell a checkpoint from another file.
+START = len(_MAGIC)
 # Magic, format, bytes and checksum of what follows, version of the writer; then the
 # checksum of the header itself. Magic, format, version and the last are for ever.
 _FIELDS = struct.Struct("<8sIQI24s12x")
@@ -108,6 +110,11 @@ def _plain(name: str, checkpoint: Checkpoint) -> Any:
     if name == "positions":
         return plain(value)
     return dict(value) if name == "model" else value
+
+
+def is_checkpoint(start: bytes) -> bool:
+    """Whether a file that begins so is meant to be a checkpoint."""
+    return start[:START] == _MAGIC
 
 
 def decode(data: Any, path: str = "the checkpoint") -> Checkpoint:

@@ -17,7 +17,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tensair_dask import config
 from tensair_dask.checkpoints.checkpoint import Checkpoint
-from tensair_dask.checkpoints.file_format import decode, encode
+from tensair_dask.checkpoints.file_format import (
+    START,
+    decode,
+    encode,
+    is_checkpoint,
+)
 from tensair_dask.errors import (
     CheckpointDamagedError,
     CheckpointError,
@@ -34,6 +39,8 @@ logger = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"checkpoint-(\d{12})\.tensair")
 # A file that is being written, or that a process which died has left.
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.unfinished")
+# Files of a folder that are looked at, whether they are checkpoints.
+_LOOKED_AT = 100
 # Seconds after which nobody is writing to it any more.
 _ABANDONED = 3600.0
 # Where a file that is put can be seen in part, and can be renamed at once.
@@ -142,6 +149,11 @@ class Store:
             self._put(probe, [memoryview(b"probe")])
             self._fs.rm_file(probe)
             self._highest = max(self._numbers(), default=-1)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the path has the name that a checkpoint of a folder has."""
+        return _NUMBERED.fullmatch(_base(self._path)) is not None
 
     def holds(self, other: Store) -> bool:
         """Whether another path is that of this folder, or of a file in it."""
@@ -367,8 +379,12 @@ class Store:
         if not passed:
             raise CheckpointMissingError(
                 f"There is no checkpoint in {self.path}: nothing there is called "
-                "checkpoint-000000000000.tensair or the like. Give the path of one, or "
-                "of a folder that checkpoint_every= has written to."
+                "checkpoint-000000000000.tensair or the like. "
+                + (
+                    self.others()
+                    or "Give the path of one, or of a folder that checkpoint_every= "
+                    "has written to."
+                )
             )
         told = "\n".join(passed)
         raise CheckpointDamagedError(
@@ -379,6 +395,33 @@ class Store:
     def paths(self) -> list[str]:
         """Paths of the checkpoints in the folder, the oldest first."""
         return [self._shown(path) for path in self._files()]
+
+    def others(self) -> str:
+        """Tell of checkpoints in the folder under names of the user; empty for none."""
+        with self._reading(self._path):
+            there = [
+                each["name"]
+                for each in self._listed(self._path)
+                if each.get("type", "file") == "file"
+                and not _base(each["name"]).startswith(".")
+                and not _NUMBERED.fullmatch(_base(each["name"]))
+                and (each.get("size") or 0) > 0
+            ][:_LOOKED_AT]
+            found = [path for path in there if is_checkpoint(self._begin_of(path))]
+        if not found:
+            return ""
+        files = "one file" if len(found) == 1 else f"{len(found):,} files"
+        return (
+            f"There are checkpoints under other names ({files}), which are restored by "
+            f"their own paths only: give {self._shown(sorted(found)[-1])!r} to go on "
+            "from that one."
+        )
+
+    def _begin_of(self, path: str) -> bytes:
+        try:
+            return bytes(self._fs.cat_file(path, start=0, end=START))
+        except Exception:  # it may not be read: then it is not restored either
+            return b""
 
     def _files(self) -> list[str]:
         with self._reading(self._path):
