@@ -323,6 +323,7 @@ class Trainer:
             metrics=metrics,
             scores=scores,
         )
+        self._to_say = config.check()  # when there is somewhere to write it down
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))
@@ -428,7 +429,6 @@ class Trainer:
         # index, in order; an ordered dict finds its first one at once.
         self._under_way: OrderedDict[int, None] = OrderedDict()
         self._state = "new"
-        self._to_say: list[str] = []  # when there is somewhere to write it down
         if (text := _claim(watching, self)) and restore is None:
             self._to_say.append(text)
         _warn_of_no_detector(modes, watch)
@@ -2017,13 +2017,7 @@ def _limits(max_in_flight: int | None) -> Limits:
 
 def _max_predictions() -> int:
     """How many predictions may be under way for each replica."""
-    configured = config.get("predictions.max-in-flight")
-    if not isinstance(configured, int) or configured < 1:
-        raise ConfigurationError(
-            f"tensair.predictions.max-in-flight={configured!r} is configured; a whole "
-            "number from 1 is allowed."
-        )
-    return configured
+    return int(config.get("predictions.max-in-flight"))
 
 
 def _check_arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from datetime import timedelta
@@ -36,7 +37,18 @@ S = TypeVar("S", bound="_Handle")
 
 
 def _seconds(timeout: Timeout) -> float | None:
-    return None if timeout is None else float(parse_timedelta(timeout, default="s"))
+    if timeout is None:
+        return None
+    try:
+        seconds = float(parse_timedelta(timeout, default="s"))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ConfigurationError(
+            f"timeout={timeout!r} was given; allowed are a number of seconds from 0, a "
+            "text with a unit ('500ms'), a timedelta, and None, which waits for ever."
+        )
+    return seconds
 
 
 class _Done:

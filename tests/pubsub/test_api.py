@@ -475,3 +475,12 @@ async def test_links_tell_how_the_flow_is_doing(c, s, a, b):
     assert (stats.messages, stats.pending, stats.in_flight) == (3, 0, 0)
     assert stats.bytes > 0
     assert stats.ewma_rtt_seconds > 0
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "soon", "-5s", []])
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_time_out_that_is_none_is_refused(c, s, a, timeout):
+    sub = await Sub("t", client=c)
+    with pytest.raises(ConfigurationError, match="number of seconds from 0"):
+        await sub.get(timeout=timeout)
+    await sub.close()
