@@ -62,6 +62,7 @@ def test_autocast_in_forward_learns_and_replicas_agree(model, optimizer):
             model=model,
             optimizer=functools.partial(optimizer, lr=0.05),
             metrics={"accuracy": ta.metrics.accuracy},
+            staleness="1ms",  # steps are so short that each would learn alone
         )
         async with ta.Trainer(c, **arguments) as trainer:
             data = class_data(200)
@@ -78,7 +79,8 @@ def test_autocast_in_forward_learns_and_replicas_agree(model, optimizer):
 
 @cluster(2)
 async def test_an_optimizer_may_accumulate_gradients(c, s, a, b):
-    arguments = classes(optimizer=functools.partial(Accumulating, lr=0.3))
+    optimizer = functools.partial(Accumulating, lr=0.3)
+    arguments = classes(optimizer=optimizer, staleness="1ms")
     async with ta.Trainer(c, **arguments) as trainer:
         reports = await train_all(trainer, class_data(200))
         assert sum(each.loss for each in reports[-20:]) < sum(
