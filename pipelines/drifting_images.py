@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -453,6 +453,15 @@ class ImagesRun(Run):
         if self.mode != "never":
             return None
         return self.every // 2 if self.warm_up is None else self.warm_up
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        if "warm_up" in given and self.mode != "never":
+            return (
+                f"--warm-up was given in mode {self.mode}; it is of --mode never: give "
+                "that, or leave it out."
+            )
+        return super().without_effect(given)
 
     def begins_in(self, index: int) -> str:
         """Mode from this mini-batch on: never begins with something to predict with."""

@@ -20,7 +20,7 @@ import importlib.util
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -611,6 +611,16 @@ class FlightsRun(AdaptiveRun):
         """Add the positions to what a script wants to know."""
         told = {"positions": self.positions} if self.kafka else {}
         return super().result(scores) | told
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        of_kafka = [f"--{each}" for each in ("topic", "group") if each in given]
+        if of_kafka and self.kafka is None:
+            return (
+                f"{' and '.join(of_kafka)} given without --kafka: the flights of the "
+                "package would be learned. Add --kafka ADDRESS, the topic's broker."
+            )
+        return super().without_effect(given)
 
     @classmethod
     def options(cls, records: str, rate: float | None) -> list[Any]:

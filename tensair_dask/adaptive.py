@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,20 @@ class AdaptiveRun(ScoredRun):
     compare: bool = False
 
     sides: list[Side] = field(default_factory=list, init=False, repr=False)
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        if self.compare and "mode" in given:
+            return (
+                f"--compare and --mode {self.mode} were given; --compare learns in all "
+                "modes: leave one of the two out."
+            )
+        if "warm_up" in given and not self.compare and self.mode != "never":
+            return (
+                f"--warm-up was given in mode {self.mode}; it is of --mode never "
+                "and of --compare: give one of these, or leave it out."
+            )
+        return super().without_effect(given)
 
     async def go_on(self, name: str, **options: Any) -> None:
         """Look where the stream goes on; see `Run.go_on`."""

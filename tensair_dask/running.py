@@ -14,6 +14,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Iterator,
 )
@@ -193,6 +194,16 @@ class Run:
         async with client:
             self.say(f"Joined the scheduler at {self.scheduler}")
             yield client
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect, and why; empty if all have.
+
+        Parameters
+        ----------
+        given
+            Names of the fields that the user has given.
+        """
+        return ""
 
     async def go_on(self, name: str, **options: Any) -> None:
         """Look where the stream goes on, if the user has given a folder; say so.
@@ -497,6 +508,8 @@ def command(
             context = click.get_current_context()
             _check_checkpoint(context, chosen)
             run = kind(records=records, **chosen)
+            if text := run.without_effect(_given(context)):
+                raise click.UsageError(text)
             run.command = context.command_path
             sys.exit(_execute(main, run))
 
@@ -525,6 +538,14 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
             debug=run.debug,
             interrupted=lambda: run.say("Interrupted."),
         )
+
+
+def _given(context: click.Context) -> set[str]:
+    """Names of the options that the user has given, whatever their values."""
+    source = context.get_parameter_source
+    return {
+        name for name in context.params if source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 def _check_checkpoint(context: click.Context, chosen: dict[str, Any]) -> None:

@@ -162,3 +162,21 @@ def test_ctrl_c_shows_what_was_learned_and_leaves_no_process(tmp_path):
     assert "curves.png" in rest
     _, alive = psutil.wait_procs(children, timeout=10)
     assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["flights", "--topic", "mine"], "--topic given without --kafka"),
+        (["flights", "--group", "a", "--topic", "b"], "--topic and --group given"),
+        (["flights", "--warm-up", "100"], "--warm-up was given in mode always"),
+        (["flights", "--warm-up", "100", "--mode", "auto"], "given in mode auto"),
+        (["flights", "--compare", "--mode", "never"], "leave one of the two out"),
+        (["flights", "--compare", "--mode", "always"], "leave one of the two out"),
+        (["drifting-images", "--mode", "always", "--warm-up", "5"], "in mode always"),
+    ],
+)
+def test_options_without_effect_are_refused(options, told):
+    done = CliRunner().invoke(tensair, ["run", *options])
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.split())
