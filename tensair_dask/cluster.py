@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import dask
 from distributed import Client, Future
 from distributed.actor import ProxyRPC
 from distributed.protocol import to_serialize
@@ -692,6 +693,12 @@ async def _why_not_begun(client: Client, address: str) -> str:
         )
     tasks = (await scheduler.processing(workers=[address]))[address]
     others = [str(each) for each in tasks if not str(each).startswith("tensair-")]
+    if not others and (resources := dask.get_annotations().get("resources")):
+        return (
+            f"does not have the resources={plain(str(resources))} of dask.annotate, or "
+            "has none of them left: make the trainer outside of that block, or start "
+            "workers with them (dask worker --resources)"
+        )
     if not others:
         return "has not begun, and nobody knows why: see its log"
     named = ", ".join(plain(each) for each in others[:SHOWN])

@@ -17,6 +17,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -24,6 +25,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import dask
 import pandas as pd
 from distributed import Client
 
@@ -32,7 +34,7 @@ from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
 from tensair_dask.adaptation.watched import name_of
 from tensair_dask.adapting import Adapting
-from tensair_dask.arguments import flag
+from tensair_dask.arguments import flag, shown
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, as_refusal, made_of, refusing
 from tensair_dask.calls import Calls, closed_error, late_error
@@ -323,7 +325,8 @@ class Trainer:
             metrics=metrics,
             scores=scores,
         )
-        self._to_say = config.check()  # when there is somewhere to write it down
+        # When there is somewhere to write it down.
+        self._to_say = [*config.check(), *_annotated()]
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))
@@ -1986,6 +1989,17 @@ def _claim(detector: Detector | None, trainer: Trainer) -> str:
         f"without the {seen:,} values that it had seen there. Restore a checkpoint to "
         "go on with them."
     )
+
+
+def _annotated() -> Iterator[str]:
+    """Say what of Dask's annotations has no effect on replicas."""
+    if "workers" in (given := dask.get_annotations()):
+        yield (
+            f"dask.annotate(workers={shown(given['workers'])}) has no effect on a "
+            "trainer, which places its replicas itself, one on each worker: say with "
+            "replicas= how many there are to be, or give the client of a cluster that "
+            "has these workers only."
+        )
 
 
 def _warn_of_no_detector(modes: Modes, watch: Any) -> None:
