@@ -189,7 +189,7 @@ def read_whole(data: bytes, read: dict) -> list[list[str]] | None:
         {"quoting": csv.QUOTE_NONE},
         {"comment": "#", "escapechar": "\\", "sep": ";"},
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_rows_of_random_texts_are_those_of_pandas(given):
     dice = random.Random(repr(given))
@@ -306,7 +306,9 @@ BAD = [
 @pytest.mark.parametrize("how", ["skip", "warn"])
 @pytest.mark.parametrize("text", BAD)
 @pytest.mark.parametrize(
-    "read", [{}, {"engine": "python"}, {"comment": "#"}, {"index_col": False}], ids=repr
+    "read",
+    [{}, {"engine": "python"}, {"comment": "#"}, {"index_col": False}],
+    ids=stable,
 )
 @pytest.mark.filterwarnings("ignore::pandas.errors.ParserWarning")
 @gen_test()
@@ -347,7 +349,7 @@ async def test_bad_lines_can_be_warned_of_or_be_errors(tmp_path):
         ({"dtype": {"a": pd.CategoricalDtype(ordered=True)}}, "for 'a'"),
         ({"dtype": {0: pd.CategoricalDtype}}, "for 0"),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_what_would_mean_something_else_in_each_data_frame_is_refused(
     tmp_path, read, said
