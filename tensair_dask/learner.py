@@ -95,6 +95,11 @@ T = TypeVar("T")
 # peers' gradients are applied or something is published.
 LOOK = 64
 
+# The first steps, after each of which is looked whether the model wrote into its
+# parameters; and values of each parameter that are compared then.
+FIRST = 8
+SAMPLE = 256
+
 OptimizerFactory: TypeAlias = Callable[[Any], torch.optim.Optimizer]
 
 
@@ -202,6 +207,7 @@ class Learner:
         self._state = ModelState(self.model, device)
         self._state_was_checked = False
         self._looks = -1
+        self._steps = 0
         self.optimizers = _build_optimizers(recipe, self.arena)
         check_optimizers(self.optimizers, self.arena)
         check_settings(self.optimizers)
@@ -279,6 +285,7 @@ class Learner:
         start = time.perf_counter()
         parameters = self.arena.parameters
         writes = self._stepper.writes()
+        before = self._some_values()
         stepping = False
         try:
             prediction, loss, value = self._assess(x, y)
@@ -294,7 +301,8 @@ class Learner:
             self._check_gradients(value)
             if self._recipe.clipping is not None:
                 self._recipe.clipping.clip(parameters)
-            if changed or self._stepper.writes() != writes:
+            changed = changed or self._stepper.writes() != writes
+            if changed or self._differ(before):
                 self._saw_it_move()
             if not self._state_was_checked:
                 self._check_state()
@@ -683,8 +691,40 @@ class Learner:
             return f"{name or 'the model'} has max_norm, which changes rows in forward"
         return "the model changes its own parameters in forward" if self.moves else None
 
+    def _some_values(self) -> list[torch.Tensor] | None:
+        """Copy a few values of each parameter, at the first steps and now and then.
+
+        torch does not count what is written through ``parameter.data``.
+        """
+        self._steps += 1
+        if self.moves or (self._steps > FIRST and self._steps % LOOK):
+            return None
+        return [
+            each.detach().reshape(-1)[:: max(1, each.numel() // SAMPLE)].clone()
+            for each in self.arena.parameters
+        ]
+
+    def _differ(self, before: list[torch.Tensor] | None) -> bool:
+        if before is None:
+            return False
+        return not all(
+            torch.equal(
+                was, each.detach().reshape(-1)[:: max(1, each.numel() // SAMPLE)]
+            )
+            for was, each in zip(before, self.arena.parameters, strict=True)
+        )
+
     def _saw_it_move(self) -> None:
         """Take note that the model changes its parameters besides the steps."""
+        if not self.moves and self.share == "update":
+            self.notices.say(
+                "moves",
+                "The model changes its own parameters when it is called. Replicas add "
+                "up what each of them changes: right where values are kept within "
+                "bounds, wrong where each sets the same new value, such as an "
+                "initialisation from the first mini-batch, which then counts once a "
+                "replica. Set such values in the model factory, or in buffers.",
+            )
         self.moves = True
         if self.share == "gradient":
             self._settle(self.share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import math
 import sys
@@ -1238,6 +1239,8 @@ class Trainer:
                 iterator = iter(batches)
             for pair in iterator:
                 try:
+                    if hasattr(pair, "shape"):  # its rows would be x and y
+                        raise TypeError("it is an array")
                     x, y = pair
                 except Exception as error:
                     raise BatchError(
@@ -1837,6 +1840,16 @@ class Trainer:
                 return object.__getattribute__(self, name)
             raise no_such_method(self, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ARGUMENTS and name not in dir(type(self)):
+            raise ConfigurationError(
+                f"trainer.{name} = {shown(value)} was set, and would change nothing: "
+                "the replicas have been built with what Trainer(...) was given. Make a "
+                "new trainer, restored from a checkpoint of this one, or change the "
+                "model and the settings of its optimizers with trainer.apply."
+            )
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         alive = sum(info.alive for info in self.replicas)
         # Those that have left on purpose are not missing.
@@ -1925,6 +1938,10 @@ def _caller() -> FrameType | None:
     while frame is not None and frame.f_globals["__name__"] in _BETWEEN:
         frame = frame.f_back
     return frame
+
+
+# What may not be set later, but for what the trainer holds itself.
+_ARGUMENTS = {*inspect.signature(Trainer.__init__).parameters} - {"client", "name"}
 
 
 def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:

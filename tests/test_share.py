@@ -81,6 +81,23 @@ class Decaying(Bounded):
         return self.layer(x)
 
 
+class Held(Bounded):
+    """Writes through ``data``, which torch does not count."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer.weight.data.clamp_(-0.3, 0.3)
+        return self.layer(x)
+
+
+class Normed(Bounded):
+    """Gives its weights another length, uncounted as well."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.layer.weight.data.div_(self.layer.weight.data.norm())
+        return self.layer(x)
+
+
 def word_data(count: int) -> list[tuple[Any, Any]]:
     generator = np.random.default_rng(0)
     words = [generator.integers(0, 20, size=(8, 3)) for _ in range(count)]
@@ -158,7 +175,7 @@ def test_rows_that_are_kept_short_in_forward_agree_also_where_one_only_predicts(
     run()
 
 
-@pytest.mark.parametrize("model", [Bounded, Decaying])
+@pytest.mark.parametrize("model", [Bounded, Decaying, Held, Normed])
 def test_a_model_that_changes_its_parameters_in_forward_is_found_out(model):
     @cluster(2)
     async def run(c, s, a, b):
@@ -169,6 +186,21 @@ def test_a_model_that_changes_its_parameters_in_forward_is_found_out(model):
             told = [text for text in trainer.events["text"] if "its own p" in text]
             assert len(told) == 1
             await train_all(trainer, class_data(100, seed=1))
+            assert spread(await trainer.state_dicts()) <= 1e-5
+
+    run()
+
+
+@pytest.mark.parametrize("model", [Bounded, Held])
+def test_that_what_a_model_changes_itself_is_added_up_is_said_once(model):
+    @cluster(2)
+    async def run(c, s, a, b):
+        adam = part(torch.optim.Adam, lr=0.01)
+        async with ta.Trainer(c, **classes(model=model, optimizer=adam)) as trainer:
+            await train_all(trainer, class_data(100))
+            await trainer.drain()
+            told = [text for text in trainer.events["text"] if "its own p" in text]
+            assert len(told) == 1
             assert spread(await trainer.state_dicts()) <= 1e-5
 
     run()

@@ -1214,3 +1214,22 @@ def test_what_a_call_is_given_may_raise_what_ends_a_program(error):
             with pytest.raises(errors.TensairError, match=type(error).__name__):
                 call()
         assert trainer.train(x, y).error is None
+
+
+@one()
+async def test_what_a_trainer_was_given_cannot_be_set_later(c, s, a):
+    async with ta.Trainer(c, **classes()) as trainer:
+        for name in ("metrics", "loss", "clip_gradients", "checkpoint_every"):
+            with pytest.raises(errors.ConfigurationError, match=f"trainer.{name} = "):
+                setattr(trainer, name, None)
+        trainer.note = "one's own"
+        assert trainer.note == "one's own"
+
+
+@one()
+async def test_a_mini_batch_in_place_of_a_list_of_them_is_not_read_by_its_rows(c, s, a):
+    x, y = class_data(1, samples=2)[0]
+    async with ta.Trainer(c, **classes()) as trainer:
+        for given in ((x, y), [x, y], (torch.as_tensor(x), torch.as_tensor(y))):
+            with pytest.raises(errors.BatchError, match=r"evaluate\(\[\(x, y\)\]\)"):
+                await trainer.evaluate(given)
