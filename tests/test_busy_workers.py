@@ -119,7 +119,7 @@ def test_the_others_start_and_it_joins_when_it_has_time(how):
 
 @pytest.mark.parametrize("how", list(HOW))
 def test_where_none_has_time_the_error_says_why(how):
-    @cluster(2, **{"tensair.timeouts.start": "500ms"})
+    @cluster(2, **{"tensair.timeouts.start": "4s"})
     async def run(c, s, *workers):
         hold, why = HOW[how]
         with hold(c, *workers) as over:
