@@ -233,7 +233,7 @@ async def test_a_scale_that_takes_too_long_names_who_is_busy(c, s, *workers):
         with busy(c, slow):
             await settled(s, slow, "busy")
             with pytest.raises(TensairTimeoutError, match="busy with long-0") as info:
-                await trainer.scale("all", timeout=1)
+                await trainer.scale("all", timeout=5)
             assert slow.address in str(info.value)
         await until(lambda: len(addresses(trainer)) == 2)
 
