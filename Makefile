@@ -15,7 +15,7 @@ LOWEST_TESTS := tests/checkpoints tests/dashboard/test_dashboard_charts.py tests
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
 	@echo "make test       set up and run all tests"
-	@echo "make test-lowest  some tests with the lowest versions allowed (downloads 3.5 GB)"
+	@echo "make test-lowest  some tests with the lowest versions allowed (downloads gigabytes)"
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff and mypy"
 	@echo "make benchmark  the figures of the README (about 40 minutes, on a quiet machine)"
