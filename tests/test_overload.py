@@ -367,7 +367,7 @@ async def test_a_policy_or_a_bound_that_does_not_exist_is_refused(c, s, a):
                 source.train(trainer, waiting=5, **options)
         with (
             dask.config.set({"tensair.overload.waiting": "many"}),
-            pytest.raises(errors.ConfigurationError, match="'many' was given"),
+            pytest.raises(errors.ConfigurationError, match="'many' is configured"),
         ):
             source.train(trainer, overload="sample")
         assert not trainer.nodes

@@ -127,7 +127,10 @@ async def workers(client: Client) -> dict[str, str]:
 
 async def assert_that_workers_know_their_jobs(client: Client, cluster: Any) -> None:
     """What placement asks of them: the job, and the GPUs that it has."""
-    facts = [facts for facts, _ in (await client.run(look_around, [])).values()]
+    facts = [
+        facts
+        for facts, _ in (await client.run(look_around, {}, "another process")).values()
+    ]
     assert {one.job for one in facts} == {
         job.job_id for job in cluster.workers.values()
     }
