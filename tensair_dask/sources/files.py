@@ -198,6 +198,15 @@ class _Files(CarefulSource[PoisonLine]):
                 yield line
             start += len(line)
 
+    def _why_nothing(self) -> str:
+        if not any(self._offsets.values()):
+            return "there is no record in what it reads."
+        return (
+            "all of it was read, here or before its positions=, and nothing was added. "
+            "follow=True waits for more. For another pass close it, and make another "
+            "source; list a file several times to read it as often."
+        )
+
     def _advice(self, cause: Exception) -> str:
         """Say what to do about a line that cannot be read; added to its error."""
         return ""

@@ -39,7 +39,9 @@ class from_batches(Source):
         A list, a `torch.utils.data.DataLoader`, an asynchronous iterable, ...: whatever
         begins with the first item each time it is iterated. Or a function
         ``items(start)`` that returns an iterable which begins with item ``start``. An
-        iterator goes on where it is after `stop`, but not after `close`.
+        iterator goes on where it is after `stop`, but not after `close`. They are
+        emitted once: started again behind its end, a source emits what was added since,
+        and says so if that is nothing. For another pass make another source.
     name
         In checkpoints; keep it the same from run to run.
     positions
@@ -119,6 +121,23 @@ class from_batches(Source):
             mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
             self.position += 1
             await self._pass_on(item, [mark])
+
+    def _why_nothing(self) -> str:
+        if isinstance(self._items, (Iterator, AsyncIterator)):
+            kind = type(self._items).__name__
+            return (
+                f"the {kind} that it was given is exhausted, and does not begin anew. "
+                "For another pass give another source an iterable that does, such as a "
+                "list."
+            )
+        if not self.position:
+            return "there are none in what it was given."
+        return (
+            f"it is behind the last one, at position {self.position}, and none was "
+            "added. A source emits each item once, since checkpoints go on from its "
+            "position. For several passes give the items as often, such as items * 3; "
+            "or close it, and make another source."
+        )
 
     def _ended(self) -> None:
         # What is iterated anew may have become longer until the next start.

@@ -231,6 +231,13 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
             else:
                 await self._hand.moved()
 
+    def _why_nothing(self) -> str:
+        return (
+            "no record lies between where it began (positions=, else what was "
+            "committed) and the end that the topic had then. follow=True waits for "
+            "more; to read what has come since, close it, and make another source."
+        )
+
     async def _emit_parcel(self, parcel: Parcel) -> None:
         records, marks = parcel
         lost = {mark.partition for mark in marks if mark.dropped}

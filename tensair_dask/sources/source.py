@@ -134,6 +134,10 @@ class Source(Stream):
         self._stopping = False
         self._woken: asyncio.Event | None = None
         self._turn = 0.0
+        # Whether the run that began last has had an item, and others said of one that
+        # had none.
+        self._gave = False
+        self._told_of_nothing = False
         if start:
             self.start()
 
@@ -145,7 +149,11 @@ class Source(Stream):
         return self._started and not self._finished.done()
 
     def start(self) -> None:
-        """Begin to emit; after `stop`, go on where it was stopped."""
+        """Begin to emit; after `stop`, go on where it was stopped.
+
+        Behind its end a source does not begin again: where nothing more has come by
+        then, it ends at once, and a warning and an event say so.
+        """
         if self.running:
             return
         if self._finished.done():
@@ -255,6 +263,7 @@ class Source(Stream):
 
     async def _pass_on(self, item: Any, marks: Iterable[Mark]) -> None:
         """Emit an item; return when the stream has taken it."""
+        self._gave = True
         references = [Reference(mark) for mark in marks]
         metadata = [{"ref": each, "mark": each.mark} for each in references]
         before = getattr(thread_state, "asynchronous", False)
@@ -277,6 +286,10 @@ class Source(Stream):
             await asyncio.sleep(0)
             self._turn = time.monotonic()
 
+    def _why_nothing(self) -> str:
+        """Say why a run had no item, and what to do, in one sentence or two."""
+        return "There is nothing to read"
+
     def _note(self, text: str) -> None:
         """Say something once: as a warning, and to the trainers that learn of it."""
         if self.tracker.note(text):
@@ -295,6 +308,7 @@ class Source(Stream):
         if self._stopping:
             self._woken.set()
         self._turn = time.monotonic()
+        self._gave = False
         self._task = asyncio.ensure_future(self._work(self._finished))
 
     def _wake(self) -> None:
@@ -312,7 +326,15 @@ class Source(Stream):
             logger.error("%s has failed: %s", self.name, error)
             finished.set_exception(error)
         else:
+            self._tell_of_nothing()
             finished.set_result(None)
+
+    def _tell_of_nothing(self) -> None:
+        """Say, once, that the source has ended and has given no item."""
+        if self._gave or self._stopping or self._told_of_nothing:
+            return
+        self._told_of_nothing = True
+        self._note(f"{self.name} has ended without an item: {self._why_nothing()}")
 
     async def _close(self, timeout: float) -> None:
         self.stop()

@@ -537,3 +537,40 @@ def test_a_chunk_is_a_whole_number(tmp_path, chunk):
 def test_what_is_no_path_is_refused(path):
     with pytest.raises(ConfigurationError, match="path of a file"):
         Stream.from_lines(path)
+
+
+@pytest.mark.parametrize("make", [Stream.from_lines, Stream.from_csv_chunks])
+@gen_test()
+async def test_a_second_start_reads_what_was_added_or_says_that_nothing_was(
+    tmp_path, make
+):
+    path = tmp_path / "rows.csv"
+    path.write_text("a\n1\n2\n")
+    source = make(str(path), asynchronous=True)
+    got, told = source.sink_to_list(), []
+    hearer = type("Hearer", (), {"told": lambda self, text: told.append(text)})()
+    source.tracker.tell(hearer)
+
+    async def run():
+        source.start()
+        await source.ended()
+        return len(got)
+
+    first = await run()
+    assert (told, first > 0) == ([], True)
+    with path.open("a") as file:
+        file.write("3\n")
+    assert await run() > first
+    assert told == []
+    for _ in range(2):
+        assert await run() == len(got)
+    assert len(told) == 1
+    assert "all of it was read, here or before" in told[0]
+    await source.close()
+
+
+@gen_test()
+async def test_an_empty_file_is_said_to_hold_no_record(tmp_path, caplog):
+    (tmp_path / "empty").write_text("")
+    assert (await read(str(tmp_path / "empty")))[0] == []
+    assert "there is no record in what it reads" in caplog.text

@@ -287,3 +287,88 @@ def test_a_position_by_another_key_is_refused(key):
 def test_a_function_that_takes_no_start_is_refused(make):
     with pytest.raises(ConfigurationError, match="lambda start: data"):
         Stream.from_batches(make)
+
+
+def heard(source):
+    """Give the notes that the source tells the trainers which learn of it."""
+    told: list[str] = []
+
+    class Hearer:
+        def told(self, text):
+            told.append(text)
+
+    source.hearer = Hearer()  # sources hold them only weakly
+    source.tracker.tell(source.hearer)
+    return told
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: [1, 2, 3], lambda: range(3), lambda: lambda start: [1, 2, 3][start:]],
+)
+@gen_test()
+async def test_a_second_start_behind_the_end_says_that_nothing_came(make):
+    source = Stream.from_batches(make(), name="mine", asynchronous=True)
+    told, got = heard(source), source.sink_to_list()
+    for _ in range(3):
+        source.start()
+        await source.ended()
+    assert len(got) == 3
+    (text,) = told
+    assert "mine has ended without an item: it is behind the last one, at " in text
+    assert "items * 3" in text
+
+
+@gen_test()
+async def test_a_start_that_had_items_or_was_stopped_says_nothing_of_an_end():
+    items = [0, 1]
+    source = Stream.from_batches(items, asynchronous=True)
+    told = heard(source)
+    for _ in range(2):
+        source.start()
+        await source.ended()
+        items.append(2)
+    source.start()
+    source.stop()
+    await source.ended()
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: iter([]), "list_iterator that it was given is exhausted"),
+        (lambda: [], "there are none in what it was given"),
+    ],
+)
+@gen_test()
+async def test_a_source_without_an_item_says_so_at_its_first_start(make, why):
+    source = Stream.from_batches(make(), asynchronous=True)
+    told = heard(source)
+    source.start()
+    await source.ended()
+    assert len(told) == 1
+    assert why in told[0]
+
+
+@gen_test()
+async def test_an_iterator_that_is_started_behind_its_end_says_that_it_is_exhausted():
+    source = Stream.from_batches((n for n in range(3)), asynchronous=True)
+    told = heard(source)
+    for _ in range(2):
+        source.start()
+        await source.ended()
+    assert len(told) == 1
+    assert "the generator that it was given is exhausted" in told[0]
+
+
+@gen_test()
+async def test_a_position_at_the_end_says_that_nothing_is_left():
+    positions = {"mine": {"items": 3}}
+    source = Stream.from_batches(
+        [1, 2, 3], name="mine", positions=positions, asynchronous=True
+    )
+    told = heard(source)
+    source.start()
+    await source.ended()
+    assert "at position 3, and none was added" in told[0]

@@ -356,6 +356,20 @@ async def test_what_a_trainer_has_learned_is_committed(c, s, a, b):
     assert broker.committed("trainer", topic) == [640]
 
 
+@gen_test()
+async def test_a_second_start_behind_the_end_says_that_nothing_came(broker, caplog):
+    topic = broker.topic()
+    broker.write(topic, range(5))
+    source = opened(broker, topic, "again", follow=False)
+    got = source.sink_to_list()
+    for _ in range(2):
+        source.start()
+        await source.ended()
+    assert len(got) == 5
+    assert caplog.text.count("has ended without an item: no record lies between") == 1
+    await source.close()
+
+
 @pytest.fixture(autouse=True)
 def broker_at_hand(request):
     test = request.function
