@@ -570,22 +570,22 @@ def no_batch(item: Any) -> BatchError:
 
 def _why_no_batch(item: Any) -> str:
     """Say what of an item is not as it should be, where that can be seen."""
-    if why := why_not_here(item, "the item"):
+    if why := why_not_here(item, "item"):
         return f" The item {why}"
     if not isinstance(item, (tuple, list)) or not item:
         return ""
+    if _is_pair(item):
+        for side, value in zip("xy", item, strict=True):
+            if why := why_not_here(value, side):
+                return f" {side} {why}"
     if _is_pair(item) and len(getattr(item[0], "shape", ())) > 0:
-        x, y = item
-        if why := why_not_here(x, "x"):
-            return f" x {why}"
+        y = item[1]
         if y is None:
             return " y is None: where there is no target, give x as y again."
-        why = why_not_here(y, "y")
-        return f" y {why or f'is {_in_short(y)}, and no array: give numpy.asarray(y).'}"
-    for side, value in zip("xy", item[:2], strict=False):
-        if why := why_not_here(value, side):
-            return f" {side} {why}"
+        return f" y is {_in_short(y)}, and no array: give numpy.asarray(y)."
     for place, record in enumerate(item):
+        if why := why_not_here(record, "record"):
+            return f" Record {place} {why}"
         if not _is_pair(record):
             return (
                 f" Record {place} is {_in_short(record)}; a record is a pair (x, y). "
@@ -710,6 +710,10 @@ def _is_pair(record: Any) -> bool:
 
 def _is_batched(y: Any) -> bool:
     """Whether y is one side of a ready mini-batch, not a record."""
+    if type(y) is np.ndarray:
+        return y.ndim > 0
+    if why_not_here(y, "y"):
+        return False
     if hasattr(y, "shape"):
         return len(y.shape) > 0
     if isinstance(y, Mapping):
@@ -750,6 +754,9 @@ def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
 def stack(samples: Sequence[Any], name: str = "x") -> Any:
     """Stack one side of several records; see `collate`."""
     first = samples[0]
+    for each in {type(sample): sample for sample in samples}.values():
+        if why := why_not_here(each, name):
+            raise BatchError(f"{name} of a record {why}")
     try:
         if isinstance(first, Mapping):
             _check_keys(samples, name)
