@@ -26,10 +26,13 @@ class Answer:
         Numbers, texts, arrays, in tuples, lists and dicts; None for no answer.
     dropped
         Why there is none although it returned something, in words; else empty.
+    idle
+        Whether it has changed nothing, and returned nothing.
     """
 
     packed: Packed | None = None
     dropped: str = ""
+    idle: bool = False
 
     @classmethod
     def of(

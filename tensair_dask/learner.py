@@ -491,7 +491,8 @@ class Learner:
         hooks = StepHooks(self.optimizers)
         settings = OptimizerAttributes(self.optimizers)
         attributes = Attributes(self.model)
-        undo = self._undoing(attributes, settings)
+        before = Rollback(self.model, self.optimizers)
+        undo = self._undoing(before, attributes, settings)
         held = _held(self.optimizers)
         was = self._described()
         was_finite = self.is_finite()
@@ -507,6 +508,8 @@ class Learner:
             settings.check()
             _check_held(held, self.optimizers, self.model)
             restructured = self._described() != was or not self._is_in_place()
+            if returned is None and not restructured and not before.is_needed():
+                self._answer = Answer(idle=True)
             if restructured:
                 self._restructure(*was)
                 check()
@@ -550,10 +553,9 @@ class Learner:
         self._tell_of_new_layers()
 
     def _undoing(
-        self, attributes: Attributes, settings: OptimizerAttributes
+        self, before: Rollback, attributes: Attributes, settings: OptimizerAttributes
     ) -> Callable[[], None]:
         """Give what puts everything back to where it is now."""
-        before = Rollback(self.model, self.optimizers)
         arena, share = self.arena, self.share
 
         def undo() -> None:

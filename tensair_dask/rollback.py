@@ -42,12 +42,25 @@ class Rollback:
             (each, each.detach().clone())
             for each in (*model.parameters(), *model.buffers())
         ]
+        self._names = _names(model)
         self._own_way = _given_in_their_own_way(model)
         self._groups = [
             [dict(group, params=list(group["params"])) for group in each.param_groups]
             for each in optimizers
         ]
         self._states = [copy.deepcopy(each.state_dict()) for each in optimizers]
+
+    def is_needed(self) -> bool:
+        """Whether anything is, or may be, other than it was."""
+        return bool(self._own_way) or not (
+            self._names == _names(self._model)
+            and all(each.requires_grad == was for each, _, was in self._parameters)
+            and all(_same(tensor, value) for tensor, value in self._tensors)
+            and all(
+                _same(each.state_dict(), state)
+                for each, state in zip(self._optimizers, self._states, strict=True)
+            )
+        )
 
     def restore(self) -> None:
         """Put everything back."""
@@ -72,6 +85,28 @@ class Rollback:
         ):
             optimizer.param_groups[:] = groups
             optimizer.load_state_dict(state)
+
+
+def _names(model: torch.nn.Module) -> list[str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, _ in named]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two states hold the same; what cannot be compared is another."""
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return (
+            isinstance(one, torch.Tensor)
+            and isinstance(other, torch.Tensor)
+            and torch.equal(one, other)
+        )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(
+            _same(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one is other or one == other)
 
 
 def _given_in_their_own_way(model: torch.nn.Module) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from tensair_dask.adapting import Adapting
 from tensair_dask.arguments import flag, shown
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, as_refusal, made_of, refusing
+from tensair_dask.calling import OPTIMIZERS, as_called, doubts
 from tensair_dask.calls import Calls, closed_error, late_error
 from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
@@ -327,7 +328,8 @@ class Trainer:
             scores=scores,
         )
         # When there is somewhere to write it down.
-        self._to_say = [*config.check(), *_annotated()]
+        said = doubts(loss, metrics or {}, schedule)
+        self._to_say = [*config.check(), *_annotated(), *said]
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))
@@ -1044,7 +1046,7 @@ class Trainer:
         for switch in self._adapting.modes.set_mode(mode, self._index):
             self._adapting.switched(switch)
 
-    def apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> Any:
+    def apply(self, function: Callable[..., Any]) -> Any:
         """Change the model, or its optimizers, on all replicas while it trains.
 
         The stream is held for a moment, every gradient is applied everywhere, one
@@ -1063,7 +1065,9 @@ class Trainer:
         function
             ``function(model, optimizers)``, which changes them in place, on a worker:
             ``lambda model, optimizers: model.head.reset_parameters()``, or a learning
-            rate in ``optimizers[0].param_groups``.
+            rate in ``optimizers[0].param_groups``. It is called once, with the whole
+            model. The optimizers are given to a second parameter without a default, or
+            to one that is called ``optimizers``; ``function(model)`` does without.
 
         Returns
         -------
@@ -1079,15 +1083,26 @@ class Trainer:
             optimizers, or if replicas would have other structures.
         KilledReplicasError
             If it ends the processes in which it is called.
+        CallError
+            If it cannot be called with these.
         Exception
             What the function raises. The models are then as they were.
         """
         return self._sync(self._apply, function)
 
-    async def _apply(self, function: Callable[[Any, Sequence[Any]], Any]) -> Any:
+    async def _apply(self, function: Callable[..., Any]) -> Any:
         await self._ready()
-        changed = await self._adapting.interventions.change(function, self._index)
+        called = as_called(function, "trainer.apply", [("optimizers", OPTIMIZERS)])
+        changed = await self._adapting.interventions.change(called, self._index)
         name = getattr(function, "__name__", type(function).__name__)
+        if changed.answer.idle:
+            self.say_once(
+                f"idle {name}",
+                f"{name}, which was given to trainer.apply, has changed nothing and "
+                "returned nothing. It was called once, with the whole model, and not "
+                "with each layer as torch's Module.apply calls one: for that give "
+                f"lambda model, _: model.apply({name}).",
+            )
         if changed.layout is not None:
             self._note("note", f"{name} has changed the structure of the model")
         if dropped := changed.answer.dropped:

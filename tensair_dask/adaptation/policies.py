@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tensair_dask.calling import DRIFT, OPTIMIZERS, as_called
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.schedule import scale_rates
 
@@ -254,15 +255,25 @@ class Call(Policy):
     Parameters
     ----------
     function
-        See `Policy.on_drift`. It runs on one worker.
+        See `Policy.on_drift`. It runs on one worker. Optimizers and drift are given to
+        parameters without a default, or of these names; one with a default of its own
+        keeps it.
+
+    Raises
+    ------
+    CallError
+        If it cannot be called with these.
     """
 
-    def __init__(self, function: Callable[[Any, Sequence[Any], Drift], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
+        self._called = as_called(
+            function, "on_drift", [("optimizers", OPTIMIZERS), ("drift", DRIFT)]
+        )
 
     def on_drift(self, model: Any, optimizers: Sequence[Any], drift: Drift) -> None:
         """Call it."""
-        self._function(model, optimizers, drift)
+        self._called(model, optimizers, drift)
 
     def describe(self, drift: Drift) -> str:
         """Say in few words what is done."""

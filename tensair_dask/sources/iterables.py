@@ -16,6 +16,7 @@ from typing import Any
 
 from streamz import Stream
 
+from tensair_dask.calling import START, defaulted
 from tensair_dask.errors import ConfigurationError, RaisedError, SourceError
 from tensair_dask.sources.positions import Positions, named
 from tensair_dask.sources.source import Source
@@ -209,6 +210,13 @@ def _check_function(function: Callable[[int], Items], name: str) -> None:
             "from_batches(lambda start: data[start:]). Give data that can be iterated "
             "anew as they are."
         ) from error
+    if (name_of_it := defaulted(function, 0, START)) is not None:
+        raise ConfigurationError(
+            f"{name} was given a function whose first parameter is {name_of_it}, with "
+            "a default, and which would be called with the number of the item to begin "
+            "with in its place. Call it start, or give it no default: "
+            f"from_batches(lambda start: function({name_of_it}=...))."
+        )
 
 
 async def _each(items: Items) -> AsyncGenerator[Any, None]:

@@ -372,3 +372,22 @@ async def test_a_position_at_the_end_says_that_nothing_is_left():
     source.start()
     await source.ended()
     assert "at position 3, and none was added" in told[0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda epochs=3: [1] * epochs, lambda data=(1, 2), start=0: data[start:]],
+)
+@gen_test()
+async def test_its_place_is_not_given_to_a_setting_of_the_function(function):
+    with pytest.raises(ConfigurationError, match=r"is (epochs|data), "):
+        Stream.from_batches(function, asynchronous=True)
+
+
+@gen_test()
+async def test_a_function_may_have_a_default_for_where_it_begins():
+    source = Stream.from_batches(lambda start=7: [1, 2][start:], asynchronous=True)
+    got = source.sink_to_list()
+    async with source:
+        await source.ended()
+    assert got == [1, 2]
