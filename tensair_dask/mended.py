@@ -29,6 +29,7 @@ from streamz import Stream
 from tornado.gen import convert_yielded, is_coroutine_function
 
 from tensair_dask import config
+from tensair_dask.downstream import trainers_after
 from tensair_dask.errors import (
     RaisedError,
     StreamError,
@@ -228,6 +229,8 @@ def _mend_source(kind: Any, name: str) -> None:
                 f"behind it, raised RAISED. {_ADVICE}. Then start a new one.",
                 error,
             )
+            for trainer in trainers_after(self):
+                trainer.told(str(self._tensair_ended))
             raise
 
     setattr(kind, name, watched)

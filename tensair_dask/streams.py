@@ -130,6 +130,11 @@ class _TrainerNode(Stream):
             raise closed_error()
         return trainer
 
+    @property
+    def hearer(self) -> Trainer | None:
+        """Who is told what ends a source before it; None if nobody is left."""
+        return self._trainer()
+
     def destroy(self, streams: Any = None) -> None:
         """Take the node out of its stream."""
         super().destroy(streams)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tensair_dask"
 
 # From the bottom up; a module may import from its own line and from those above it.
 LEVELS = [
-    ["wording", "dense", "values", "loops", "places"],
+    ["wording", "dense", "values", "loops", "places", "downstream"],
     ["stream_methods"],
     [
         "__init__",
@@ -27,7 +27,7 @@ LEVELS = [
         "background",
         "held",
     ],
-    ["bad_input", "habits", "mended", "holding", "overload"],
+    ["bad_input", "calling", "habits", "mended", "holding", "overload"],
     [
         "columns",
         "named",

@@ -241,16 +241,24 @@ class Tracker:
 
         return unlisten
 
-    def note(self, text: str) -> bool:
-        """Keep something to be told of the source; whether that is new."""
+    def note(self, text: str, again: bool = False) -> bool:
+        """Keep something to be told of the source; whether that is new.
+
+        Parameters
+        ----------
+        text
+            Is told once.
+        again
+            Whether it is told each time: it has happened anew.
+        """
         with self._lock:
-            if text in self._notes:
-                return False
-            self._notes.append(text)
-            hearers = list(self._hearers)
+            is_new = text not in self._notes
+            if is_new:
+                self._notes.append(text)
+            hearers = list(self._hearers) if is_new or again else []
         for hearer in hearers:
             hearer.told(text)
-        return True
+        return is_new
 
     def tell(self, hearer: Any) -> None:
         """Call ``hearer.told(text)`` for each note there is, and that will be."""

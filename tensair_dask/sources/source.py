@@ -16,6 +16,7 @@ from streamz.core import RefCounter, get_io_loop, thread_state
 from tornado.gen import convert_yielded
 
 from tensair_dask import config
+from tensair_dask.downstream import trainers_after
 from tensair_dask.errors import RaisedError, SourceError, TensairTimeoutError
 from tensair_dask.sources.positions import (
     Mark,
@@ -25,6 +26,7 @@ from tensair_dask.sources.positions import (
     named,
 )
 from tensair_dask.waiting import within
+from tensair_dask.wording import in_words
 
 __all__ = ["Reference", "Source"]
 
@@ -324,6 +326,7 @@ class Source(Stream):
         except Exception as error:
             # Told here, too: perhaps nobody awaits the end.
             logger.error("%s has failed: %s", self.name, error)
+            self._tell_of_the_end(error)
             finished.set_exception(error)
         else:
             self._tell_of_nothing()
@@ -335,6 +338,16 @@ class Source(Stream):
             return
         self._told_of_nothing = True
         self._note(f"{self.name} has ended without an item: {self._why_nothing()}")
+
+    def _tell_of_the_end(self, error: Exception) -> None:
+        """Tell the trainers behind it, also those that were connected later."""
+        for trainer in trainers_after(self):
+            self.tracker.tell(trainer)
+        self.tracker.note(
+            f"The source {self.name} has failed and gives nothing more: "
+            f"{in_words(error)}",
+            again=True,
+        )
 
     async def _close(self, timeout: float) -> None:
         self.stop()
