@@ -37,6 +37,7 @@ from tensair_dask.errors import (
     RecordError,
     TensairError,
     TensairTimeoutError,
+    TrainerClosedError,
 )
 from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
@@ -50,6 +51,7 @@ from tensair_dask.prequential import Prequential
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
 from tensair_dask.reports import Report
+from tensair_dask.routes import check_route, nodes_around
 from tensair_dask.sources.positions import Tracker
 from tensair_dask.trainer import Trainer
 from tensair_dask.try_map import try_map
@@ -76,6 +78,9 @@ class _TrainerNode(Stream):
     # Whether checkpoints have to tell from where its sources are to be read again.
     _learns = True
 
+    # What was given to read items by, in place of the default.
+    _read_by: Callable[[Any], Any] | None = None
+
     def __init__(
         self,
         upstream: Stream,
@@ -88,6 +93,8 @@ class _TrainerNode(Stream):
             f"trainer={shown(trainer)}",
             "give an open tensair_dask.Trainer, such as stream.train(trainer)",
         )
+        if trainer.is_closed:
+            raise closed_error()
         for name in kwargs:
             if name not in _OF_STREAMZ:
                 call = f"Stream.{type(self).__name__}"
@@ -101,6 +108,9 @@ class _TrainerNode(Stream):
         self._further = 0
         self._overload: Overload | None = None
         if self._learns:
+            others = [each for each in list(trainer.nodes) if each._learns]
+            if text := check_route(upstream, self._read_by, others):
+                trainer.tell(f"routes {upstream} {id(upstream)}", text)
             _note_sources(upstream, trainer)
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
@@ -115,6 +125,13 @@ class _TrainerNode(Stream):
         trainer.nodes.add(self)
         trainer.holders.add(self._trainer)
         self._client_loop = client.loop.asyncio_loop
+        _take_out_dead(self)
+
+    @property
+    def _is_dead(self) -> bool:
+        """Whether its trainer is closed, so that it raises for each item."""
+        trainer = self._trainer()
+        return trainer is None or trainer.is_closed
 
     @property
     def trainer(self) -> Trainer:
@@ -236,6 +253,12 @@ class _TrainerNode(Stream):
     def _accept(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         """Take an item, unless there is an error to raise; then it is not taken."""
         self._raise_failure()
+        if self._is_dead:
+            raise TrainerClosedError(
+                f"{closed_error()} {self} is still a node of its stream, and raises "
+                "for each item: take it out with node.destroy(). A node of a new "
+                "trainer, put into the same stream, does so by itself."
+            )
         rest = self._take(x, metadata)
         if self._failure is None:
             return rest
@@ -403,6 +426,21 @@ def _prepare(node: Stream) -> None:
             each._tensair_bounded = True
 
 
+def _take_out_dead(node: _TrainerNode) -> None:
+    """Take the nodes of closed trainers out of a stream that has a new one.
+
+    They would raise for each item, and so keep it from the new one.
+    """
+    for each in list(nodes_around(node)):
+        if isinstance(each, _TrainerNode) and each is not node and each._is_dead:
+            each.destroy()
+            node.trainer.tell(
+                f"dead node {id(each)}",
+                f"{each}, the node of a trainer that is closed, was taken out of its "
+                "stream, which this trainer has got a node of.",
+            )
+
+
 def _note_sources(upstream: Stream, trainer: Trainer) -> None:
     for node in nodes_before(upstream):
         tracker = getattr(node, "tracker", None)
@@ -460,7 +498,9 @@ class train(_TrainerNode):
         both until then is refused. Where there is no row in an item, such as in a
         window in which nothing came, it is passed over.
     trainer
-        An open `Trainer`.
+        An open `Trainer`, which gets the items of the stream by this node only: a
+        second one beside it is refused, and one that gets them by another route is
+        said. Nodes of trainers that are closed are taken out of the stream.
     collate
         ``collate(item) -> (x, y)``, in place of telling the two forms apart.
     on_error
@@ -520,6 +560,7 @@ class train(_TrainerNode):
         if overload != "block":
             waiting = config.get("overload.waiting", waiting)
             check_overload(overload, waiting)
+        self._read_by = collate
         super().__init__(upstream, trainer, on_error, **kwargs)
         self._collate = collate or Pairs(_form_of(upstream))
         if overload != "block":
@@ -770,6 +811,7 @@ class predict_then_train(_OrderedNode):
         pending = whole("pending", pending, 1, 100_000)
         later = Delay.of(0 if delay is None else delay)
         _check_delay(later, delay, scores, moment, pending)
+        self._read_by = collate
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._scores = scores
         self._delay, self._later = later, delay

@@ -1616,6 +1616,16 @@ class Trainer:
                 logger.warning("%s", said)
                 self._note("note", said)
 
+    def tell(self, key: str, text: str) -> None:
+        """As `say_once`, from any thread; for stream nodes."""
+        if not self._client_is_closed:
+            self.client.loop.add_callback(self.say_once, key, text)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._state == "closed"
+
     def _note(self, kind: str, text: str, replica: str = "") -> None:
         """Write an event down, and tell the dashboard what that does not see itself."""
         if kind in ("joined", "lost"):

@@ -362,8 +362,8 @@ LABELS = np.arange(4)
         ((X, None), "y is None: where there is no target"),
         ([(ROW, 1, 0.5)] * 3, r"Record 0 is a tuple of 3 items.*\(\(x, w\), y\)"),
         ([(ROW, 1), (ROW, 2), ROW], "Record 2 is a ndarray; a record is a pair"),
-        ((dask.array.from_array(X), None), r"x is a Array of Dask.*x\.compute\(\)"),
-        (dask.delayed(X), r"the item\.compute\(\)"),
+        ((dask.array.from_array(X), None), r"x is an Array of Dask.*x\.compute\(\)"),
+        (dask.delayed(X), r"item\.compute\(\)"),
     ],
 )
 def test_what_is_no_mini_batch_is_told_by_its_half_or_record(item, said):
@@ -374,7 +374,7 @@ def test_what_is_no_mini_batch_is_told_by_its_half_or_record(item, said):
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (dask.array.from_array(X), r"x is a Array of Dask.*x\.compute\(\)"),
+        (dask.array.from_array(X), r"x is an Array of Dask.*x\.compute\(\)"),
         (dask.delayed(X), r"x is a Delayed\w* of Dask.*x\.compute\(\)"),
         ({"a": dask.delayed(X)}, r"x\['a'\]\.compute\(\)"),
         ((X, dask.array.from_array(X)), r"x\[1\]\.compute\(\)"),

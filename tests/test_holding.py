@@ -201,9 +201,11 @@ SCRIPT = """
     import tensair_dask.streams
 
     def endless(source):
+        record = numpy.zeros(6, "float32"), 0
+        source.emit(record)
         print("ready", flush=True)
         while True:
-            source.emit((numpy.zeros(6, "float32"), 0))
+            source.emit(record)
 
     if __name__ == "__main__":
         cluster = LocalCluster(

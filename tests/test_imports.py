@@ -27,7 +27,7 @@ LEVELS = [
         "background",
         "held",
     ],
-    ["bad_input", "calling", "habits", "mended", "holding", "overload"],
+    ["bad_input", "calling", "habits", "mended", "holding", "overload", "routes"],
     [
         "columns",
         "named",
@@ -115,6 +115,7 @@ ONLY_IN = {
     "streamz": {
         "mended",
         "holding",
+        "routes",
         "try_map",
         "streams",
         "sources",
