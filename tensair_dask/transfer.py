@@ -8,6 +8,7 @@ out and sent by value too. This is the one place where that is decided.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -64,7 +65,8 @@ class UserModules:
         """Tell what a worker needs to `compare`."""
         names = user_modules()
         self._looked_at.update(names)
-        return {name: _sources(name) for name in names}, _process()
+        loaded = _loaded(names)
+        return {name: _sources(name, loaded[name]) for name in names}, _process()
 
     def take(self, answer: tuple[list[str], list[str]] | None) -> None:
         """Take in what a worker has answered."""
@@ -77,16 +79,16 @@ class UserModules:
         """Name the modules that travel by value just now."""
         if not self._elsewhere:
             return []
-        names = user_modules()
+        loaded = _loaded(user_modules())
         chosen = {
             name
-            for name in names
+            for name, modules in loaded.items()
             if name in self._other
             or name in self._stale
             or name not in self._looked_at
-            or _was_edited(name)
+            or _was_edited(modules)
         }
-        return _with_dependents(chosen, names)
+        return _with_dependents(chosen, loaded)
 
     def dumps(self, obj: Any, what: str) -> bytes:
         """Pickle an object as the workers need it.
@@ -121,9 +123,8 @@ def user_modules() -> list[str]:
         if top in _NEVER or top in sys.stdlib_module_names:
             continue
         place = _place(sys.modules.get(top))
-        if place is None or any(place.is_relative_to(each) for each in installed):
-            continue
-        names.add(top)
+        if place is not None and not str(place).startswith(installed):
+            names.add(top)
     return sorted(names)
 
 
@@ -144,10 +145,11 @@ def compare(
     if process == _process():
         return None
     other, stale = [], []
+    loaded = _loaded(sources)
     for name, theirs in sources.items():
-        if _folder(name) is None or dict(theirs) != _sources(name, theirs):
+        if _folder(name) is None or dict(theirs) != _sources(name, only=theirs):
             other.append(name)
-        elif name in sys.modules and _was_edited(name):
+        elif name in sys.modules and _was_edited(loaded[name]):
             stale.append(name)
     return other, stale
 
@@ -200,22 +202,37 @@ def _place(module: ModuleType | None) -> Path | None:
     return None if file is None else Path(file)
 
 
-def _files(name: str) -> Iterator[Path]:
-    """Files of the loaded modules of a package, or of a single module."""
+def _loaded(names: Iterable[str]) -> dict[str, list[ModuleType]]:
+    """Find the loaded modules of each package, in one pass over all that are loaded.
+
+    There may be thousands of these, and hundreds of packages of the user's; and the
+    event loop waits.
+    """
+    found: dict[str, list[ModuleType]] = {name: [] for name in names}
     for each, module in list(sys.modules.items()):
-        if each == name or each.startswith(f"{name}."):
-            file = getattr(module, "__file__", None)
-            if file is not None:
-                yield Path(file)
+        modules = found.get(each.partition(".")[0])
+        if modules is not None and module is not None:
+            modules.append(module)
+    return found
 
 
-def _sources(name: str, only: Iterable[str] | None = None) -> dict[str, str]:
-    """Digests of a module's files by their paths: of those loaded, or of these only."""
+def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
+    for module in modules:
+        file = getattr(module, "__file__", None)
+        if file is not None:
+            yield file
+
+
+def _sources(
+    name: str, modules: Iterable[ModuleType] = (), only: Iterable[str] | None = None
+) -> dict[str, str]:
+    """Digests of a package's files by their paths: of its modules, or of these only."""
     folder = _folder(name)
     if folder is None:
         return {}
     if only is None:
-        files = [file for file in _files(name) if file.is_relative_to(folder)]
+        files = [Path(file) for file in _files(modules)]
+        files = [file for file in files if file.is_relative_to(folder)]
     else:
         files = [folder / each for each in only]
     return {str(file.relative_to(folder)): _digest(file) for file in files}
@@ -240,35 +257,48 @@ def _folder(name: str) -> Path | None:
 
 def _digest(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        found = file.stat()
+        return _digest_of(file, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
     except OSError:
         return ""
 
 
-def _was_edited(name: str) -> bool:
-    """Whether a file of a module changed since this process began.
+@functools.lru_cache(maxsize=4096)
+def _digest_of(file: Path, *version: int) -> str:
+    """Digest a file, again only when it has changed."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _was_edited(modules: Iterable[ModuleType]) -> bool:
+    """Whether a file of these modules changed since this process began.
 
     It may then have been loaded before that, and not again since.
     """
-    return any(_changed(file) > _began() for file in _files(name))
+    began = _began(os.getpid())
+    return any(_changed(file) > began for file in _files(modules))
 
 
-def _began() -> float:
+@functools.lru_cache(maxsize=1)
+def _began(pid: int) -> float:
     """When this process began, in seconds since the epoch."""
-    return float(psutil.Process().create_time())
+    return float(psutil.Process(pid).create_time())
 
 
-def _changed(file: Path) -> float:
+def _changed(file: str) -> float:
     try:
-        found = file.stat()
+        found = os.stat(file)
     except OSError:
         return 0.0
     return max(found.st_mtime, found.st_ctime)
 
 
-def _with_dependents(chosen: set[str], names: Iterable[str]) -> list[str]:
-    """Add those modules that use any of the chosen ones, directly or not."""
-    uses = {name: _used_by(name) for name in names}
+def _with_dependents(
+    chosen: set[str], loaded: Mapping[str, Iterable[ModuleType]]
+) -> list[str]:
+    """Add those packages that use any of the chosen ones, directly or not."""
+    if not chosen:
+        return []
+    uses = {name: _used_by(modules) for name, modules in loaded.items()}
     growing = True
     while growing:
         more = {name for name, used in uses.items() if used & chosen} - chosen
@@ -277,24 +307,24 @@ def _with_dependents(chosen: set[str], names: Iterable[str]) -> list[str]:
     return sorted(chosen)
 
 
-def _used_by(name: str) -> set[str]:
-    """Top-level names of the modules from which a module has something."""
+def _used_by(modules: Iterable[ModuleType]) -> set[str]:
+    """Top-level names of the modules from which some modules have something."""
     found: set[str] = set()
-    for each, module in list(sys.modules.items()):
-        if each == name or each.startswith(f"{name}."):
-            for value in list(vars(module).values()):
-                of = (
-                    value.__name__
-                    if isinstance(value, ModuleType)
-                    else getattr(value, "__module__", None)
-                )
-                if isinstance(of, str):
-                    found.add(of.partition(".")[0])
+    for module in modules:
+        for value in list(vars(module).values()):
+            of = (
+                value.__name__
+                if isinstance(value, ModuleType)
+                else getattr(value, "__module__", None)
+            )
+            if isinstance(of, str):
+                found.add(of.partition(".")[0])
     return found
 
 
-def _installed_folders() -> list[Path]:
+def _installed_folders() -> tuple[str, ...]:
+    """Where installed packages lie, each with the separator at its end."""
     paths = sysconfig.get_paths()
     folders = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update(path for path in sys.path if path.endswith(("-packages",)))
-    return [Path(folder) for folder in folders]
+    return tuple(os.path.join(folder, "") for folder in folders)

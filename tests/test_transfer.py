@@ -68,7 +68,7 @@ def test_modules_are_compared_by_their_source(modules, tmp_path, monkeypatch):
     sources, process = UserModules().describe()
     assert compare(sources, process) is None  # this very process
     # As if both were loaded by a worker that began after they were last edited.
-    monkeypatch.setattr(transfer, "_began", lambda: time.time() + 60)
+    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
     mine = {name: sources[name] for name in ("my_layers", "my_model")}
     assert compare(mine, "another") == ([], [])
     assert compare({**mine, "no_such_module": {}}, "another") == (
@@ -77,6 +77,25 @@ def test_modules_are_compared_by_their_source(modules, tmp_path, monkeypatch):
     )
     (tmp_path / "my_layers.py").write_text("WIDTH = 8\n")
     assert compare(mine, "another") == (["my_layers"], [])
+
+
+def test_a_file_is_read_again_only_when_it_was_edited(modules, tmp_path, monkeypatch):
+    read: list[str] = []
+
+    def counted(file: Path, as_ever=Path.read_bytes) -> bytes:
+        read.append(file.name)
+        return as_ever(file)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    first, _ = UserModules().describe()
+    assert read.count("my_layers.py") == read.count("my_model.py") == 1
+    read.clear()
+    assert UserModules().describe()[0] == first
+    assert read == []
+    (tmp_path / "my_layers.py").write_text("WIDTH = 70\n")
+    second, _ = UserModules().describe()
+    assert read == ["my_layers.py"]
+    assert second["my_layers"] != first["my_layers"]
 
 
 def test_what_may_have_been_loaded_before_it_was_edited_is_stale(modules):
@@ -94,7 +113,7 @@ def told(*answers: Any) -> list[str]:
 
 
 def test_who_depends_on_an_edited_module_travels_with_it(modules, monkeypatch):
-    monkeypatch.setattr(transfer, "_began", lambda: time.time() + 60)
+    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
     assert told(([], [])) == []
     assert told(([], []), (["my_layers"], [])) == ["my_layers", "my_model"]
     assert told(([], ["my_model"])) == ["my_model"]
@@ -107,7 +126,7 @@ def test_an_edit_here_counts_without_a_word_of_the_workers(modules):
 
 
 def test_a_module_that_was_loaded_later_travels_by_value(modules, monkeypatch):
-    monkeypatch.setattr(transfer, "_began", lambda: time.time() + 60)
+    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
     mine = UserModules()
     mine.take(([], []))
     assert "my_model" in mine.by_value()
