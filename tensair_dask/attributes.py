@@ -6,7 +6,7 @@ one, or a rate of dropout that is changed while it trains, differs between repli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,8 +85,13 @@ class Habits:
             self._say(told + more)
 
     @classmethod
-    def of_model(cls, model: torch.nn.Module, notices: Notices) -> Habits:
-        """Look at the attributes of a model, and its buffers that are not saved."""
+    def of_model(
+        cls, model: torch.nn.Module, notices: Notices, tied: Collection[int] = ()
+    ) -> Habits:
+        """Look at the attributes of a model, and its buffers that are not saved.
+
+        Those that are ``tied``, by their ids, are parameters under another name.
+        """
 
         def say(names: str) -> None:
             notices.say(
@@ -99,10 +104,12 @@ class Habits:
                 "self.register_buffer(name, tensor).",
             )
 
-        return cls(lambda: contents_of(model), say)
+        return cls(lambda: contents_of(model, tied=tied), say)
 
 
-def contents_of(model: torch.nn.Module, whole: bool = False) -> Contents:
+def contents_of(
+    model: torch.nn.Module, whole: bool = False, tied: Collection[int] = ()
+) -> Contents:
     """Give what the attributes of modules hold, by dotted names.
 
     Parameters
@@ -111,9 +118,12 @@ def contents_of(model: torch.nn.Module, whole: bool = False) -> Contents:
         Its parameters, and the buffers that are saved, are left out.
     whole
         As of `Contents`.
+    tied
+        Ids of what shares memory with parameters: as these, it counts by its identity.
     """
     # Its modules, too: what lies in them is found under their own names.
     known = {id(each) for each in (*model.modules(), *model.parameters())}
+    known.update(tied)
     unsaved = []
     for name, module in model.named_modules():
         names = getattr(module, "_non_persistent_buffers_set", ())
@@ -142,11 +152,14 @@ class Attributes:
     ----------
     model
         Which the function is about to change.
+    tied
+        Ids of what shares memory with its parameters.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, tied: Collection[int] = ()) -> None:
         self._model = model
-        self._before = contents_of(model, whole=True)
+        self._tied = tied
+        self._before = contents_of(model, True, tied)
         self._hooks = Contents(_hooks_and_modes(model), whole=True)
         self._of_parameters = _OfParameters(model)
         self._classes = [(each, type(each)) for each in model.modules()]
@@ -159,7 +172,7 @@ class Attributes:
         ModelError
             If it has; see `restore`.
         """
-        changed = _changed(self._before, contents_of(self._model, whole=True))
+        changed = _changed(self._before, contents_of(self._model, True, self._tied))
         after = Contents(_hooks_and_modes(self._model), whole=True)
         changed += _changed(self._hooks, after)
         if not changed:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-__all__ = ["Contents", "Token"]
+__all__ = ["Contents", "Token", "parts"]
 
 # Stands for what something holds; equal if that is the same.
 Token: TypeAlias = Hashable
@@ -105,13 +105,13 @@ class Contents:
             return self._of_tensor(thing)
         if isinstance(thing, np.ndarray):
             return self._of_array(thing)
-        parts = _parts(thing)
-        if parts is None:
+        inner = parts(thing)
+        if inner is None:
             return id(thing)
         if self._whole:
             self._undo.extend(_undoing(thing))
         tokens = [
-            (self._token(name, 1), self._token(part, depth - 1)) for name, part in parts
+            (self._token(name, 1), self._token(part, depth - 1)) for name, part in inner
         ]
         if kind in _SEQUENCES:
             return kind, len(thing), tuple(tokens)
@@ -139,7 +139,7 @@ class Contents:
         return array.shape, str(array.dtype), hash(sample.tobytes())
 
 
-def _parts(thing: Any) -> Iterable[tuple[Any, Any]] | None:
+def parts(thing: Any) -> Iterable[tuple[Any, Any]] | None:
     """What a thing holds that is the user's; None of what counts by its identity."""
     kind = type(thing)
     if kind in _SEQUENCES:

@@ -44,9 +44,10 @@ from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.frozen import Frozen
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.settings import Share
+from tensair_dask.exchange.ties import Ties
 from tensair_dask.exchange.wire import pack
 from tensair_dask.hidden_state import StepHooks, hidden_state
-from tensair_dask.model_state import ModelState, named_plainly
+from tensair_dask.model_state import ModelState, copied, named_plainly
 from tensair_dask.notices import Notices
 from tensair_dask.optimization import Stepper, why_not_linear
 from tensair_dask.randomness import Drawing, seeded
@@ -192,13 +193,16 @@ class Learner:
         self.notices = Notices()
         self.drawing = Drawing()
         self._recipe = recipe
-        self.model = _build_model(recipe, device)
+        self.model, ties = _build_model(recipe, device)
         refuse_wrapped(self.model)
         warn_of_layers(self.model, self.notices)
-        self.arena = Arena(self.model)
+        self.arena = Arena(self.model, ties)
         self.claim = Claim(self.arena.parameters)
-        self._frozen = Frozen(self.model)
-        self._habits = Habits.of_model(self.model, self.notices)
+        tied = ties.ids
+        self._frozen = Frozen(self.model, tied)
+        self._habits = Habits.of_model(self.model, self.notices, tied)
+        if ties.left:
+            self.notices.say("ties", _left_behind(ties.left, device))
         if not self.arena.parameters:
             raise ModelError(
                 f"{type(self.model).__name__} has no parameter that requires a "
@@ -490,7 +494,7 @@ class Learner:
         """
         hooks = StepHooks(self.optimizers)
         settings = OptimizerAttributes(self.optimizers)
-        attributes = Attributes(self.model)
+        attributes = Attributes(self.model, self.arena.ties.ids)
         before = Rollback(self.model, self.optimizers)
         undo = self._undoing(before, attributes, settings)
         held = _held(self.optimizers)
@@ -562,6 +566,7 @@ class Learner:
             attributes.restore()
             settings.restore()
             before.restore()
+            arena.ties.follow()
             self._claim_parameters(arena)
             self._state.grown()
             if self._schedule is not None:
@@ -592,13 +597,16 @@ class Learner:
     def _restructure(self, was: Parameters, were_in: Groups) -> None:
         """Let optimizers and arena follow; what is kept keeps its state."""
         self.model.to(self.device)
+        ties = self._same_ties()
         held = {id(each) for each in self.arena.parameters}
+        trained = {id(each) for each in self.model.parameters() if each.requires_grad}
+        moved = ties.moved_out(held, trained)
         for parameter in self.model.parameters():
             parameter.grad = None
-            if id(parameter) in held and not parameter.requires_grad:
+            if id(parameter) in held.difference(trained, moved):
                 parameter.data = parameter.data.clone()  # or it would keep the buffer
         reconcile(self.model, self.optimizers, was, were_in, self._kinds)
-        self._claim_parameters(Arena(self.model))
+        self._claim_parameters(Arena(self.model, ties))
         if not self.arena.parameters:
             raise ModelError(
                 "The function has frozen all parameters: nothing would be trained. "
@@ -610,6 +618,26 @@ class Learner:
         self.moves = self.moves or _with_max_norm(self.model) is not None
         if self._schedule is not None:
             self._schedule.begin()
+
+    def _same_ties(self) -> Ties:
+        """Find what shares memory, and see that it is what the factory has tied.
+
+        Raises
+        ------
+        ModelError
+            If not: a model that is built as before could not take over checkpoints.
+        """
+        ties = Ties(self.model)
+        others = ties.described ^ self.arena.ties.described
+        if others:
+            names = sorted({name for each in others for name, _ in each})
+            raise ModelError(
+                f"The function has tied {_some(names)}, or has cut a tie between them: "
+                "these are tensors that share memory, as after b.weight.data = "
+                "a.weight.data. Only the model factory can do that; but one parameter "
+                "may be used in both places: model.b.weight = model.a.weight."
+            )
+        return ties
 
     def _tell_of_new_layers(self) -> None:
         """Say what a checkpoint can be restored with, if that is not what was given."""
@@ -626,7 +654,7 @@ class Learner:
         self.claim.release()
         self.arena = arena
         self.claim = Claim(arena.parameters)
-        self._frozen = Frozen(self.model)
+        self._frozen = Frozen(self.model, arena.ties.ids)
 
     def structure(self) -> dict[str, Any]:
         """Tell how parameters and groups differ from what the factory has built.
@@ -813,7 +841,7 @@ class Learner:
             raise ForwardError(f"The model raised {in_words(error)}") from error
 
     def predict(self, x: Any) -> Any:
-        """Predict in evaluation mode; returns tensors on the CPU.
+        """Predict in evaluation mode; returns copies of the tensors on the CPU.
 
         Raises
         ------
@@ -824,7 +852,10 @@ class Learner:
         def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
             if why := why_not_dense(tensor, "it"):
                 raise ModelError(f"The model gives {why}")
-            return tensor.detach().cpu()
+            answer = tensor.detach().cpu()
+            # It may be a parameter, a state that the model keeps, or what it was given:
+            # neither is the caller's, and it may be read only when a step is under way.
+            return answer.clone() if answer.device == tensor.device else answer
 
         with self.drawing, evaluating(self.model):
             answer = self.ungraded(lambda: self.forward(x))
@@ -848,12 +879,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the model's parameters and buffers to the CPU."""
-        return {
-            name: value.detach().cpu().clone()
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in self.model.state_dict().items()
-        }
+        return copied(self.model.state_dict())
 
     def snapshot(self) -> dict[str, Any]:
         """Copy all that a peer needs to go on from here.
@@ -919,7 +945,7 @@ class Learner:
         Exception
             Of torch, if something else does not fit; the same holds.
         """
-        self._state.put(state, made)
+        self._state.put(state, made, self.arena.ties)
         self._frozen.begin()
         for optimizer, needed, its_state in zip(
             self.optimizers, self._needed, optimizers, strict=True
@@ -1096,7 +1122,8 @@ def _advice_on_loss(returned: Any) -> str:
     return _REDUCE
 
 
-def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
+def _build_model(recipe: Recipe, device: torch.device) -> tuple[torch.nn.Module, Ties]:
+    """Build the model, and find its ties before it is moved: that would cut them."""
     with seeded(recipe.seed):
         try:
             model = recipe.model()
@@ -1112,8 +1139,9 @@ def _build_model(recipe: Recipe, device: torch.device) -> torch.nn.Module:
             "torch.nn.Module. Give the class or a function that builds the model, "
             "for example model=lambda: Net(hidden=64)."
         )
+    ties = Ties(model)
     try:
-        return model.to(device)
+        return model.to(device), ties
     except Exception as error:
         raise ModelError(
             f"The model cannot be moved to {device}: {in_words(error)}. The factory "
@@ -1342,6 +1370,14 @@ def _each_its_own(names: list[str]) -> str:
         "trainer.apply(lambda model, optimizers: "
         "model.target.load_state_dict(model.net.state_dict())), which does so on all "
         "replicas, or give replicas=1."
+    )
+
+
+def _left_behind(names: list[str], device: torch.device) -> str:
+    return (
+        f"{_some(names)} shared memory with parameters of the model, and cannot follow "
+        f"them to {device}: as in a plain loop, it keeps the values of the start. Take "
+        "it from the parameter in forward, or make it a buffer."
     )
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from tensair_dask.errors import ModelError
+from tensair_dask.exchange.ties import Ties
 
-__all__ = ["ModelState", "modules_plainly", "named_plainly"]
+__all__ = ["ModelState", "copied", "modules_plainly", "named_plainly"]
 
 # How a buffer was built: its shape and dtype; None if there was none.
 _Built: TypeAlias = "tuple[torch.Size, torch.dtype] | None"
@@ -51,12 +53,8 @@ class ModelState:
     def copy(self) -> dict[str, Any]:
         """Copy parameters, buffers and all else to the CPU, by plain names."""
         plain = self._plain()
-        return {
-            plain(name): value.detach().cpu().clone()
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in self._model.state_dict().items()
-        }
+        state = copied(self._model.state_dict())
+        return {plain(name): value for name, value in state.items()}
 
     def made(self) -> list[str]:
         """Name the buffers that are not as they were built."""
@@ -95,7 +93,8 @@ class ModelState:
     def _try(self, state: Mapping[str, Any]) -> None:
         """See that what a model gives in its own way is what it takes."""
         try:
-            self._model.load_state_dict(dict(self._own(state)))
+            # A copy: the model may keep what it is given, and go on changing it.
+            self._model.load_state_dict(dict(self._own(copied(state))))
         except BaseException as error:
             raise ModelError(
                 f"{type(self._model).__name__} cannot take over the state that it "
@@ -110,7 +109,12 @@ class ModelState:
             name for name, kind in buffers if kind is not None
         }
 
-    def put(self, state: Mapping[str, Any], made: Collection[str] = ()) -> None:
+    def put(
+        self,
+        state: Mapping[str, Any],
+        made: Collection[str] = (),
+        ties: Ties | None = None,
+    ) -> None:
         """Put a state into the model.
 
         Parameters
@@ -120,11 +124,15 @@ class ModelState:
         made
             What `made` has returned there: these buffers are made here as they are in
             the state.
+        ties
+            What shares memory here. Where buffers did so no more there, they are cut
+            off here as well.
 
         Raises
         ------
         ModelError
-            If a buffer has no place here.
+            If a buffer has no place here, or parameters that share memory here have
+            different values in the state.
         Exception
             Of torch, if something else does not fit. What is here is then half
             replaced.
@@ -143,7 +151,31 @@ class ModelState:
                 _set(module, leaf, None if value is None else value.to(self._device))
             else:
                 _set(module, leaf, self._as_built(name))
-        self._model.load_state_dict(dict(self._own(state)))
+        own = dict(self._own(state))
+        self._model.load_state_dict(own)
+        if ties is None or not (tied := self._overwritten(own, ties)):
+            return
+        if any([ties.cut_buffers(name) for name in tied]):
+            self._model.load_state_dict(own)
+            tied = self._overwritten(own, ties)
+        if tied:
+            raise ModelError(
+                f"{' and '.join(map(repr, ties.with_same_memory(tied[0])[:4]))} share "
+                "memory in this model, and have different values in the state. Give "
+                "the model= that it was saved with."
+            )
+
+    def _overwritten(self, own: Mapping[str, Any], ties: Ties) -> list[str]:
+        """Name what has other values than those that were just put into it."""
+        tied = ties.saved
+        return [
+            name
+            for name, each in (
+                *self._model.named_parameters(),
+                *self._model.named_buffers(),
+            )
+            if id(each) in tied and name in own and not _is(each.detach(), own[name])
+        ]
 
     def _as_built(self, name: str) -> torch.Tensor | None:
         kind = self._built.get(name)
@@ -188,6 +220,30 @@ class ModelState:
 
 def _modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     return model.named_modules(remove_duplicate=False)
+
+
+def copied(value: Any) -> Any:
+    """Copy tensors to the CPU, and arrays; also of a state that a module gives itself.
+
+    Parameters
+    ----------
+    value
+        A state, or what is in it.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: copied(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(copied, value))
+    return value
+
+
+def _is(tensor: torch.Tensor, value: torch.Tensor) -> bool:
+    value = value.to(tensor.device, tensor.dtype)
+    return torch.allclose(tensor, value, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _gives_only(module: torch.nn.Module) -> bool:

@@ -114,6 +114,9 @@ class Stepper:
         for position, (parameter, view) in enumerate(
             zip(arena.dense, views, strict=True)
         ):
+            # What shares the memory of another has that one's gradient.
+            if position in arena.layout.repeated:
+                continue
             if gradients.touched is None or position in gradients.touched:
                 # The message may be on its way to others too.
                 parameter.grad = view.clone() if self._changes_gradients else view

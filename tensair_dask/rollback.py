@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tensair_dask.model_state import copied
+
 __all__ = ["Rollback"]
 
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -119,10 +121,7 @@ def _given_in_their_own_way(model: torch.nn.Module) -> dict[str, Any]:
     }
     if usual.issuperset(state):
         return {}
-    return {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in state.items()
-    }
+    return dict(copied(state))
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ LEVELS = [
         "background",
         "held",
     ],
-    ["bad_input", "calling", "habits", "mended", "holding", "overload", "routes"],
+    ["calling", "contents"],
+    ["bad_input", "habits", "mended", "holding", "overload", "routes"],
     [
         "columns",
         "named",
@@ -68,7 +69,6 @@ LEVELS = [
         "criterion",
         "answers",
         "attributes",
-        "contents",
         "unsuitable",
         "learner",
         "refused",

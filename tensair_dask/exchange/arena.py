@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from tensair_dask.errors import ModelError
 from tensair_dask.exchange.homes import Homes
+from tensair_dask.exchange.ties import Block, Ties
 
 __all__ = ["Arena", "Layout", "sparse_tables"]
 
@@ -21,27 +22,60 @@ class Layout:
 
     Knows offsets only: from a set of buffers of this layout it makes the views.
 
+    Parameters
+    ----------
+    parameters
+        In their order.
+    tied
+        By the ids of those that share memory with something: with what they stay
+        together.
+
     Attributes
     ----------
     dtypes
         Dtype of each buffer.
     sizes
         Elements of each buffer, padding included.
+    starts
+        Number of the buffer, and first element there, of what stays together.
+    repeated
+        Positions of the parameters of which each element is one of another, too.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        tied: Mapping[int, Block] | None = None,
+    ) -> None:
+        tied = tied or {}
         self.dtypes: list[torch.dtype] = []
         self.sizes: list[int] = []
+        self.starts: dict[Block, tuple[int, int]] = {}
+        self.repeated: set[int] = set()
         self._slots: list[tuple[int, int, torch.Size, tuple[int, ...]]] = []
-        for parameter in parameters:
+        for position, parameter in enumerate(parameters):
             if parameter.dtype not in self.dtypes:
                 self.dtypes.append(parameter.dtype)
                 self.sizes.append(0)
             number = self.dtypes.index(parameter.dtype)
-            strides = _dense_strides(parameter)
-            self._slots.append((number, self.sizes[number], parameter.shape, strides))
-            step = ALIGNMENT // parameter.element_size()
-            self.sizes[number] += -(-parameter.numel() // step) * step
+            block = tied.get(id(parameter))
+            if block is None:
+                start = self._allot(number, parameter.numel())
+                strides = _dense_strides(parameter)
+            else:
+                if block not in self.starts:
+                    self.starts[block] = number, self._allot(number, block.size)
+                offset, strides = block.slot(parameter)
+                start = self.starts[block][1] + offset
+                if id(parameter) in block.repeated:
+                    self.repeated.add(position)
+            self._slots.append((number, start, parameter.shape, strides))
+
+    def _allot(self, number: int, elements: int) -> int:
+        start = self.sizes[number]
+        step = ALIGNMENT // self.dtypes[number].itemsize
+        self.sizes[number] += -(-elements // step) * step
+        return start
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -83,6 +117,8 @@ class Arena:
     model
         A module on its final device. The ``data`` of its dense parameters become
         views.
+    ties
+        Found before the module was moved there; None if it was not.
 
     Attributes
     ----------
@@ -94,15 +130,17 @@ class Arena:
         Of the dense ones.
     homes
         Sees that the parameters stay there.
+    ties
+        What shares memory with parameters, and has followed them.
 
     Raises
     ------
     ModelError
-        If a parameter has no shape yet (lazy modules), or the trainable parameters
-        lie on several devices.
+        If a parameter has no shape yet (lazy modules), the trainable parameters lie on
+        several devices, or share memory in a way that cannot be kept.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, ties: Ties | None = None) -> None:
         for name, parameter in model.named_parameters():
             if torch.nn.parameter.is_lazy(parameter):
                 raise ModelError(
@@ -121,7 +159,8 @@ class Arena:
         sparse = sparse_tables(model)
         self.dense = [p for p in self.parameters if id(p) not in sparse]
         self.tables = [p for p in self.parameters if id(p) in sparse]
-        self.layout = Layout(self.dense)
+        self.ties = Ties(model) if ties is None else ties
+        self.layout = Layout(self.dense, self.ties.blocks(self.dense, self.tables))
         self.buffers = self.layout.zeros(self.device)
         with torch.no_grad():
             for parameter, view in zip(
@@ -129,7 +168,13 @@ class Arena:
             ):
                 view.copy_(parameter.data)
                 parameter.data = view
-        self.homes = Homes(model, self.parameters)
+        self.ties.placed(
+            {
+                block: (self.buffers[number], start)
+                for block, (number, start) in self.layout.starts.items()
+            }
+        )
+        self.homes = Homes(model, self.parameters, self.ties)
 
 
 def sparse_tables(model: torch.nn.Module) -> set[int]:

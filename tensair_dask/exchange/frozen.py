@@ -6,6 +6,7 @@ or a hook updates. Nobody exchanges them: like buffers, each replica has its own
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeAlias
 
 import torch
@@ -31,6 +32,8 @@ class Frozen:
     ----------
     model
         Those that ask for no gradient now are frozen.
+    tied
+        Ids of those that share memory with trained ones, and so are trained.
 
     Attributes
     ----------
@@ -38,11 +41,15 @@ class Frozen:
         Whether to look after each step still.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, tied: Collection[int] = ()) -> None:
         self._model = model
         self._looks = 0
         parameters = model.named_parameters()
-        self._names = {name for name, each in parameters if not each.requires_grad}
+        self._names = {
+            name
+            for name, each in parameters
+            if not each.requires_grad and id(each) not in tied
+        }
         self.eager = bool(self._names)
         self.begin()
 

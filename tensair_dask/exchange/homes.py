@@ -8,11 +8,13 @@ reach it, without a word.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 
 from tensair_dask.errors import ModelError
+from tensair_dask.exchange.ties import Ties, memory, share
 
 __all__ = ["Homes"]
 
@@ -31,6 +33,8 @@ class Homes:
         Its trained parameters lie in their homes now.
     parameters
         These, each once.
+    ties
+        What shares memory with them.
 
     Attributes
     ----------
@@ -39,10 +43,14 @@ class Homes:
     """
 
     def __init__(
-        self, model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
+        self,
+        model: torch.nn.Module,
+        parameters: Sequence[torch.nn.Parameter],
+        ties: Ties,
     ) -> None:
         self._model = model
         self._parameters = parameters
+        self._ties = ties
         self.changed = False
         self._remember()
 
@@ -88,8 +96,8 @@ class Homes:
 
     def hold(self) -> bool:
         """Whether all is in its place."""
-        for parameter, pointer in self._pointers:
-            if parameter.data_ptr() != pointer:
+        for parameter in self._parameters:
+            if not _lies_at(parameter, self._homes[id(parameter)]):
                 return False
         for module, name, parameter in self._slots:
             if module._parameters.get(name) is not parameter:
@@ -116,12 +124,14 @@ class Homes:
         Raises
         ------
         ModelError
-            If there are other parameters now, or of other shapes. The model then has
-            those that it had, with the values that they had.
+            If there are other parameters now, or of other shapes, or what shared
+            memory does so no more, or not before. The model then has those that it
+            had, with the values that they had.
         """
         now = dict(self._model.named_parameters(remove_duplicate=False))
         try:
             self._compare(now)
+            self._compare_ties(now)
         except ModelError:
             self._put_back()
             raise
@@ -156,16 +166,45 @@ class Homes:
                     f"Parameter {name!r} has appeared, which is not trained. {_ADVICE}"
                 )
 
+    def _compare_ties(self, now: dict[str, torch.nn.Parameter]) -> None:
+        """See that memory is shared as before."""
+        tied = self._ties.parameters
+        places: list[tuple[int, int, int, str]] = []
+        order = {id(each): number for number, each in enumerate(self._parameters)}
+        for name, parameter in self._names.items():
+            found, home = now[name], self._homes[id(parameter)]
+            if id(parameter) in tied and not _lies_at(found, home):
+                raise ModelError(
+                    f"Parameter {name!r} shares memory with others, and has been put "
+                    "elsewhere: it would share it no more. Change its values in place, "
+                    "for example with parameter.copy_(...), within torch.no_grad()."
+                )
+            reach = memory(found)
+            if reach is not None:
+                places.append((*reach, order[id(parameter)], name))
+        places.sort()
+        for (_, end, one, name), (start, _, two, other) in itertools.pairwise(places):
+            both = {id(self._parameters[one]), id(self._parameters[two])}
+            if start >= end or len(both) == 1 or both <= tied:
+                continue
+            if share(now[name], now[other]):
+                raise ModelError(
+                    f"Parameters {name!r} and {other!r} share memory now, and did not "
+                    f"when training began. Use one parameter in both places "
+                    f"(model.{other} = model.{name}), in the model factory."
+                )
+
     @torch.no_grad()
     def _bring_back(
         self, name: str, parameter: torch.nn.Parameter, found: torch.nn.Parameter
     ) -> bool:
         home = self._homes[id(parameter)]
-        if found is parameter and parameter.data_ptr() == home.data_ptr():
+        if found is parameter and _lies_at(parameter, home):
             return False
-        if found.data_ptr() != home.data_ptr():
-            self.changed |= not torch.equal(home, found)
-            home.copy_(found)
+        if not _lies_at(found, home):
+            values = found.detach().clone()  # it may be the same memory, transposed
+            self.changed |= not torch.equal(home, values)
+            home.copy_(values)
         # Of one that was replaced behind its use, the gradient came to the old one.
         gradient = parameter.grad if found.grad is None else found.grad
         found.grad = parameter.grad = None
@@ -191,3 +230,10 @@ class Homes:
         for each in self._parameters:
             each.grad = None
             each.data = self._homes[id(each)]
+        self._ties.follow()
+
+
+def _lies_at(parameter: torch.Tensor, home: torch.Tensor) -> bool:
+    return (
+        parameter.data_ptr() == home.data_ptr() and parameter.stride() == home.stride()
+    )

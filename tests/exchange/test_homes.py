@@ -170,3 +170,15 @@ def test_models_that_torch_has_translated_are_in_their_place(make):
     assert not arena.homes.hold()
     assert len(arena.homes.mend()[0]) == 1
     assert not arena.buffers[0][:12].any()
+
+
+def test_a_parameter_that_is_transposed_in_its_place_comes_back():
+    model = nn.Linear(3, 3)
+    arena = arena_of(model)
+    expected = model.weight.detach().t().clone()
+    model.weight.data = model.weight.data.t()
+    assert not arena.homes.hold()
+    assert arena.homes.mend() == (["weight"], [])
+    assert arena.homes.changed
+    assert torch.equal(model.weight, expected)
+    assert torch.equal(arena.buffers[0][:9].view(3, 3), expected)
