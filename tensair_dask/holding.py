@@ -18,7 +18,7 @@ from tensair_dask.mended import nodes_before
 from tensair_dask.values import as_values
 from tensair_dask.waiting import within
 
-__all__ = ["are_groups", "count_held", "pass_on_held", "take_values"]
+__all__ = ["are_groups", "count_held", "pass_on_held", "take_values", "why_kept"]
 
 # These keep items for a while, alone or with others, before they pass them on.
 HOLDERS: tuple[Any, ...] = (
@@ -208,9 +208,18 @@ def _holds(node: Any) -> int:
         return sum(map(len, list(node._buffer.values())))
     if isinstance(node, _WINDOWS):
         return len(node._buffer)
-    if isinstance(node, _QUEUES):
+    if isinstance(node, streamz.core.map_async) and node.work_task is None:
+        return 0  # it has stopped
+    if isinstance(node, (*_QUEUES, streamz.core.map_async)):
         return node._tensair_given - node._tensair_passed
+    if isinstance(node, streamz.core.latest):
+        return _has_next(node) + node._tensair_passing
     return 0
+
+
+def _has_next(node: Any) -> bool:
+    """Whether a ``latest`` holds an item that it has not passed on."""
+    return bool(node.next) and node.next is not node._tensair_taken
 
 
 async def _pass_on(node: Any) -> None:
@@ -224,10 +233,20 @@ async def _pass_on(node: Any) -> None:
     elif isinstance(node, _WINDOWS):
         with contextlib.suppress(Exception):
             await _pass_on_window(node)
+    elif isinstance(node, streamz.core.latest):
+        await _pass_on_latest(node)
     else:
         given = node._tensair_given
-        while node._tensair_passed < given and not node._tensair_ended:
+        while node._tensair_passed < given and _holds(node):
             await asyncio.sleep(_LOOK)
+
+
+async def _pass_on_latest(node: Any) -> None:
+    """Wake a node that was told of its newest item while it passed on another one."""
+    while _holds(node):
+        await asyncio.sleep(_LOOK)  # it may be awake already
+        if _has_next(node) and not node._tensair_passing:
+            node.condition.notify()
 
 
 async def _pass_on_window(node: Any) -> None:
@@ -251,6 +270,92 @@ async def _on_its_loop(node: Any, work: Coroutine[Any, Any, None]) -> None:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
+# ---- what they keep ------------------------------------------------------------------
+
+
+def why_kept(node: Any) -> str:
+    """Say what a node was given, and does not pass on, and why; nothing if it does.
+
+    Not what `pass_on_held` sees to.
+    """
+    for kind, tell in _KEEPERS:
+        if isinstance(node, kind):
+            return tell(node)
+    return ""
+
+
+def _of_collect(node: Any) -> str:
+    count = len(node.cache)
+    return (
+        f"{count} items, which it holds until its flush() is called: call it, before "
+        "drain() and the end of `with`"
+    ) * bool(count)
+
+
+def _of_zip(node: Any) -> str:
+    held = {each: len(buffer) for each, buffer in node.buffers.items()}
+    if not any(held.values()):
+        return ""
+    lacking = ", ".join(str(each) for each, count in held.items() if not count)
+    return (
+        f"{sum(held.values())} items, whose partners from {lacking} have not come: "
+        "each stream is to give as many items as the others"
+    )
+
+
+def _of_combined(node: Any) -> str:
+    if not node.missing or not node._tensair_given:
+        return ""
+    lacking = ", ".join(map(str, node.missing))
+    return (
+        f"{node._tensair_given} items, since none has come from {lacking}: let that "
+        "give its first one before the others begin"
+    )
+
+
+def _of_sliding_window(node: Any) -> str:
+    count = len(node._buffer)
+    if node.partial or not 0 < count < node.n:
+        return ""
+    return (
+        f"{count} items, since a window has {node.n}: return_partial=True passes on "
+        "those that have fewer"
+    )
+
+
+def _of_latest(node: Any) -> str:
+    dropped = node._tensair_given - node._tensair_emitted - _has_next(node)
+    if dropped <= 0:
+        return ""
+    return (
+        f"{dropped} of {node._tensair_given} items, for which newer ones came while "
+        "what is behind it had no room: buffer(n) in its place would keep them"
+    )
+
+
+def _of_map(node: Any) -> str:
+    parts = []
+    if count := node._tensair_failed:
+        parts.append(
+            f"{count} items for which its function has raised; the log of streamz "
+            "tells what"
+        )
+    if node.work_task is None:
+        count = node._tensair_given - node._tensair_passed
+        parts += [f"{count} items that came when it had stopped"] * bool(count)
+    return ", and ".join(parts)
+
+
+_KEEPERS: tuple[tuple[Any, Any], ...] = (
+    (streamz.core.collect, _of_collect),
+    (streamz.core.zip, _of_zip),
+    ((streamz.core.combine_latest, streamz.core.zip_latest), _of_combined),
+    (streamz.core.sliding_window, _of_sliding_window),
+    (streamz.core.latest, _of_latest),
+    (streamz.core.map_async, _of_map),
+)
+
+
 # ---- how the classes are mended ------------------------------------------------------
 
 
@@ -261,42 +366,105 @@ def _mend_holder(kind: Any) -> None:
     def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
         if self._tensair_takes_values:
             x = as_values(x)
-        return take(self, x, who=who, metadata=metadata)
-
-    kind.update = update
-    kind._tensair_takes_values = False
-
-
-def _mend_queue(kind: Any) -> None:
-    """Count what a node is given, and what has passed through all behind it."""
-    take, pass_on = kind.update, kind._emit
-
-    @functools.wraps(take)
-    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
         result = take(self, x, who=who, metadata=metadata)
         self._tensair_given += 1
         return result
 
+    kind.update = update
+    kind._tensair_takes_values = False
+    kind._tensair_given = 0
+
+
+def _mend_queue(kind: Any) -> None:
+    """Count what has passed through all that is behind a node."""
+
+    def count(node: Any) -> None:
+        node._tensair_passed += 1
+
+    _watch_passing(kind, lambda node: None, count)
+    kind._tensair_passed = 0
+
+
+def _mend_latest(kind: Any) -> None:
+    """Take note of which item a node has passed on, and when it has passed."""
+
+    def begin(node: Any) -> None:
+        node._tensair_taken = node.next
+        node._tensair_emitted += 1
+        node._tensair_passing += 1
+
+    def end(node: Any) -> None:
+        node._tensair_passing -= 1
+
+    _watch_passing(kind, begin, end)
+    kind._tensair_taken = None
+    kind._tensair_emitted = kind._tensair_passing = 0
+
+
+def _watch_passing(kind: Any, begin: Any, end: Any) -> None:
+    """Call functions of a node where it emits, and when all behind it is done."""
+    pass_on = kind._emit
+
     @functools.wraps(pass_on)
     def _emit(self: Any, x: Any, metadata: Any = None) -> list[Any]:
-        def count(_: object = None) -> None:
-            self._tensair_passed += 1
+        def done(_: object = None) -> None:
+            end(self)
 
+        begin(self)
         try:
             results = [convert_yielded(each) for each in pass_on(self, x, metadata)]
         except BaseException:
-            count()
+            done()
             raise
         if len(results) > 1:
-            asyncio.gather(*results, return_exceptions=True).add_done_callback(count)
+            asyncio.gather(*results, return_exceptions=True).add_done_callback(done)
         elif results:
-            results[0].add_done_callback(count)
+            results[0].add_done_callback(done)
         else:
-            count()
+            done()
         return results
 
-    kind.update, kind._emit = update, _emit
-    kind._tensair_given = kind._tensair_passed = 0
+    kind._emit = _emit
+
+
+def _mend_map(kind: Any) -> None:
+    """Count the items that a node is done with, and those whose function raised.
+
+    It lets go of the references of each item when it is done with it, be there some.
+    """
+    take, pass_on, release = kind.update, kind._emit, kind._release_refs
+
+    @functools.wraps(take)
+    def update(self: Any, x: Any, who: Any = None, metadata: Any = None) -> Any:
+        def look(done: Any) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._tensair_passed += 1
+                self._tensair_failed += 1
+
+        result = take(self, x, who=who, metadata=metadata)
+        result.add_done_callback(look)
+        return result
+
+    @functools.wraps(pass_on)
+    def _emit(self: Any, x: Any, metadata: Any = None) -> list[Any]:
+        self._tensair_made = self._tensair_emits = True
+        try:
+            emitted: list[Any] = pass_on(self, x, metadata)
+        finally:
+            self._tensair_emits = False
+        return emitted
+
+    @functools.wraps(release)
+    def _release_refs(self: Any, metadata: Any, n: int = 1) -> None:
+        if not self._tensair_emits:  # which lets go of them for each node behind
+            self._tensair_passed += 1
+            self._tensair_failed += not self._tensair_made
+            self._tensair_made = False
+        release(self, metadata, n)
+
+    kind.update, kind._emit, kind._release_refs = update, _emit, _release_refs
+    kind._tensair_passed = kind._tensair_failed = 0
+    kind._tensair_made = kind._tensair_emits = False
 
 
 def _mend_all() -> None:
@@ -307,6 +475,8 @@ def _mend_all() -> None:
         _mend_holder(kind)
     for kind in _QUEUES:
         _mend_queue(kind)
+    _mend_latest(streamz.core.latest)
+    _mend_map(streamz.core.map_async)
 
 
 _mend_all()

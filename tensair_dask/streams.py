@@ -42,7 +42,7 @@ from tensair_dask.errors import (
 from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
 from tensair_dask.held import Held
-from tensair_dask.holding import are_groups, take_values
+from tensair_dask.holding import are_groups, take_values, why_kept
 from tensair_dask.loops import is_running_here
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.outputs import contents
@@ -367,7 +367,19 @@ class _TrainerNode(Stream):
             self._overload.end()
 
     def tell_waiting(self, at_the_end: bool) -> None:
-        """Say what waits in the node for something else than a replica."""
+        """Say what waits, here or before, for something else than a replica.
+
+        Once, and once more at the end.
+        """
+        end = "was" if at_the_end else "is"
+        for node in nodes_before(self):
+            if why := why_kept(node):
+                self.trainer.say_once(
+                    f"kept {id(node)} {at_the_end}",
+                    f"Not all that the stream node {node} was given {end} "
+                    f"{'learned' if self._learns else 'predicted'} by {self}. It has "
+                    f"not passed on {why}.",
+                )
 
     def closed(self) -> None:
         """Give up what waits in the node."""
@@ -835,7 +847,8 @@ class predict_then_train(_OrderedNode):
         return self._held.waiting
 
     def tell_waiting(self, at_the_end: bool) -> None:
-        """Say how many records wait for their labels: once, and once at the end."""
+        """Say also how many records wait for their labels."""
+        super().tell_waiting(at_the_end)
         if not self.waiting:
             return
         count = f"{self.waiting} records of predict_then_train(delay={self._later!r})"

@@ -1640,7 +1640,9 @@ class Trainer:
         """Wait until everything emitted is applied everywhere (a barrier).
 
         What waits in nodes before the trainer comes as well: a ``partition`` or a timed
-        window passes on what it holds, full or not; a ``buffer`` is waited for.
+        window passes on what it holds, full or not; a ``buffer``, ``map_async`` and the
+        newest item of ``latest`` are waited for. What other nodes keep (``collect``, a
+        ``zip`` without partners) is said, with its number.
 
         Parameters
         ----------

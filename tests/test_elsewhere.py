@@ -11,7 +11,7 @@ import dask.bag
 import numpy as np
 import pytest
 from distributed.utils_test import gen_cluster
-from helpers import FEATURES, class_data, classes, until
+from helpers import FEATURES, class_data, classes
 from streamz import Stream
 
 import tensair_dask as ta
@@ -119,7 +119,7 @@ def test_what_the_texts_say_works(way):
             reports = WAYS[way](source, c).train(trainer).sink_to_list()
             for pair in pairs:
                 await source.emit(pair)
-            await until(lambda: len(reports) == len(pairs))
+            await trainer.drain()
             assert [report.error for report in reports] == [None] * len(pairs)
 
     run()

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -190,6 +191,171 @@ async def test_records_that_come_after_the_end_leave_no_traceback(c, s, a, b):
         logging.getLogger().removeHandler(handler)
         logging.getLogger("tornado").removeHandler(handler)
     assert not [each.getMessage() for each in told if each.exc_info]
+
+
+async def itself(item):
+    await asyncio.sleep(0.01)
+    return item
+
+
+QUEUES = {
+    "map_async": lambda stream: stream.map_async(itself, parallelism=8),
+    "map_async before a partition": lambda stream: (
+        stream.map_async(itself, parallelism=8).flatten().partition(2)
+    ),
+    "map_async behind a buffer": lambda stream: stream.buffer(8).map_async(itself),
+}
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_what_map_async_works_on_is_waited_for(name):
+    @two()
+    async def run(c, s, a, b):
+        async with ta.Trainer(c, **classes()) as trainer:
+            source = Stream(asynchronous=True)
+            flat = "partition" in name
+            reports = QUEUES[name](source).train(trainer).sink_to_list()
+            for item in class_data(5, samples=4):
+                # One that is flattened gives two records.
+                x, y = item
+                given = list(zip(x, y, strict=True)) if flat else item
+                await source.emit(given)
+            await trainer.drain()
+            assert sum(report.samples for report in reports) == 20
+            assert {report.error for report in reports} == {None}
+            assert not told(trainer)
+
+    run()
+
+
+def told(trainer):
+    return [text for text in trainer.events["text"] if "has not passed on" in text]
+
+
+@two()
+async def test_items_for_which_an_asynchronous_function_raises_are_counted(c, s, a, b):
+    async def odd(item):
+        if item[1] % 2:
+            raise ValueError(item[1])
+        return item
+
+    def at_once(item):
+        raise TypeError(item)
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        refs = [RefCounter(loop=IOLoop.current()) for _ in range(6)]
+        node = source.map_async(odd, parallelism=4)
+        reports = node.map(lambda item: item[0]).train(trainer).sink_to_list()
+        for number, pair in enumerate(class_data(6)):
+            await source.emit((pair, number), metadata=[{"ref": refs[number]}])
+        await trainer.drain()
+        assert len(reports) == 3
+        (text,) = told(trainer)
+        assert "3 items for which its function has raised" in text
+        other = Stream(asynchronous=True)
+        other.map_async(at_once).train(trainer)
+        with pytest.raises(TypeError):
+            await other.emit(1)
+        await trainer.drain()
+        assert "1 items for which its function" in told(trainer)[1]
+
+
+@two()
+async def test_the_newest_item_of_latest_is_learned_and_dropped_ones_are_counted(
+    c, s, a, b
+):
+    gate = asyncio.Event()
+
+    class Gate(Stream):
+        def update(self, x, who=None, metadata=None):
+            return [gate.wait(), *self._emit(x, metadata=metadata)]
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        got = []
+        gated = Gate(source.latest())
+        gated.sink(lambda pair: got.append(pair[2]))
+        gated.map(lambda item: item[:2]).train(trainer)
+        pairs = class_data(6)
+        for number, pair in enumerate(pairs):
+            await source.emit((*pair, number))
+            await until(lambda: got)
+        # streamz would wake it at the next item only.
+        draining = asyncio.ensure_future(trainer.drain())
+        await asyncio.sleep(0)
+        gate.set()
+        await draining
+        assert got == [0, 5]
+        (text,) = told(trainer)
+        assert "4 of 6 items, for which newer ones came" in text
+        for number, pair in enumerate(pairs):
+            await source.emit((*pair, number))
+            await trainer.drain()
+        assert got == [0, 5, *range(6)]
+
+
+# What keeps 3 pairs, and what is said of it.
+KEEPERS = {
+    "collect": (lambda source, other: source.collect(), r"3 items.* flush\(\)"),
+    "zip": (lambda source, other: source.zip(other), "3 items, whose partners from"),
+    "three in a zip": (
+        lambda source, other: source.zip(source.map(tuple), other),
+        "6 items, whose partners",
+    ),
+    "combine_latest": (
+        lambda source, other: source.combine_latest(other),
+        "3 items, since none has come from",
+    ),
+    "zip_latest": (
+        lambda source, other: source.zip_latest(other),
+        "3 items, since none has come from",
+    ),
+    "sliding_window": (
+        lambda source, other: source.sliding_window(9, return_partial=False),
+        "3 items, since a window has 9",
+    ),
+    "before a map": (lambda source, other: source.collect().map(list), "3 items"),
+}
+
+
+@pytest.mark.parametrize("kind", ["train", "predict", "predict_then_train"])
+@pytest.mark.parametrize("name", KEEPERS)
+def test_what_is_kept_is_said_with_its_number(name, kind):
+    @two()
+    async def run(c, s, a, b):
+        build, text = KEEPERS[name]
+        async with ta.Trainer(c, **classes()) as trainer:
+            source, other = Stream(asynchronous=True), Stream(asynchronous=True)
+            getattr(build(source, other), kind)(trainer)
+            for pair in class_data(3):
+                await source.emit(pair)
+            for _ in range(2):
+                await trainer.drain()
+            (said,) = told(trainer)
+            assert re.search(text, said)
+            assert ("predicted by" in said) == (kind == "predict")
+        assert len(told(trainer)) == 2  # at the end, too
+
+    run()
+
+
+@two()
+async def test_nothing_is_said_of_nodes_that_have_passed_all_on(c, s, a, b):
+    async with ta.Trainer(c, **classes()) as trainer:
+        source = Stream(asynchronous=True)
+        xs, ys = source.pluck(0), source.pluck(1)
+        collected = source.collect()
+        window = source.sliding_window(2, return_partial=False)
+        xs.zip(ys).train(trainer)
+        xs.combine_latest(ys).sink(print)
+        collected.flatten().train(trainer)
+        window.flatten().train(trainer)
+        for pair in class_data(3):
+            await source.emit(pair)
+        collected.flush()
+        await trainer.drain()
+        assert told(trainer) == []
 
 
 SCRIPT = """
