@@ -52,6 +52,9 @@ _QUEUES: tuple[Any, ...] = (
     streamz.core.rate_limit,
 )
 
+# What these were given, and what has passed through them, is counted.
+_COUNTED: tuple[Any, ...] = (*_QUEUES, streamz.core.map_async)
+
 # Seconds between two looks at a queue.
 _LOOK = 0.002
 
@@ -210,8 +213,9 @@ def _holds(node: Any) -> int:
         return len(node._buffer)
     if isinstance(node, streamz.core.map_async) and node.work_task is None:
         return 0  # it has stopped
-    if isinstance(node, (*_QUEUES, streamz.core.map_async)):
-        return node._tensair_given - node._tensair_passed
+    if isinstance(node, _COUNTED):
+        held: int = node._tensair_given - node._tensair_passed
+        return held
     if isinstance(node, streamz.core.latest):
         return _has_next(node) + node._tensair_passing
     return 0
