@@ -10,7 +10,7 @@ LOWEST_TESTS := tests/checkpoints tests/dashboard/test_dashboard_charts.py tests
 	tests/sources/test_files_source.py tests/test_batches.py tests/test_learner.py tests/test_mended.py \
 	tests/test_plain_state.py tests/test_plots.py tests/test_streams.py tests/text/test_vocabulary.py
 
-.PHONY: demo test test-lowest unit lint format benchmark clean help
+.PHONY: demo test test-lowest unit lint format docs benchmark clean help
 
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-lowest  some tests with the lowest versions allowed (downloads gigabytes)"
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation, in build/docs/index.html"
 	@echo "make benchmark  the figures of the README (about 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
 
@@ -42,6 +43,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
+
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/training.py
 
@@ -54,6 +59,11 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,test]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
 
 $(LOWEST)/.test: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
