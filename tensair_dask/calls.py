@@ -24,7 +24,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.waiting import within
 
-__all__ = ["Calls", "closed_error", "late_error"]
+__all__ = ["Calls", "closed_error", "late_error", "may_be_a_crash"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Calls:
                 try:
                     answer = await ask(handle)
                 except ReplicaLostError as error:
-                    if handle.lane.leaving or not _may_be_a_crash(error):
+                    if handle.lane.leaving or not may_be_a_crash(error):
                         logger.info("Another replica is asked for %s", what)
                         continue
                     losses += 1
@@ -334,7 +334,7 @@ class Calls:
         ) from why
 
 
-def _may_be_a_crash(error: ReplicaLostError) -> bool:
+def may_be_a_crash(error: ReplicaLostError) -> bool:
     """Whether the process may have ended of what it was asked.
 
     Not if it was never reached, nor if it lives, and has dropped the replica.

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask.calls import Calls
+from tensair_dask.calls import Calls, may_be_a_crash
 from tensair_dask.cluster import ReplicaHandle
-from tensair_dask.dispatch import Dispatcher
+from tensair_dask.dispatch import Dispatcher, Lane
 from tensair_dask.errors import (
     ClusterError,
+    KilledReplicasError,
     ModelError,
     ReplicaLostError,
     TensairError,
@@ -167,6 +168,7 @@ class Interventions:
     async def _agree(self, changed: set[ReplicaHandle]) -> None:
         """Let all that were changed alike take over the values of one."""
         copied: set[ReplicaHandle] = set()
+        risk = _Risk(self._dispatcher.allowed_losses)
         while True:
             alive = [each for each in self._calls.alive() if each in changed]
             if not alive:
@@ -178,7 +180,10 @@ class Interventions:
             others = [each for each in alive if each not in copied]
             if not others:
                 return
-            copied.update(await self.copy(source, others))
+            risk.judge(others)
+            asked = risk.chosen(others)
+            copied.update(await self.copy(source, asked))
+            risk.saw(asked, copied)
 
     async def _end_change(self, changed: set[ReplicaHandle], kept: bool) -> None:
         alive = [each for each in self._calls.alive() if each in changed]
@@ -257,6 +262,7 @@ class Interventions:
         Gives what that one has answered; None if there was no need.
         """
         answer = None
+        risk = _Risk(self._dispatcher.allowed_losses)
         while True:
             alive = self._calls.alive()
             source = next((each for each in alive if each in changed), None)
@@ -266,7 +272,16 @@ class Interventions:
             others = [each for each in alive if each not in changed]
             if not others:
                 return answer
-            changed.update(await self.copy(source, others))
+            try:
+                risk.judge(others)
+            except KilledReplicasError as error:
+                # All others are as they were: without these, nothing was changed.
+                for each in changed.intersection(alive):
+                    self._dispatcher.lose(each.lane, error)
+                raise
+            asked = risk.chosen(others)
+            changed.update(await self.copy(source, asked))
+            risk.saw(asked, changed)
 
     async def _change_one(self, method: str, *args: Any) -> tuple[ReplicaHandle, Any]:
         async def change(handle: ReplicaHandle) -> tuple[ReplicaHandle, Any]:
@@ -325,3 +340,55 @@ class Interventions:
         """Let all gradients arrive that have been computed; the stream may go on."""
         seconds = config.get_seconds("timeouts.drain")
         await self._calls.ask_all("flush", seconds, timeout=seconds)
+
+
+class _Risk:
+    """Bounds how many replicas are lost while they take over a changed model.
+
+    That runs the user's code, and takes memory: it may end every process that does it.
+    So one takes it over before the others do, and where it is lost with that, another
+    one alone, as it is with calls (see `Calls`).
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed = allowed
+        self._losses = 0
+        self._is_harmless = False
+
+    def chosen(self, others: list[ReplicaHandle]) -> list[ReplicaHandle]:
+        """Choose who may take it over now."""
+        return others if self._is_harmless else others[:1]
+
+    def saw(self, asked: list[ReplicaHandle], copied: set[ReplicaHandle]) -> None:
+        """Take note of what has become of those that were asked."""
+        self._is_harmless = self._is_harmless or not copied.isdisjoint(asked)
+        self._losses += sum(_has_crashed(each.lane) for each in asked)
+
+    def judge(self, others: list[ReplicaHandle]) -> None:
+        """Refuse to go on if it seems to end whoever takes it over.
+
+        Raises
+        ------
+        KilledReplicasError
+            If so many were lost with it, or only one is left that is as it was.
+        """
+        if not self._losses or self._is_harmless:
+            return
+        if self._losses <= self._allowed and len(others) > 1:
+            return
+        raise KilledReplicasError(
+            f"{self._losses} replicas were lost while they took over the changed model "
+            "from the one that had changed it. The change is undone: the others are as "
+            "they were. See the logs of their workers (out of memory, or a crash in "
+            "load_state_dict or set_extra_state of the model?). If they were ended for "
+            "other reasons, call again when others have joined, or raise "
+            "tensair.dispatch.allowed-losses."
+        )
+
+
+def _has_crashed(lane: Lane) -> bool:
+    """Whether its process may have ended of what it was asked."""
+    failure = lane.failure
+    if lane.alive or lane.leaving or isinstance(failure, TensairTimeoutError):
+        return False
+    return not isinstance(failure, ReplicaLostError) or may_be_a_crash(failure)

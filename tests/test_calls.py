@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from distributed.comm import CommClosedError
 from helpers import (
     class_data,
@@ -234,3 +235,54 @@ async def test_what_ended_replicas_by_its_prediction_is_not_learned(c, s, *worke
         assert isinstance(reports[1].error, KilledReplicasError)
         assert len(ended) == 2
         assert [letter.index for letter in trainer.dead_letters] == [1]
+
+
+def shift(model, optimizers):
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+
+
+def widen(model, optimizers):
+    model[2] = torch.nn.Linear(16, 4)
+
+
+@pytest.mark.parametrize("change", [shift, widen])
+@pytest.mark.parametrize(("replicas", "lost"), [(6, 3), (4, 2), (3, 1)])
+def test_a_change_that_ends_who_takes_it_over_is_undone_before_all_have_ended(
+    replicas, lost, change
+):
+    @cluster(replicas, **FINAL)
+    async def run(c, s, *workers):
+        async with ta.Trainer(c, **classes()) as trainer:
+            await train_all(trainer, class_data(20))
+            before = await trainer.state_dict()
+            ended = deadly(trainer, workers, "adopt")
+            with pytest.raises(KilledReplicasError, match="The change is undone"):
+                await trainer.apply(change)
+            assert len(ended) == lost
+            assert alive(trainer) == replicas - lost - (change is shift)
+            for survivor in trainer._calls.alive():
+                vars(survivor).pop("call", None)
+            for state in (await trainer.state_dicts()).values():
+                for key in before:  # but for rounding, in another order
+                    torch.testing.assert_close(state[key], before[key])
+            reports = await train_all(trainer, class_data(20))
+            assert all(report.error is None for report in reports)
+
+    run()
+
+
+@cluster(4, **FINAL)
+async def test_a_replica_that_is_lost_beside_a_change_does_not_undo_it(c, s, *workers):
+    async with ta.Trainer(c, **classes()) as trainer:
+        handles = trainer._handles
+        ended = deadly(trainer, workers, "adopt")
+        for handle in handles[2:]:  # of those that are asked to, one ends
+            vars(handle).pop("call")
+        before = await trainer.state_dict()
+        await trainer.apply(shift)
+        assert len(ended) <= 1
+        states = await trainer.state_dicts()
+        assert len(states) == 4 - len(ended)
+        for state in states.values():
+            assert torch.equal(state["0.weight"], before["0.weight"] + 1.0)
