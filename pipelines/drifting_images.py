@@ -44,6 +44,7 @@ from tensair_dask.adaptive import mode_options
 from tensair_dask.continuation import Continuation
 from tensair_dask.course import Alarms, Detections, Record
 from tensair_dask.drift_plots import Course
+from tensair_dask.files import check_folder
 from tensair_dask.images import NAMES, Images, ImageSet, load
 from tensair_dask.run_page import Table
 from tensair_dask.running import Run
@@ -423,7 +424,7 @@ class ImagesRun(Run):
             ),
             option(
                 "--learning-rate",
-                type=click.FloatRange(min=0, min_open=True),
+                type=running.Number(min=0, min_open=True),
                 default=cls.learning_rate,
             ),
             option(
@@ -462,6 +463,11 @@ class ImagesRun(Run):
                 "that, or leave it out."
             )
         return super().without_effect(given)
+
+    def check_files(self) -> None:
+        """See that the plots can be written, before the run."""
+        super().check_files()
+        check_folder(self.output, "--output")
 
     def begins_in(self, index: int) -> str:
         """Mode from this mini-batch on: never begins with something to predict with."""

@@ -20,11 +20,18 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import numpy as np
@@ -39,9 +46,11 @@ from streamz import Stream
 import tensair_dask as ta
 from tensair_dask import running, terminal
 from tensair_dask.continuation import Continuation
+from tensair_dask.files import check_writable
 from tensair_dask.running import Run
 from tensair_dask.tally import Tally
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
+from tensair_dask.text.export import is_binary
 from tensair_dask.text.reading import (
     STANDARD_INPUT,
     check_readable,
@@ -50,6 +59,7 @@ from tensair_dask.text.reading import (
 )
 from tensair_dask.text.samples import Sampler, Samples
 from tensair_dask.text.similarity import Judged, bundled, load_judged
+from tensair_dask.text.tokens import tokenize
 from tensair_dask.text.vocabulary import Vocabulary
 from tensair_dask.text.words import Words
 
@@ -74,6 +84,9 @@ ENOUGH = 1 << 15
 MOST_PLACES = 20_000
 
 NAME = "word2vec"
+
+# What bytes are read as that are no text.
+REPLACED = "\ufffd"
 
 
 # ------------------------------------------------------------------- text to samples
@@ -405,6 +418,8 @@ class _WordCounts:
 class WordsRun(Run):
     """What ``tensair run word2vec`` was asked for; see its options."""
 
+    cut: ClassVar[str] = ", at the end of the 64 kB of text in which they are"
+
     text: str | None = None
     passes: int | None = None
     model: str = "skip-gram"
@@ -423,6 +438,7 @@ class WordsRun(Run):
 
     read: float = field(default=0.0, init=False)
     told: list[dict[str, Any]] = field(default_factory=list, init=False)
+    has_replaced: bool = field(default=False, init=False)
 
     @classmethod
     def options(cls, records: str, rate: float | None) -> list[Any]:
@@ -460,7 +476,7 @@ class WordsRun(Run):
             ),
             option(
                 "--learning-rate",
-                type=click.FloatRange(min=0, min_open=True),
+                type=running.Number(min=0, min_open=True),
                 default=cls.learning_rate,
                 help="For each pair; lower it for more than two replicas.",
             ),
@@ -497,7 +513,7 @@ class WordsRun(Run):
             ),
             option(
                 "--every",
-                type=click.FloatRange(min=0.1),
+                type=running.Number(min=0.1),
                 default=cls.every,
                 help="Seconds between two looks at the neighbours.",
             ),
@@ -513,10 +529,32 @@ class WordsRun(Run):
                 type=click.Path(path_type=Path, dir_okay=False),
                 multiple=True,
                 help="Write the vectors for gensim and others: binary if it ends in "
-                ".bin, else text; may be repeated.",
+                ".bin, else text; packed if it ends in .gz, .bz2 or .xz; may be "
+                "repeated.",
             ),
             *super().options(records, rate),
         ]
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        if self.text == STANDARD_INPUT and self.repeats > 1:
+            return (
+                f"--text - was given with --passes {self.repeats}: standard input can "
+                "be read once. Write it to a file, and give that: --text FILE."
+            )
+        if self.probes is not None and not probes_in(self.probes):
+            return f"--probes {self.probes!r} has no word; give some, or leave it out."
+        twice = [str(path) for path in self.export if self.export.count(path) > 1]
+        if twice:
+            return f"--export {twice[0]} was given twice; each file is written once."
+        return super().without_effect(given)
+
+    def check_files(self) -> None:
+        """See that the vectors can be written, before they are learned."""
+        super().check_files()
+        for path in self.export:
+            is_binary(path)
+            check_writable(path, "--export")
 
     @property
     def repeats(self) -> int:
@@ -548,6 +586,7 @@ class WordsRun(Run):
             async for text in self._texts():
                 words += count_words(text)
                 characters += len(text)
+                self._look_at(text)
                 if size:
                     self.read = characters / size / self.repeats
                 if limit < math.inf:
@@ -558,6 +597,17 @@ class WordsRun(Run):
                     yield text
                 if words >= limit:
                     return
+
+    def _look_at(self, text: str) -> None:
+        """Say, once, that bytes of the text could not be read."""
+        if REPLACED in text and not self.has_replaced:
+            self.has_replaced = True
+            told = self.text if self.text != STANDARD_INPUT else "standard input"
+            self.say(
+                f"{told} has bytes that are no UTF-8: they are read as {REPLACED}, "
+                "which ends a word. If it is text of another encoding, convert it, for "
+                "example with iconv -f LATIN1 -t UTF-8."
+            )
 
     def _size(self) -> int | None:
         return len(wikipedia()) if self.text is None else size_of(self.text)
@@ -570,6 +620,13 @@ class WordsRun(Run):
         lines = wikipedia().splitlines(keepends=True)
         for at in range(0, len(lines), 100):
             yield "".join(lines[at : at + 100])
+
+
+def probes_in(text: str) -> list[str]:
+    """Words of ``--probes``, as they are in a text."""
+    tokens = tokenize(text)
+    words = [tokens.word(number) for number in range(len(tokens.starts))]
+    return list(dict.fromkeys(words))
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -668,7 +725,7 @@ class Looks:
         self._vocabulary = vocabulary
         self._judged = judged
         self._view = view
-        self._given = (run.probes or "").replace(",", " ").lower().split()
+        self._given = probes_in(run.probes or "")
         self._began = time.monotonic()
 
     @asynccontextmanager
@@ -703,6 +760,8 @@ class Looks:
         seen["neighbours"] = {
             word: await words.most_similar(word, 6) for word in self._probes()
         }
+        if unknown := [word for word in self._given if word not in self._vocabulary]:
+            seen["unknown"] = unknown
         await self._measure_exchange(seen)
         self._run.told.append(seen)
         self._run.console.print(self._table(seen))
@@ -728,6 +787,11 @@ class Looks:
         frequent = (known.words[at] for at in order)
         return [word for word in frequent if len(word) > 4][:5]
 
+    def _why_none(self) -> str:
+        known = self._vocabulary
+        text = f"no vector of its own: seen fewer than {known.min_count} times"
+        return text + (", or when the vocabulary was full") * (len(known) >= known.size)
+
     def _table(self, seen: dict[str, Any]) -> RenderableType:
         title = f"after {seen['seconds']:.0f} s, {seen['words']:,} words"
         if not math.isnan(seen["loss"]):
@@ -739,6 +803,8 @@ class Looks:
             near = "  ".join(f"{other} {cosine:.2f}" for other, cosine in neighbours)
             text = Text(near, style="dim", no_wrap=True, overflow="ellipsis")
             table.add_row("", Text(word, style="bold"), text)
+        for word in seen.get("unknown", ()):
+            table.add_row("", Text(word, style="bold"), Text(self._why_none()))
         return Group(Text(title), table)
 
 
@@ -794,12 +860,14 @@ async def main(run: WordsRun) -> None:
 async def finish(run: WordsRun, pipeline: Pipeline, looks: Looks) -> None:
     """Look once more, export, and tell what was done."""
     if not run.tally.batches:
-        run.say("Nothing was learned.")
+        none = "; no vectors are written" if run.export else ""
+        run.say(f"Nothing was learned{none}.")
         return
     await looks.look()
     for path in run.export:
         await pipeline.words.save(path)
-        run.files[path.suffix.lstrip(".") or "text"] = str(path)
+        kind = path.suffix.lstrip(".") or "text"
+        run.files[path.name if kind in run.files else kind] = str(path)
     run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
     for name, file in run.files.items():
         run.say_file(name, file)

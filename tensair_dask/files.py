@@ -15,7 +15,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["as_file_system", "check_writable", "open_files", "write_atomically"]
+__all__ = [
+    "as_file_system",
+    "check_folder",
+    "check_writable",
+    "is_device",
+    "open_files",
+    "write_atomically",
+]
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -38,6 +45,8 @@ def check_writable(path: Path, option: str) -> None:
             raise IsADirectoryError("it is a folder")
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError("it may not be written")
+        if is_device(path):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = _beside(path)
         probe.touch(exist_ok=False)
@@ -50,6 +59,34 @@ def check_writable(path: Path, option: str) -> None:
         ) from error
 
 
+def check_folder(path: Path, option: str) -> None:
+    """See that files can be written into a folder, which is made if need be.
+
+    Parameters
+    ----------
+    path
+        Of the folder.
+    option
+        Where the path was given, for the error.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot: one line that says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = _beside(path / "probe")
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"{option} {path} is no folder to write to: {reason}. Give one that you "
+            "may write to; it is made if there is none."
+        ) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file; whoever reads it meanwhile finds the old one or the new one.
 
@@ -58,6 +95,9 @@ def write_atomically(path: Path, text: str) -> None:
     OSError
         If it cannot be written; what was there before is then still there.
     """
+    if is_device(path):
+        path.write_text(text, encoding="utf-8")
+        return
     new = _beside(path)
     try:
         new.write_text(text, encoding="utf-8")
@@ -66,6 +106,11 @@ def write_atomically(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             new.unlink()
         raise
+
+
+def is_device(path: Path) -> bool:
+    """Whether it is a pipe or a device, which no file is to take the place of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _beside(path: Path) -> Path:

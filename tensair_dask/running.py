@@ -20,7 +20,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -32,6 +32,7 @@ from tensair_dask.errors import (
     ConfigurationError,
     RefusedError,
     SchedulerLostError,
+    SourceError,
 )
 from tensair_dask.happenings import Happenings
 from tensair_dask.interrupts import Interrupts, kept_from_children
@@ -47,7 +48,7 @@ from tensair_dask.waiting import within
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Run", "command"]
+__all__ = ["Number", "Run", "command"]
 
 AnyRun = TypeVar("AnyRun", bound="Run")
 
@@ -91,6 +92,9 @@ class Run:
     continuation
         Where it goes on.
     """
+
+    # Where a limit stops, if that is not right behind the last one.
+    cut: ClassVar[str] = ""
 
     records: str = "records"
     scheduler: str | None = None
@@ -321,6 +325,15 @@ class Run:
             await pace.wait(count(item))
             await source.emit(item)
 
+    def check_files(self) -> None:
+        """See that what the run is to write can be written, before it begins.
+
+        Raises
+        ------
+        ConfigurationError
+            If it cannot.
+        """
+
     def check(self) -> None:
         """See that the stream was learned, at the end of the run.
 
@@ -328,6 +341,8 @@ class Run:
         ------
         RefusedError
             If all of it was refused, or more than half.
+        SourceError
+            If there was none, and the run goes on from no other.
         """
         if self.trainer is None:
             return
@@ -337,6 +352,11 @@ class Run:
         )
         if text:
             raise RefusedError(f"{text} The first: {records.first_refusal}")
+        if not (batches.sound or records.batches or self.continuation.begins):
+            raise SourceError(
+                f"There were no {self.records}: the stream has ended, and nothing came "
+                "of it. See that what it is read from is not empty."
+            )
 
     def went_on(self) -> dict[str, Any]:
         """What a script wants to know of checkpoints; nothing if there are none."""
@@ -382,7 +402,7 @@ class Run:
                 help=f"How many {records} a second, or max.",
             ),
             click.option(
-                "--limit", type=positive, help=f"Stop after so many {records}."
+                "--limit", type=positive, help=f"Stop after so many {records}{cls.cut}."
             ),
             click.option(
                 "--json",
@@ -433,6 +453,19 @@ class Run:
                 "[default: 2, or all of the scheduler's]",
             ),
         ]
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: click lets NaN pass all of them."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """Take it, unless it is NaN or infinite."""
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not allowed; give a finite number.", param, context)
+        return number
 
 
 class _Rate(click.ParamType):
@@ -527,6 +560,7 @@ def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
 
     async def reported() -> None:
         with written(run):
+            run.check_files()
             await main(run)
         if run.interrupts.received is None:
             run.check()

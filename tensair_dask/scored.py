@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tensair_dask import plots, terminal
+from tensair_dask.files import check_folder, check_writable
 from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.run_page import Table
 from tensair_dask.running import Run
@@ -75,15 +76,27 @@ class ScoredRun(Run):
         """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
         await self.feed(source, batches, lambda batch: len(batch[1]))
 
+    def check_files(self) -> None:
+        """See that plots, model and scores can be written, before the run."""
+        super().check_files()
+        check_folder(self.output, "--output")
+        if self.save_to is not None:
+            for path in self._saved_as(self.save_to):
+                check_writable(path, "--save")
+
+    def _saved_as(self, path: Path) -> tuple[Path, Path]:
+        """Give the file of the model, and that of the scores."""
+        if path.suffix in (".pt", ".pth"):
+            return path, path.with_suffix(".json")
+        return path / "model.pt", path / "scores.json"
+
     async def save(self, trainer: Any, scores: BinaryPrequential) -> None:
         """Save the model's state and the scores, if the user has asked for it."""
         if self.save_to is None:
             return
         import torch
 
-        model, told = self.save_to, self.save_to.with_suffix(".json")
-        if model.suffix not in (".pt", ".pth"):
-            model, told = self.save_to / "model.pt", self.save_to / "scores.json"
+        model, told = self._saved_as(self.save_to)
         model.parent.mkdir(parents=True, exist_ok=True)
         torch.save(await trainer.state_dict(), model)
         self.files |= {"model": str(model), "scores": str(told)}

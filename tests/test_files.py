@@ -7,6 +7,7 @@ import pytest
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.files import (
     as_file_system,
+    check_folder,
     check_writable,
     open_files,
     write_atomically,
@@ -101,3 +102,24 @@ def test_many_files_are_found_beside_those_with_two_colons(there):
     assert contents("log::*") == [b"one", b"two"]
     assert contents(["log::2.txt", "other.txt"]) == [b"two", b"three"]
     assert contents("*.txt") == [b"two", b"three"]
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    path = tmp_path / "null"
+    path.symlink_to("/dev/null")
+    check_writable(path, "--report")
+    write_atomically(path, "one")
+    assert path.is_symlink()
+    assert path.is_char_device()
+
+
+def test_a_folder_is_made_where_there_is_none(tmp_path):
+    check_folder(tmp_path / "one" / "two", "--output")
+    assert list((tmp_path / "one" / "two").iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"--output .* is no folder"):
+        check_folder(tmp_path / path, "--output")

@@ -31,9 +31,10 @@ async def read_lines(source: str) -> AsyncIterator[str]:
     Raises
     ------
     ConfigurationError
-        If it cannot be opened.
+        If it cannot be opened, or is standard input that was read already.
     """
     if source == STANDARD_INPUT:
+        check_readable(source)
         if _can_wait(sys.stdin):
             async for text in _read_pipe(sys.stdin):
                 yield text
@@ -61,6 +62,11 @@ def check_readable(source: str) -> None:
     """
     if source != STANDARD_INPUT:
         _open(source).close()
+    elif sys.stdin is None or sys.stdin.closed:
+        raise ConfigurationError(
+            "Standard input is closed, or was read already: it can be read once. Give "
+            "a file to read a text again."
+        )
 
 
 def _open(source: str) -> IO[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tensair_dask.text.export import save_word2vec
+from tensair_dask.text.export import is_binary, save_word2vec
 from tensair_dask.text.similarity import Judged, spearman
 from tensair_dask.text.vocabulary import Vocabulary
 
@@ -67,12 +67,17 @@ class Words:
         Parameters
         ----------
         path
-            Of the file.
+            Of the file. It is packed if it ends in ``.gz``, ``.bz2`` or ``.xz``.
         binary
-            None for what the suffix says: ``.bin`` is binary.
+            None for what the suffix says: ``.bin`` is binary, also before one of these.
+
+        Raises
+        ------
+        ConfigurationError
+            If it names another way of packing.
         """
-        if binary is None:
-            binary = Path(path).suffix == ".bin"
+        by_name = is_binary(path)
+        binary = by_name if binary is None else binary
         return self._sync(self._save, path, binary)
 
     def _sync(self, function: Callable[..., Any], *args: Any) -> Any:

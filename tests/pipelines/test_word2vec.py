@@ -316,6 +316,68 @@ def test_what_cannot_be_read_ends_with_one_line(arguments, told):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--text", "-", "--passes", "3"], "standard input can be read once"),
+        (["--probes", ", ,"], "has no word"),
+        (["--probes", ""], "has no word"),
+        (["--export", "v.txt", "--export", "v.txt"], "v.txt was given twice"),
+        (["--learning-rate", "nan"], "give a finite number"),
+        (["--learning-rate", "inf"], "give a finite number"),
+        (["--every", "nan"], "give a finite number"),
+    ],
+)
+def test_options_without_sense_are_refused_before_anything_begins(arguments, told):
+    result = CliRunner().invoke(tensair, ["run", "word2vec", *arguments])
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("name", ["file/v.txt", "v.zip"])
+def test_vectors_that_cannot_be_written_are_refused_before_anything_begins(
+    tmp_path, name
+):
+    (tmp_path / "file").write_text("")
+    arguments = ["--text", "-", "--export", str(tmp_path / name)]
+    result = CliRunner().invoke(tensair, ["run", "word2vec", *arguments])
+    assert result.exit_code == 1
+    assert "cannot be written" in " ".join(result.output.split())
+    assert "Starting" not in result.output
+
+
+def run_word2vec(tmp_path, text, *arguments):
+    path = tmp_path / "text.txt"
+    path.write_bytes(text)
+    options = ["--workers", "1", "--width", "8", *arguments]
+    return CliRunner().invoke(
+        tensair, ["run", "word2vec", "--text", str(path), *options]
+    )
+
+
+def test_a_word_that_has_no_vector_is_named(tmp_path):
+    text = topical_text(400).encode()
+    result = run_word2vec(tmp_path, text, "--probes", "Sea1,zebra", "--json")
+    assert result.exit_code == 0, result.output
+    assert "zebra no vector of its own" in " ".join(result.output.split())
+    (look, *_) = json.loads(result.stdout.splitlines()[-1])["looks"][-1:]
+    assert look["unknown"] == ["zebra"]
+    assert list(look["neighbours"]) == ["sea1"]
+
+
+def test_a_text_without_words_is_an_error(tmp_path):
+    result = run_word2vec(tmp_path, b"", "--export", str(tmp_path / "v.txt"))
+    assert result.exit_code == 1
+    assert "no vectors are written" in result.output
+    assert "There were no words" in " ".join(result.output.split())
+
+
+def test_bytes_that_are_no_text_are_told_once(tmp_path):
+    text = topical_text(100) + "é".join(["sea1 "] * 50)
+    result = run_word2vec(tmp_path, text.encode("latin-1"))
+    assert result.output.count("no UTF-8") == 1
+
+
 def test_the_pipeline_reads_any_source_of_strings():
     @cluster(1)
     async def run(c, s, a):

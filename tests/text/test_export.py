@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tensair_dask.text.export import save_word2vec
+from tensair_dask.errors import ConfigurationError
+from tensair_dask.text.export import is_binary, save_word2vec
 
 WORDS = [
     "the",
@@ -104,3 +110,38 @@ def test_an_export_that_fails_leaves_the_old_file_and_no_other(tmp_path, binary)
 def test_no_words_are_a_file_without_words(tmp_path):
     save_word2vec(tmp_path / "v", [], np.zeros((0, 5)), binary=False)
     assert (tmp_path / "v").read_text() == "0 5\n"
+
+
+@pytest.mark.parametrize("name", ["v.txt.gz", "v.bin.gz", "v.gz", "v.bz2", "v.xz"])
+def test_a_name_that_tells_how_it_is_packed_packs_it(tmp_path, name):
+    path = tmp_path / name
+    binary = is_binary(path)
+    assert binary == (".bin" in name)
+    save_word2vec(path, WORDS, vectors(), binary)
+    opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[path.suffix]
+    with opened(path) as file:
+        assert file.readline() == b"9 5\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["v.zip", "v.bin.zst", "v.tgz"])
+def test_a_way_of_packing_that_there_is_not_is_refused(tmp_path, name):
+    with pytest.raises(ConfigurationError, match=r"\.gz, \.bz2, \.xz"):
+        is_binary(tmp_path / name)
+
+
+def test_gensim_loads_what_is_packed(tmp_path):
+    save_word2vec(tmp_path / "v.gz", WORDS, vectors(), binary=False)
+    assert load(tmp_path / "v.gz", binary=False)[0] == WORDS
+
+
+def test_a_pipe_stays_a_pipe(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(path.read_bytes()))
+    reader.start()
+    save_word2vec(path, WORDS, vectors(), binary=False)
+    reader.join()
+    assert read[0].startswith(b"9 5\n")
+    assert path.is_fifo()

@@ -269,3 +269,23 @@ def test_no_standard_input_is_an_empty_text(monkeypatch):
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert asyncio.run(main()) == []
+
+
+@pytest.mark.parametrize("stdin", [None, "closed"])
+def test_standard_input_that_is_closed_is_refused(monkeypatch, tmp_path, stdin):
+    if stdin is not None:
+        stdin = (tmp_path / "empty").open("w+")
+        stdin.close()
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(ConfigurationError, match="can be read once"):
+        read("-")
+
+
+def test_a_pipe_is_not_read_a_second_time(monkeypatch):
+    reading, writing = os.pipe()
+    os.write(writing, b"one\n")
+    os.close(writing)
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reading))
+    assert read("-") == ["one\n"]
+    with pytest.raises(ConfigurationError, match="was read already"):
+        read("-")
