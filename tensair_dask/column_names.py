@@ -27,6 +27,8 @@ class ColumnNames:
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
+        # Those of a checkpoint, which what was learned has decided.
+        self._kept: dict[str, list[Any]] = {}
 
     def batch(self, x: Any, y: Any = ABSENT, owned: bool = False) -> MiniBatch:
         """Make a mini-batch whose columns stand in the order of the first one.
@@ -65,7 +67,27 @@ class ColumnNames:
         Only for as long as nothing was learned, and nothing else is under way.
         """
         if isinstance(error, _MISFITS):
-            self._known.clear()
+            self._known = dict(self._kept)
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Give the names by place, as plain values; those that are none are left out.
+
+        Names of a place that cannot be kept are decided anew after a restart.
+        """
+        names = {place: list(each) for place, each in list(self._known.items())}
+        plain = {
+            place: [_plain(name) for name in each] for place, each in names.items()
+        }
+        return {
+            place: each
+            for place, each in plain.items()
+            if each == names[place] and None not in each
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the names of a checkpoint; an older one has none."""
+        self._kept = {place: list(names) for place, names in state.items()}
+        self._known = dict(self._kept)
 
     def _ordered(self, side: Any, place: str, found: dict[str, Any]) -> Any:
         if type(side) is np.ndarray:
@@ -98,4 +120,17 @@ class ColumnNames:
                 return frame
         elif stand_for_places(names) and not same_names(known, names):
             return frame  # an array in a frame
-        return in_order(frame, known, place)
+        ordered = in_order(frame, known, place)
+        if ordered is frame and type(known) is list:
+            found[place] = names  # compared faster than the list of a checkpoint
+        return ordered
+
+
+def _plain(name: Any) -> Any:
+    """Give a name as a value of Python's own; None if it cannot be kept."""
+    if isinstance(name, tuple):
+        parts = tuple(map(_plain, name))
+        return None if None in parts else parts
+    if isinstance(name, np.generic):
+        name = name.item()
+    return name if isinstance(name, (str, int, float, bool)) else None

@@ -8,6 +8,7 @@ import functools
 import inspect
 import logging
 import math
+import platform
 import sys
 import time
 import uuid
@@ -33,13 +34,13 @@ from distributed import Client
 from tensair_dask import config
 from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
 from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
-from tensair_dask.adaptation.watched import name_of
 from tensair_dask.adapting import Adapting
 from tensair_dask.arguments import flag, shown
 from tensair_dask.bad_input import is_raised, policy_for
 from tensair_dask.batches import ABSENT, Block, as_refusal, made_of, refusing
 from tensair_dask.calling import OPTIMIZERS, as_called, doubts
 from tensair_dask.calls import Calls, closed_error, late_error
+from tensair_dask.checkpoints import Checkpoint
 from tensair_dask.clipping import as_clipping
 from tensair_dask.cluster import ReplicaHandle, Starter
 from tensair_dask.column_names import ColumnNames
@@ -61,6 +62,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
+from tensair_dask.functions import changed, described, name_of, settings_of
 from tensair_dask.habits import checked_call, no_such_method
 from tensair_dask.held import Held
 from tensair_dask.interventions import Interventions
@@ -359,6 +361,7 @@ class Trainer:
             as_watch(watch, metrics or {}, watching),
             int(config.get("drift.reorder")),
             name_of(watch),
+            {} if isinstance(watch, str) else settings_of(watch),
         )
         self._history = History(int(config.get("history")), names)
         self._refused = Refused()
@@ -425,6 +428,10 @@ class Trainer:
             self._facts,
             functools.partial(self._note, "note"),
         )
+        of_metrics = {
+            f"metrics[{key!r}]": each for key, each in (metrics or {}).items()
+        }
+        self._functions = described({"loss": loss, **of_metrics, "schedule": schedule})
         self._restore = restore, or_begin
         self._awaited: set[asyncio.Future[Report]] = set()
         self._predictions_each = _max_predictions()
@@ -513,6 +520,8 @@ class Trainer:
         await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
             notices = await self._saving.restore(checkpoint)
+            notices += self._compared(checkpoint)
+            self._column_names.load_state_dict(checkpoint.columns)
             self._index = checkpoint.index
             self._note("note", f"going on from {checkpoint.describe()}")
             for text in notices:
@@ -528,6 +537,22 @@ class Trainer:
                 "writes what the next start could go on from. Give checkpoint_to= the "
                 "same folder.",
             )
+
+    def _compared(self, checkpoint: Checkpoint) -> list[str]:
+        """Say which functions are others than those that the checkpoint was made with.
+
+        One of before they were kept says nothing of them.
+        """
+        if not checkpoint.functions:
+            return []
+        same_python = checkpoint.versions.get("python") == platform.python_version()
+        found = changed(checkpoint.functions, self._functions, same_python)
+        if not found:
+            return []
+        return [
+            f"Other functions were given than when the checkpoint was saved: "
+            f"{'; '.join(found)}. Those that were given hold."
+        ]
 
     def _hold_to_mode(self) -> None:
         """Let a mode that was given hold over the checkpoint's; say which does."""
@@ -553,6 +578,8 @@ class Trainer:
         return {
             "name": self.name,
             "index": self._index,
+            "columns": self._column_names.state_dict(),
+            "functions": self._functions,
             "counters": {
                 "emitted": self._index,
                 "dead_letters": self.dead_letters.total,

@@ -211,3 +211,86 @@ def test_what_is_scored_is_in_order_as_well(one_pass):
         assert [list(y) for y in seen] == [Y_NAMES] * 4
 
     run()
+
+
+async def saved(c, tmp_path, items):
+    path = str(tmp_path / "model.tensair")
+    async with ta.Trainer(c, **linear()) as trainer:
+        for x, y in items:
+            assert (await trainer.train(x, y)).error is None
+        await trainer.save(path)
+    return path
+
+
+@one()
+async def test_a_checkpoint_keeps_the_names_of_the_columns(c, s, a, tmp_path):
+    data = list(frames(linear_data(6)))
+    path = await saved(c, tmp_path, data[:3])
+    async with ta.Trainer.restore(path, c, **linear()) as trainer:
+        for x, y in data[3:]:
+            report = await trainer.train(x[X_NAMES[::-1]], y[Y_NAMES[::-1]])
+            assert report.error is None
+        went_on = await trainer.state_dict()
+    async with ta.Trainer(c, **linear()) as trainer:
+        for x, y in data:
+            await trainer.train(x, y)
+        whole = await trainer.state_dict()
+    np.testing.assert_allclose(went_on["weight"], whole["weight"], rtol=1e-6)
+
+
+@one()
+async def test_other_columns_than_those_of_the_checkpoint_are_refused(
+    c, s, a, tmp_path
+):
+    data = list(frames(linear_data(2)))
+    path = await saved(c, tmp_path, data[:1])
+    async with ta.Trainer.restore(path, c, **linear()) as trainer:
+        x, y = data[1]
+        for _ in range(2):  # that one was refused decides nothing
+            report = await trainer.train(x.rename(columns={"a": "A"}), y)
+            assert isinstance(report.error, ShapeError)
+        with pytest.raises(ShapeError, match="'A'"):
+            await trainer.predict(x.rename(columns={"a": "A"}))
+        assert (await trainer.train(x[X_NAMES[::-1]], y)).error is None
+
+
+@one()
+async def test_a_checkpoint_without_names_leaves_the_first_frame_to_decide(
+    c, s, a, tmp_path
+):
+    data = linear_data(2)
+    path = await saved(c, tmp_path, data[:1])
+    async with ta.Trainer.restore(path, c, **linear()) as trainer:
+        (x, y), *_ = frames(data[1:])
+        assert (await trainer.train(x[X_NAMES[::-1]], y)).error is None
+        assert isinstance(
+            (await trainer.train(x.rename(columns={"a": "A"}), y)).error, ShapeError
+        )
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ["a", "b"],
+        pd.Index([3, 1], dtype="int64"),
+        pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]),
+    ],
+)
+def test_names_of_columns_are_kept_as_plain_values(columns):
+    known = ColumnNames()
+    frame = pd.DataFrame(np.eye(2), columns=columns)
+    known.batch(frame)
+    kept = known.state_dict()
+    assert all(type(name) in (str, int, tuple) for name in kept["x"])
+    again = ColumnNames()
+    again.load_state_dict(kept)
+    expected = leaves(known.batch(frame))
+    assert leaves(again.batch(frame[list(frame.columns)[::-1]])) == expected
+    assert leaves(again.batch(frame)) == expected
+
+
+def test_names_that_cannot_be_kept_are_left_out():
+    known = ColumnNames()
+    days = pd.date_range("2026-01-01", periods=2)
+    known.batch(pd.DataFrame(np.eye(2), columns=days))
+    assert known.state_dict() == {}

@@ -27,7 +27,7 @@ LEVELS = [
         "background",
         "held",
     ],
-    ["calling", "contents"],
+    ["calling", "contents", "functions"],
     ["bad_input", "habits", "mended", "holding", "overload", "routes"],
     [
         "columns",

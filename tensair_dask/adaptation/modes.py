@@ -150,6 +150,8 @@ class Modes:
         Reports that may wait for an earlier one; see `InOrder`.
     watched
         What ``watch`` gives, by a name that is the same after a restart.
+    watched_with
+        What it was made with, by `tensair_dask.functions.settings_of`.
 
     Attributes
     ----------
@@ -167,6 +169,7 @@ class Modes:
         watch: Callable[[Report], float],
         reorder: int,
         watched: str = "loss",
+        watched_with: Mapping[str, str] | None = None,
     ) -> None:
         self.mode = check_mode(mode)
         if mode == "auto" and detector is None:
@@ -180,6 +183,7 @@ class Modes:
         self.phase = PREDICTING if mode == "never" else TRAINING
         self._watch = watch
         self._watched = watched
+        self._watched_with = dict(watched_with or {})
         self._reorder = reorder
         self._order: InOrder[Report] = InOrder(reorder)
         # The first mini-batch of the phase, and the first of which anybody told.
@@ -273,6 +277,7 @@ class Modes:
             "phase": self.phase,
             "detector": self.detector and self.detector.state_dict(),
             "watched": self._watched,
+            "watched_with": dict(self._watched_with),
             "convergence": self.convergence.state_dict(),
             "policy": type(self.policy).__name__,
             "lasting": lasting and dataclasses.asdict(lasting),
@@ -328,14 +333,17 @@ class Modes:
         notices = []
         if detector is not None and state["detector"] is not None:
             watched = state.get("watched", self._watched)
-            if watched == self._watched:
+            # Those of an older checkpoint are not known.
+            made_with = dict(state.get("watched_with", self._watched_with))
+            if watched == self._watched and made_with == self._watched_with:
                 detector.load_state_dict(state["detector"])
             else:
                 newest = []
                 detector.reset()
                 notices.append(
-                    f"watch= is {self._watched} and was {watched} when the checkpoint "
-                    f"was saved: {type(detector).__name__} begins anew, since what it "
+                    f"watch= is {_made_with(self._watched, self._watched_with)} and "
+                    f"was {_made_with(watched, made_with)} when the checkpoint was "
+                    f"saved: {type(detector).__name__} begins anew, since what it "
                     "knows is of the latter. Give the same to go on with it."
                 )
         self.convergence.load_state_dict(state["convergence"])
@@ -577,6 +585,11 @@ def as_convergence(given: Any) -> Convergence:
         f"convergence={given!r} was given; give for example "
         "tensair_dask.adaptation.Convergence(epoch=100, epochs=2, factor=0.02)."
     )
+
+
+def _made_with(name: str, settings: Mapping[str, str]) -> str:
+    told = ", ".join(f"{each}={value}" for each, value in settings.items())
+    return f"{name} with {told}" if told else name
 
 
 def as_watch(

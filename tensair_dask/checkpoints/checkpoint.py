@@ -54,6 +54,11 @@ class Checkpoint:
         Of what scores the stream, by name.
     positions
         Where each source stands: by its name, then by partition, the next offset.
+    columns
+        Names of the columns of data frames, by the place where a frame is given; empty
+        if there were none.
+    functions
+        What loss, metrics and schedule were: see `tensair_dask.functions`.
     name
         Of the trainer.
     index
@@ -75,6 +80,8 @@ class Checkpoint:
     index: int = 0
     made: list[str] = field(default_factory=list)
     structure: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    functions: dict[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
     versions: dict[str, str] = field(default_factory=_versions)
 

@@ -62,7 +62,12 @@ _KINDS: dict[str, Any] = {
 }
 
 # What there was not from the beginning.
-_LATER: dict[str, Any] = {"made": list, "structure": dict}
+_LATER: dict[str, Any] = {
+    "made": list,
+    "structure": dict,
+    "columns": dict,
+    "functions": dict,
+}
 
 
 def encode(checkpoint: Checkpoint) -> list[memoryview]:
