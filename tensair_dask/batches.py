@@ -26,7 +26,7 @@ from tensair_dask.errors import (
     ShapeError,
     TensairError,
 )
-from tensair_dask.named import in_order, is_row
+from tensair_dask.named import as_pair_by_name, fields_in_order, in_order, is_row
 from tensair_dask.wording import in_words
 
 __all__ = [
@@ -543,7 +543,7 @@ def as_pair(item: Any) -> tuple[Any, Any]:
 
 def only_reading(item: Any) -> tuple[str, tuple[Any, Any]]:
     """Read an item as `as_pair` does; give the name of its form as well."""
-    pairs = _readings(item)
+    pairs = _readings(as_pair_by_name(item))
     if len(pairs) > 1:
         raise BatchError(
             f"The {type(item).__name__} of 2 items that the stream gave fits two "
@@ -747,6 +747,9 @@ def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     ShapeError
         If the records differ in structure, keys, names or shape.
     """
+    records = list(records)
+    if {*map(type, records)} - {tuple, list}:
+        records = [as_pair_by_name(record) for record in records]
     xs, ys = zip(*records, strict=True)
     return stack(xs, "x"), stack(ys, "y")
 
@@ -764,6 +767,8 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
                 key: stack([sample[key] for sample in samples], f"{name}[{key!r}]")
                 for key in first
             }
+        if hasattr(first, "_fields"):
+            return _stack_fields(samples, name)
         if isinstance(first, tuple):
             return tuple(
                 stack(column, f"{name}[{position}]")
@@ -808,6 +813,22 @@ def _check_keys(samples: Sequence[Any], name: str) -> None:
             "{'key': 0.0, **record}, or give records of each kind a stream of "
             "their own."
         )
+
+
+def _stack_fields(samples: Sequence[Any], name: str) -> Any:
+    """Stack named tuples; each in the order of the first one's fields."""
+    fields = samples[0]._fields
+    ordered = [
+        fields_in_order(sample, fields, f"{name} of record {place}")
+        if hasattr(sample, "_fields")
+        else sample
+        for place, sample in enumerate(samples)
+    ]
+    columns = zip(*ordered, strict=True)
+    stacked = [
+        stack(column, f"{name}[{position}]") for position, column in enumerate(columns)
+    ]
+    return type(samples[0])._make(stacked)
 
 
 def _stack_rows(rows: Sequence[Any], name: str) -> Any:

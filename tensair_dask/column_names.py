@@ -14,7 +14,13 @@ import numpy as np
 
 from tensair_dask.batches import ABSENT, MiniBatch
 from tensair_dask.errors import ForwardError, LossError, ShapeError
-from tensair_dask.named import in_order, is_frame, same_names, stand_for_places
+from tensair_dask.named import (
+    fields_in_order,
+    in_order,
+    is_frame,
+    same_names,
+    stand_for_places,
+)
 
 __all__ = ["ColumnNames"]
 
@@ -101,6 +107,12 @@ class ColumnNames:
                 key: self._ordered(value, f"{place}[{key!r}]", found)
                 for key, value in side.items()
             }
+        if hasattr(side, "_fields"):
+            known = self._known.get(place)
+            if known is None:
+                found[place] = side._fields
+            elif isinstance(known, (tuple, list)):  # a list is of a checkpoint
+                side = fields_in_order(side, tuple(known), place)
         # A list may be long, and of numbers; of arrays are all of it, or none.
         if not isinstance(side, (tuple, list)) or not any(map(is_frame, side[:64])):
             return side

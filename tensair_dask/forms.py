@@ -24,6 +24,7 @@ from tensair_dask.batches import (
     stack,
 )
 from tensair_dask.errors import BatchError
+from tensair_dask.named import as_pair_by_name
 
 __all__ = ["Inputs", "Pairs"]
 
@@ -48,6 +49,8 @@ class Pairs:
         BatchError
             If it does not have the form, or may have either and none is decided.
         """
+        if type(item) is not tuple:
+            item = as_pair_by_name(item)
         if self.form == READY and fits_ready(item):
             return item[0], item[1]
         if self.form == RECORDS and fits_records(item):

@@ -7,12 +7,64 @@ from typing import Any
 
 import numpy as np
 
-from tensair_dask.errors import ShapeError
+from tensair_dask.errors import BatchError, ShapeError
 
-__all__ = ["in_order", "is_frame", "is_row", "same_names", "stand_for_places"]
+__all__ = [
+    "as_pair_by_name",
+    "fields_in_order",
+    "in_order",
+    "is_frame",
+    "is_row",
+    "same_names",
+    "stand_for_places",
+]
 
 # Names that are written out in one message.
 _SHOWN = 8
+
+
+# First fields of named tuples that are no x.
+_TARGETS = ("y", "label", "labels", "target", "targets", "class_", "y_true")
+
+
+def as_pair_by_name(item: Any) -> Any:
+    """Give a named tuple with the fields x and y as (x, y), whatever their order.
+
+    Raises
+    ------
+    BatchError
+        If the first of two fields is called as targets are.
+    """
+    fields: tuple[str, ...] = getattr(item, "_fields", ())
+    if len(fields) != 2 or fields == ("x", "y"):
+        return item
+    if set(fields) == {"x", "y"}:
+        return item.x, item.y
+    if fields[0].lower() in _TARGETS:
+        first, second = fields[0], fields[1]
+        raise BatchError(
+            f"The item is a {type(item).__name__} with the fields {first!r} and "
+            f"{second!r}; a pair (x, y) is read by place, and so {first!r} would be x. "
+            f"Put .map(lambda item: (item.{second}, item.{first})) before, or call the "
+            "fields x and y, which are read by name."
+        )
+    return item
+
+
+def fields_in_order(item: Any, known: tuple[str, ...], place: str) -> Any:
+    """Give the values of a named tuple in the order of fields that are known.
+
+    Raises
+    ------
+    ShapeError
+        If it has other fields.
+    """
+    fields = item._fields
+    if fields == known:
+        return item
+    if not same_names(fields, known):
+        raise ShapeError(_other_names(list(fields), list(known), place, "fields"))
+    return tuple(getattr(item, field) for field in known)
 
 
 def in_order(named: Any, known: Any, place: str, of: str = "columns") -> Any:
@@ -78,17 +130,30 @@ def same_names(names: Any, known: Any) -> bool:
     return len(names) == len(known) and set(names) == set(known)
 
 
-def _other_names(names: list[Any], known: list[Any], place: str) -> str:
+_INSTEAD = {
+    "columns": (
+        "choose those of the first, frame[[...]], or give arrays, whose columns have "
+        "places only."
+    ),
+    "fields": (
+        "choose those of the first, or give plain tuples, which have places only."
+    ),
+}
+
+
+def _other_names(
+    names: list[Any], known: list[Any], place: str, of: str = "columns"
+) -> str:
     parts = []
     if lacking := [each for each in known if each not in set(names)]:
         parts.append(f"it lacks {_shown(lacking)}")
     if new := [each for each in names if each not in set(known)]:
         parts.append(f"{_shown(new)} {'was' if len(new) == 1 else 'were'} not there")
     return (
-        f"{place} has the columns {_shown(names)}, and the first one had "
+        f"{place} has the {of} {_shown(names)}, and the first one had "
         f"{_shown(known)}: {' and '.join(parts) or 'some are there more than once'}. "
-        "Columns may stand in any order, and must have the same names: choose those "
-        "of the first, frame[[...]], or give arrays, whose columns have places only."
+        f"{of.capitalize()} may stand in any order, and must have the same names: "
+        + _INSTEAD[of]
     )
 
 

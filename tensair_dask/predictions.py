@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 from tensair_dask import outputs
-from tensair_dask.batches import stack
+from tensair_dask.batches import Structure, stack
 from tensair_dask.errors import ShapeError
 
-__all__ = ["Prediction", "as_batch", "unknown_type", "without_batch_axis"]
+__all__ = [
+    "Prediction",
+    "as_batch",
+    "unknown_type",
+    "why_no_inputs",
+    "without_batch_axis",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,37 @@ def as_batch(record: Any) -> Any:
             f"The record cannot be made an array: {cause}. Give a number, an array, "
             "a list of numbers of one shape, or a tuple or dict of them."
         ) from error
+
+
+def why_no_inputs(x: Any, learned: Set[Structure]) -> str:
+    """Say why a tuple is perhaps a pair (x, y), and not several inputs of the model.
+
+    Parameters
+    ----------
+    x
+        For which a prediction is asked.
+    learned
+        Structures of x that the model has learned from.
+
+    Returns
+    -------
+    why
+        Empty where x is what the model has learned from, or where that cannot be seen.
+    """
+    if not isinstance(x, tuple) or not learned or len(x) in learned:
+        return ""
+    known = " or ".join(
+        "one array"
+        if each is None
+        else "a dict"
+        if isinstance(each, tuple)
+        else f"a tuple of {each}"
+        for each in learned
+    )
+    return (
+        f"a tuple of {len(x)} arrays is given, each of which is an argument of the "
+        f"model, and the model has learned from mini-batches (x, y) whose x is {known}"
+    )
 
 
 def without_batch_axis(output: Any, name: str = "output") -> Any:

@@ -47,6 +47,7 @@ from tensair_dask.loops import is_running_here
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.outputs import contents
 from tensair_dask.overload import Overload, check_overload
+from tensair_dask.predictions import why_no_inputs
 from tensair_dask.prequential import Prequential
 from tensair_dask.prequential.records import as_seconds
 from tensair_dask.prequential.waiting import Delay, UntilDue
@@ -690,7 +691,27 @@ class predict(_OrderedNode):
     async def _answer(self, item: Any) -> Any:
         with refusing():
             x = self._collate(item)
+        if isinstance(self._collate, Inputs):
+            self._check_inputs(x)
         return await self.trainer._predict(x, self._details)
+
+    def _check_inputs(self, x: Any) -> None:
+        """Refuse pairs (x, y), of which y would be taken for an input of the model."""
+        learned = self.trainer._structures
+        advice = (
+            "If the items are pairs (x, y), put .pluck(0) before predict, and "
+            ".map(lambda pair: pair[0]) before partition(n); if all of it is for the "
+            "model, such as a mask, say so: predict(trainer, collate=lambda item: "
+            "item), or collate=tensair_dask.batches.stack behind partition(n)"
+        )
+        if why := why_no_inputs(x, learned):
+            raise BatchError(f"The item cannot be predicted: {why}. {advice}.")
+        if isinstance(x, tuple) and not learned:
+            self.trainer.say_once(
+                f"inputs {id(self)}",
+                f"{self} takes the {len(x)} arrays of an item for arguments of the "
+                f"model, in their order. {advice}.",
+            )
 
 
 def _resolve_after(
@@ -1008,7 +1029,10 @@ class predict_then_train(_OrderedNode):
 
     def _not_scored(self, records: int, error: Exception) -> None:
         if not self.unscored:
-            logger.warning("Predictions are not scored; the stream goes on: %s", error)
+            self.trainer.say_once(
+                f"unscored {id(self)}",
+                f"Predictions are not scored; the stream goes on: {error}",
+            )
         self.unscored += records
 
     # ---- both in one pass ----------------------------------------------------------
@@ -1101,7 +1125,7 @@ def _decided(output: Any) -> Any:
         raise BatchError(
             f"The model returns several outputs, in a {type(output).__name__}; say "
             "which of them is scored with decide=, for example decide=lambda output: "
-            "output[0].argmax(1)."
+            f"output{_way_to_first(output)}.argmax(1)."
         )
     if hasattr(output, "detach"):
         output = output.detach().cpu().numpy()
@@ -1111,6 +1135,15 @@ def _decided(output: Any) -> Any:
             raise NonFiniteError("The model's output is NaN or infinite.")
         return array.argmax(1)
     return array
+
+
+def _way_to_first(output: Any) -> str:
+    """Say how the first of several outputs is had."""
+    name, _ = next(iter(contents(output) or [(0, None)]))
+    if isinstance(output, tuple):
+        fields = getattr(output, "_fields", ())
+        return f".{fields[0]}" if fields else "[0]"
+    return f"[{name!r}]" if isinstance(output, Mapping) else f".{name}"
 
 
 def _form_of(upstream: Stream) -> str | None:

@@ -79,6 +79,7 @@ from tensair_dask.predictions import (
     Prediction,
     as_batch,
     unknown_type,
+    why_no_inputs,
     without_batch_axis,
 )
 from tensair_dask.refused import Refused, kind_of, told
@@ -366,6 +367,8 @@ class Trainer:
         self._history = History(int(config.get("history")), names)
         self._refused = Refused()
         self._column_names = ColumnNames()
+        # How the arrays of x hang together in what was learned.
+        self._structures: set[Any] = set()
         # Of the sources that it learns from: how to hear no more of them.
         self._heard: dict[Letters[Any], Callable[[], None]] = {}
         self._events = Events()
@@ -757,6 +760,7 @@ class Trainer:
                 index, nothing, item, deliver, settled, metadata, on_error
             )
             return self._refuse(refused, error)
+        self._structures.add(batch.kind[0])
         batch.learn = self._adapting.modes.learns
         pending = Pending(index, batch, item, deliver, settled, metadata, on_error)
         if self._state == "open" and self._dispatcher.offer(pending):
@@ -808,6 +812,7 @@ class Trainer:
         """Let other frames decide on the columns, if the first do not fit the model."""
         if not self._refused.sound and self._dispatcher.backlog <= 1:
             self._column_names.refused(error)
+            self._structures.clear()
 
     def _bury(
         self, letter: DeadLetter, on_error: str, *, is_question: bool = False
@@ -1179,7 +1184,7 @@ class Trainer:
         are under way for each replica, the others wait. For many records at a time,
         one call with a mini-batch of them costs least.
         """
-        return self._sync(self._predict, self._given(x), flag("details", details))
+        return self._sync(self._predict_given, self._given(x), flag("details", details))
 
     def predict_one(self, record: Any, details: bool = False) -> Any:
         """Predict for one record, given and answered without the batch axis.
@@ -1207,6 +1212,19 @@ class Trainer:
             self._predict_one, self._given(record), flag("details", details)
         )
 
+    async def _predict_given(self, x: Any, details: bool = False) -> Any:
+        self._tell_of_pair(x)
+        return await self._predict(x, details)
+
+    def _tell_of_pair(self, x: Any) -> None:
+        """Say that what was given to be predicted may be a pair (x, y)."""
+        if why := why_no_inputs(x, self._structures):
+            self.say_once(
+                "predicted pair",
+                f"trainer.predict: {why}. If it is a pair (x, y), give x only; if the "
+                "others are arguments of the model, a dict by their names says so.",
+            )
+
     async def _predict(self, x: Any, details: bool = False) -> Any:
         prediction = await self._prediction(x)
         return prediction if details else prediction.value
@@ -1214,6 +1232,7 @@ class Trainer:
     async def _predict_one(self, record: Any, details: bool = False) -> Any:
         with refusing():
             x = as_batch(record)
+        self._tell_of_pair(x)
         prediction = await self._prediction(x)
         value = without_batch_axis(prediction.value)
         return replace(prediction, value=value) if details else value

@@ -191,9 +191,10 @@ def test_predicting_then_training_has_the_same_policies(delay):
     @one()
     async def run(c, s, a):
         async with ta.Trainer(c, **classes()) as trainer:
-            source = Stream(asynchronous=True)
             nodes = {
-                policy: source.predict_then_train(trainer, delay=delay, on_error=policy)
+                policy: Stream(asynchronous=True).predict_then_train(
+                    trainer, delay=delay, on_error=policy
+                )
                 for policy in ("dead-letter", "skip", "raise")
             }
             for node in nodes.values():

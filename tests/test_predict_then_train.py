@@ -247,10 +247,10 @@ def test_bad_items_leave_the_stream_running(options):
 
 @two()
 async def test_predictions_that_cannot_be_scored_are_counted(c, s, a, b):
-    caught = logging.getLogger("tensair_dask.streams")
-    messages: list[str] = []
+    caught = logging.getLogger("tensair_dask.trainer")
+    said: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
+    handler.emit = lambda record: said.append(record.getMessage())
     caught.addHandler(handler)
     try:
         for keep in (False, True):
@@ -268,6 +268,7 @@ async def test_predictions_that_cannot_be_scored_are_counted(c, s, a, b):
             assert (scores.records, node.unscored) == (0, 20)
     finally:
         caught.removeHandler(handler)
+    messages = [each for each in said if "are not scored" in each]
     assert len(messages) == 2
     assert "take labels" in messages[0]
 
@@ -527,3 +528,65 @@ async def test_nothing_is_said_where_all_labels_have_come(c, s, a, b):
         await node.flush()
         await trainer.drain()
     assert not [text for text in trainer.events.text if "labels" in text]
+
+
+def one_logit():
+    return nn.Linear(FEATURES, 1)
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, 3)
+
+    def forward(self, x):
+        return {"logits": self.linear(x), "half": x / 2}
+
+
+def loss_by_name(output, y):
+    return nn.functional.cross_entropy(output["logits"], y)
+
+
+def loss_of_logit(output, y):
+    target = (y[:, None] > 0).float()
+    return nn.functional.binary_cross_entropy_with_logits(output, target)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "decide"),
+    [
+        ({"model": one_logit, "loss": loss_of_logit}, "output > 0"),
+        (
+            {"model": ByName, "loss": loss_by_name},
+            "output['logits'].argmax(1)",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_told_once_with_a_decide_that_can(
+    arguments, decide, keep
+):
+    @two()
+    async def run(c, s, a, b):
+        arguments_of = classes(**arguments, keep_predictions=keep)
+        async with ta.Trainer(c, **arguments_of) as trainer:
+            source = Stream(asynchronous=True)
+            scores = ta.Prequential(metrics.Accuracy())
+            node = source.predict_then_train(trainer, scores)
+            for x, y in class_data(2):
+                await source.emit((x, y))
+            await trainer.drain()
+            assert (scores.records, node.unscored) == (0, 32)
+            told = [each for each in trainer.events["text"] if "not scored" in each]
+            assert len(told) == 1
+            assert f"decide=lambda output: {decide}" in told[0]
+            node.destroy()
+            node = source.predict_then_train(
+                trainer, scores, decide=lambda output: eval(decide)
+            )
+            for x, y in class_data(2):
+                await source.emit((x, y % 2))
+            await trainer.drain()
+            assert (scores.records, node.unscored) == (32, 0)
+
+    run()

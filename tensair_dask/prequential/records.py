@@ -77,6 +77,7 @@ class Reader:
         labels, chances, single
             The second is None unless some metric takes probabilities.
         """
+        _check_one_output(values)
         given, single = _read(values, "y_pred", classes=not self.regression)
         if count is not None and len(given) != count:
             raise ShapeError(
@@ -177,11 +178,16 @@ class Reader:
             raise BatchError(
                 f"y_pred goes from {values.min():g} to {values.max():g}, and some of "
                 "the metrics take probabilities, from 0 to 1. Put scores through the "
-                "logistic function or softmax first."
+                "logistic function or softmax first"
+                " (in predict_then_train by decide=, for example decide=lambda logits: "
+                "1 / (1 + numpy.exp(-logits)))."
             )
 
 
 _NO_LABEL = (
+    " One logit or probability for each record, as BCEWithLogitsLoss takes it, is no "
+    "label: say above what it is class 1, y_pred > 0 for logits, y_pred > 0.5 for "
+    "probabilities (in predict_then_train decide=lambda output: output > 0)."
     " For probabilities, give a metric that takes them as well (LogLoss, ROCAUC), or "
     "a dict from label to probability for each record."
 )
@@ -231,6 +237,27 @@ def _read(
     if not len(given):
         raise ShapeError(f"{name} is empty; at least 1 record is needed.")
     return given, False
+
+
+def _check_one_output(values: Any) -> None:
+    """Refuse what models return that have several outputs.
+
+    A dict would be read as the probabilities of one record, of which the names of the
+    outputs are the labels.
+    """
+    if isinstance(values, Mapping):
+        several = [name for name, value in values.items() if _shape(value)]
+        choice = f"y_pred[{several[0]!r}]" if several else ""
+    elif isinstance(values, tuple) and len({_shape(each) for each in values}) > 1:
+        several, choice = list(values), "y_pred[0]"
+    else:
+        return
+    if several:
+        raise DtypeError(
+            f"y_pred is a {type(values).__name__} of several outputs; the labels, "
+            f"numbers or probabilities of one of them are needed: give {choice}, or "
+            "what is decided by it."
+        )
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -7,10 +7,12 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import tensair_dask as ta
 from tensair_dask import errors
@@ -549,3 +551,36 @@ def test_another_thread_may_read_and_pickle_meanwhile():
     thread.join(30)
     assert failed == []
     assert scores.get()["model"]["MacroF1"]["whole"] == 1
+
+
+Outputs = namedtuple("Outputs", "logits hidden")
+
+
+@pytest.mark.parametrize(
+    ("output", "choice"),
+    [
+        ({"logits": np.zeros((4, 2))}, r"give y_pred\['logits'\]"),
+        ({"loss": 0.5, "logits": torch.zeros(4, 2)}, r"give y_pred\['logits'\]"),
+        ((np.zeros((4, 2)), np.zeros(4)), r"give y_pred\[0\]"),
+        (Outputs(np.zeros((4, 2)), np.zeros((4, 9))), r"an? Outputs of several"),
+    ],
+)
+def test_several_outputs_of_a_model_are_told_to_be_chosen_from(output, choice):
+    with pytest.raises(errors.DtypeError, match=choice):
+        ta.Prequential(metrics.Accuracy()).add([0, 1, 1, 0], output)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("label", [np.int64, np.float32, bool])
+def test_one_logit_for_each_record_is_no_label_and_told_what_makes_one(shape, label):
+    logits = np.array([-2.5, 0.5, 3.5, -0.5], "float32").reshape(shape)
+    y = np.array([0, 1, 1, 0], label)
+    scores = ta.Prequential(metrics.Accuracy())
+    with pytest.raises(errors.DtypeError, match=r"decide=lambda output: output > 0\)"):
+        scores.add(y, logits)
+    scores.add(y, logits > 0)
+    assert scores.get()["model"]["Accuracy"]["whole"] == 1
+    with pytest.raises(
+        errors.BatchError, match=r"decide=lambda logits: 1 / \(1 \+ numpy"
+    ):
+        ta.Prequential(metrics.ROCAUC()).add(y, logits)
