@@ -162,6 +162,8 @@ class Attributes:
         self._before = contents_of(model, True, tied)
         self._hooks = Contents(_hooks_and_modes(model), whole=True)
         self._of_parameters = _OfParameters(model)
+        self._modules = dict(model.named_modules())
+        self._parameters = dict(model.named_parameters())
         self._classes = [(each, type(each)) for each in model.modules()]
 
     def check(self) -> None:
@@ -187,6 +189,41 @@ class Attributes:
             "Build the model as it is to be, in model=."
         )
 
+    def besides(self) -> list[str]:
+        """Name what a change of the structure has changed that no checkpoint holds.
+
+        In modules and parameters that were there before, and stay; numbers and texts
+        are part of the structure. And layers without parameters, old or new.
+        """
+        now = dict(self._model.named_modules())
+        kept = {path for path in now if self._modules.get(path) is now[path]}
+        after = contents_of(self._model, True, self._tied)
+        found = [
+            name
+            for name in _changed(self._before, after)
+            if (path := name.rpartition(".")[0]) in kept
+            and not _is_of_structure(now[path], name.rpartition(".")[2])
+        ]
+        kept |= {
+            name
+            for name, each in self._model.named_parameters()
+            if self._parameters.get(name) is each
+        }
+        after = Contents(_hooks_and_modes(self._model), whole=True)
+        found += [
+            name
+            for name in _changed(self._hooks, after)
+            if name.rpartition(".")[0] in kept
+        ]
+        found += [
+            path
+            for path, module in now.items()
+            if path not in kept
+            and path.rpartition(".")[0] in kept
+            and not any(True for _ in (*module.parameters(), *module.buffers()))
+        ]
+        return found
+
     def restore(self) -> None:
         """Put back what was changed within attributes.
 
@@ -198,6 +235,13 @@ class Attributes:
         for module, kind in self._classes:
             if type(module) is not kind:
                 module.__class__ = kind
+
+
+def _is_of_structure(module: torch.nn.Module, key: str) -> bool:
+    """Whether it is known from the parameters, or saved with the structure."""
+    if key == "_modules" or key.startswith("_flat_weight"):
+        return True
+    return type(vars(module).get(key, ())) in (int, float, bool, str, type(None))
 
 
 def _hooks_and_modes(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

@@ -226,6 +226,7 @@ class Learner:
         self._built = self._described()
         self._attributes = attributes_of(self.model)
         self._undo: Callable[[], None] | None = None
+        self._besides: list[str] = []
         self._answer = Answer()
         self.hidden_state = hidden_state(self.optimizers)
         self._schedule: Schedule | None = None
@@ -515,6 +516,7 @@ class Learner:
             if returned is None and not restructured and not before.is_needed():
                 self._answer = Answer(idle=True)
             if restructured:
+                self._besides = attributes.besides()
                 self._restructure(*was)
                 check()
             else:
@@ -531,6 +533,7 @@ class Learner:
                 self._see_that_it_steps()
             self._frozen.begin()
         except BaseException:
+            self._besides = []
             undo()
             raise
         finally:
@@ -548,6 +551,7 @@ class Learner:
     def undo_change(self) -> None:
         """Undo the last `change`, if it was not kept."""
         undo, self._undo = self._undo, None
+        self._besides = []
         if undo is not None:
             undo()
 
@@ -555,6 +559,10 @@ class Learner:
         """Let go of what `undo_change` would need: a copy of all there was."""
         self._undo = None
         self._tell_of_new_layers()
+        besides, self._besides = self._besides, []
+        if besides:
+            told = _some(besides)
+            self.notices.say(f"besides {told}", _not_saved(told))
 
     def _undoing(
         self, before: Rollback, attributes: Attributes, settings: OptimizerAttributes
@@ -1370,6 +1378,16 @@ def _each_its_own(names: list[str]) -> str:
         "trainer.apply(lambda model, optimizers: "
         "model.target.load_state_dict(model.net.state_dict())), which does so on all "
         "replicas, or give replicas=1."
+    )
+
+
+def _not_saved(names: str) -> str:
+    return (
+        f"The function has changed {names} besides the structure of the model: "
+        "attributes, hooks or layers without parameters. All replicas have that, also "
+        "those that join, which call the function, too. But checkpoints do not hold "
+        "it, and a trainer that is restored begins without it. Give a model= then that "
+        "builds it: one, for example, that calls the same function."
     )
 
 

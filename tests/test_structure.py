@@ -606,3 +606,70 @@ async def test_the_good_model_of_a_policy_is_not_put_into_another_structure(c, s
         again = await trainer.state_dict()
         assert all(torch.equal(state[name], again[name]) for name in state)
         await asyncio.sleep(0)
+
+
+# ---- what checkpoints do not hold -------------------------------------------------
+
+
+def with_a_hook(model, optimizers):
+    a_class_more(model, optimizers)
+    model.body.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def with_a_hook_of_a_parameter(model, optimizers):
+    thaw(model, optimizers)
+    model.norm.weight.register_hook(lambda gradient: gradient * 0.5)
+
+
+def with_an_attribute(model, optimizers):
+    a_class_more(model, optimizers)
+    model.names = ["a", "b", "c", "d"]
+
+
+def with_a_layer_without_parameters(model, optimizers):
+    freeze(model, optimizers)
+    model.body.dropout = nn.Dropout(0.1)
+
+
+def with_another_class(model, optimizers):
+    thaw(model, optimizers)
+    model.__class__ = type("Other", (Net,), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (with_a_hook, "'body._forward_hooks'"),
+        (with_a_hook_of_a_parameter, "'norm.weight.register_hook'"),
+        (with_an_attribute, "'names'"),
+        (with_a_layer_without_parameters, "'body.dropout'"),
+        (with_another_class, "'__class__'"),
+    ],
+)
+def test_what_changes_besides_the_structure_is_said_once(change, named):
+    ours = learner()
+    learn(ours)
+    assert ours.change(change)
+    assert not ours.notices.take()
+    ours.keep_change()
+    (said,) = (text for key, text in ours.notices.take().items() if "besides" in key)
+    assert named in said
+    assert "checkpoints do not hold it" in said
+
+
+@pytest.mark.parametrize("change", [each for each in CHANGES if each != a_layer_less])
+def test_a_change_of_the_structure_alone_says_nothing_of_it(change):
+    ours = learner()
+    learn(ours)
+    assert ours.change(change)
+    ours.keep_change()
+    assert not any("besides" in key for key in ours.notices.take())
+
+
+def test_what_a_change_that_is_undone_had_changed_is_not_said():
+    ours = learner()
+    assert ours.change(with_a_hook)
+    ours.undo_change()
+    assert ours.change(a_class_more)
+    ours.keep_change()
+    assert not any("besides" in key for key in ours.notices.take())
