@@ -30,6 +30,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.faults import Moment, reach
 from tensair_dask.guard.scheduler import install
+from tensair_dask.guard.worker import expect_replicas
 from tensair_dask.learner import Recipe
 from tensair_dask.placement import (
     Place,
@@ -557,6 +558,11 @@ class Starter:
         task.add_done_callback(self._releasing.discard)
         return task
 
+    async def released(self, timeout: float) -> None:
+        """Wait until what was let go of has ended, so long at most."""
+        if self._releasing:
+            await asyncio.wait(set(self._releasing), timeout=timeout)
+
     async def _within_bounds(
         self,
         work: Awaitable[T],
@@ -731,6 +737,7 @@ def _package_missing(who: str, error: BaseException) -> PackageMissingError:
 
 async def look_around(sources: Any, process: str, dask_worker: Any) -> Any:
     """Run on a worker: its facts, and how the client's modules compare with its own."""
+    expect_replicas(dask_worker)
     # On the event loop, which changes them.
     state = dask_worker.state
     idle = len(state.executing) + len(state.ready) < state.nthreads

@@ -60,7 +60,7 @@ class Inheritance:
             Those that leave, and what sees them off.
         """
         heir = None
-        source = await self._keeper(seeing)
+        source, version = await self._keeper(seeing)
         if source is not None:
             refuges = await self._refuges(list(seeing))
             for address in refuges:
@@ -73,15 +73,18 @@ class Inheritance:
             self._admit(heir)
             text = f"the replica on {heir.place.address}, from the last one that leaves"
             self._note("joined", text, heir.name)
-        elif seeing:
+        elif seeing and version != 0:  # a model as it was built is no loss
             logger.warning("The model could not be handed over to another worker")
         await asyncio.gather(*(self._let_go(each) for each in seeing))
         return heir is not None
 
     async def _keeper(
         self, seeing: dict[ReplicaHandle, asyncio.Task[None]]
-    ) -> ReplicaHandle | None:
-        """Let the one that has most of the model keep it; None if all are lost."""
+    ) -> tuple[ReplicaHandle | None, int | None]:
+        """Let the one that has most of the model keep it; tell how many gradients.
+
+        None and None if all are lost.
+        """
         # Those with peers tell them what they learned; the last one has all of it.
         under_way = set(seeing.values())
         while len(under_way) > 1:
@@ -102,7 +105,8 @@ class Inheritance:
                 versions[handle] = status.version
 
         await asyncio.gather(*map(keep, seeing))
-        return max(versions, key=lambda each: versions[each], default=None)
+        keeper = max(versions, key=lambda each: versions[each], default=None)
+        return keeper, None if keeper is None else versions[keeper]
 
     async def _refuges(self, leaving: list[ReplicaHandle]) -> list[str]:
         """Where an heir may be started: at best on a worker that is free, and fit."""

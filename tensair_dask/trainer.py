@@ -501,6 +501,8 @@ class Trainer:
             await self._membership.close()
             for handle in self._handles:
                 handle.release()
+            # A cluster that closes now would ask what is still being built to leave.
+            await self._starter.released(config.get_seconds("timeouts.release"))
             await self._reporter.close({})
             raise
         self._membership.watch()

@@ -14,7 +14,7 @@ from tensair_dask.guard.sigint import ignore_sigint
 from tensair_dask.guard.sigterm import close_on_sigterm
 from tensair_dask.pubsub.endpoint import Endpoint, WorkerEndpoint
 
-__all__ = ["LEAVING_TOPIC", "NAME", "Departures"]
+__all__ = ["LEAVING_TOPIC", "NAME", "Departures", "expect_replicas"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,21 @@ NAME = "tensair-departures"
 LEAVING_TOPIC = "tensair-leaving"
 
 Leave = Callable[[float], Awaitable[Any]]
+
+# What the scheduler asks a worker for.
+_HANDLER = "tensair_leave"
+
+
+def expect_replicas(worker: Any) -> None:
+    """Let a worker be asked to see its replicas off, before it has built the first.
+
+    One whose start fails may close while others are still being built on it.
+    """
+
+    async def leave(timeout: float) -> list[str]:
+        return []
+
+    worker.handlers.setdefault(_HANDLER, leave)
 
 
 class Departures:
@@ -58,7 +73,7 @@ class Departures:
 
     def _install(self) -> None:
         worker = self._worker
-        worker.handlers["tensair_leave"] = self.leave
+        worker.handlers[_HANDLER] = self.leave
         # Replicas hand over through pubsub, which must not end before them.
         Endpoint.at(worker, WorkerEndpoint).before_end(self.end)
         self._restore_signal = close_on_sigterm(worker)
