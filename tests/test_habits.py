@@ -76,7 +76,8 @@ async def test_calls_that_lack_or_have_too_much_say_how_they_are_made(c, s, a):
         with pytest.raises(errors.ConfigurationError, match="details="):
             trainer.predict(X, Y)
         source = Stream(asynchronous=True)
-        for node in (source.train, source.predict, source.predict_then_train):
+        for name in ("train", "predict", "predict_then_train"):
+            node = getattr(Stream(asynchronous=True), name)
             with pytest.raises(errors.CallError, match="a stream has no epochs"):
                 node(trainer, epochs=3)
             node(trainer, stream_name="mine")

@@ -452,18 +452,19 @@ def test_which_of_several_outputs_is_scored_is_to_be_said(one_pass, caplog):
     @one()
     async def run(c, s, a):
         async with ta.Trainer(c, **named(keep_predictions=one_pass)) as trainer:
-            source = Stream(asynchronous=True)
+            source, other = Stream(asynchronous=True), Stream(asynchronous=True)
             scores, others = (ta.Prequential(river.Accuracy()) for _ in range(2))
             node = source.predict_then_train(trainer, scores)
-            source.predict_then_train(
+            other.predict_then_train(
                 trainer, others, decide=lambda output: output.logits.argmax(1)
             )
             for item in class_data(3):
                 await source.emit(item)
+                await other.emit(item)
             await trainer.drain()
             assert (scores.records, node.unscored) == (0, 48)
             assert others.records == 48
 
     run()
     assert "several outputs, in a Output" in caplog.text
-    assert "decide=" in caplog.text
+    assert "decide=lambda output: output.logits.argmax(1)" in caplog.text

@@ -204,10 +204,12 @@ async def test_a_collate_may_use_its_arrays_again(c, s, a, b):
             x[:], y[:] = item["x"], item["y"]
             return x, y
 
+        other = Stream(asynchronous=True)
         source.train(trainer, collate=collate)
-        source.predict_then_train(trainer, delay=20, collate=collate)
+        other.predict_then_train(trainer, delay=20, collate=collate)
         for given_x, given_y in DATA:
             await source.emit({"x": given_x, "y": given_y})
+            await other.emit({"x": given_x, "y": given_y})
         await next(each for each in trainer.nodes if hasattr(each, "flush")).flush()
         await trainer.drain()
         await assert_learned(trainer, DATA * 2)
