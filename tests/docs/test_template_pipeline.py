@@ -1,0 +1,79 @@
+"""pipelines/template.py: what users copy, run over a CSV of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from tensair_dask.cli import tensair
+from tensair_dask.pipelines import template
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    """A file with two numbers of very different scales, and what they tell."""
+    dice = np.random.default_rng(0)
+    a, b = dice.normal(size=(2, 6_400))
+    frame = pd.DataFrame({"length": 1_000 + 100 * a, "width": b / 10, "note": "none"})
+    frame["price"] = 3 * a + b
+    frame["colour"] = np.where(frame["price"] > 0, "red", "green")
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    return tmp_path / "my.csv"
+
+
+def run(*options: object) -> Result:
+    return CliRunner().invoke(tensair, ["run", "template", *map(str, options)])
+
+
+def losses(result: Result) -> list[float]:
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines() if "loss" in line]
+    return [float(line[line.index("loss") + 1]) for line in lines]
+
+
+@pytest.mark.processes
+def test_it_learns_a_column_of_numbers(scheduler, csv, monkeypatch):
+    monkeypatch.setattr(template, "EVERY", 10)
+    first, *_, last = losses(
+        run("--csv", csv, "--target", "price", "--scheduler", scheduler)
+    )
+    assert last < first / 4
+
+
+@pytest.mark.processes
+def test_it_learns_labels_and_goes_on_from_its_checkpoint(scheduler, csv, tmp_path):
+    options = ["--csv", csv, "--target", "colour", "--classes", "red,green"]
+    options += ["--scheduler", scheduler, "--checkpoint", tmp_path / "kept"]
+    once = run(*options)
+    assert losses(once)
+    assert "accuracy" in once.output
+    with csv.open("a") as file:
+        file.write("1100.0,0.1,none,4.0,red\n" * 128)
+    again = run(*options)
+    assert again.exit_code == 0, again.output
+    assert "mini-batch    100" in again.output  # the first of those that were added
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--target", "price"], "Missing option '--csv'"),
+        (["--csv", "missing.csv", "--target", "price"], "does not exist"),
+    ],
+)
+def test_what_is_missing_is_named(options, told):
+    result = run(*options)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+
+
+def test_a_column_that_there_is_not_is_named_with_those_there_are(csv):
+    result = run("--csv", csv, "--target", "cost")
+    assert result.exit_code == 2
+    told = " ".join(result.output.split())
+    assert "no column 'cost'" in told
+    assert "'price'" in told
