@@ -18,7 +18,7 @@ from distributed.protocol.serialize import dask_deserialize, dask_serialize
 from numpy.ma import MaskedArray
 
 from tensair_dask.dense import why_not_dense
-from tensair_dask.elsewhere import why_not_here
+from tensair_dask.elsewhere import why_kind_not_here, why_not_here
 from tensair_dask.errors import (
     BatchError,
     DtypeError,
@@ -757,8 +757,8 @@ def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
 def stack(samples: Sequence[Any], name: str = "x") -> Any:
     """Stack one side of several records; see `collate`."""
     first = samples[0]
-    for each in {type(sample): sample for sample in samples}.values():
-        if why := why_not_here(each, name):
+    for kind in {*map(type, samples)}:
+        if why := why_kind_not_here(kind, name):
             raise BatchError(f"{name} of a record {why}")
     try:
         if isinstance(first, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["why_not_here"]
+__all__ = ["why_kind_not_here", "why_not_here"]
 
 # How a stream waits for values without holding its event loop up.
 _GATHERED = ".map_async(client.gather, asynchronous=True)"
@@ -20,7 +20,11 @@ def why_not_here(value: Any, name: str) -> str:
     name
         Of the value where it is given.
     """
-    kind = type(value)
+    return why_kind_not_here(type(value), name)
+
+
+def why_kind_not_here(kind: type, name: str) -> str:
+    """As `why_not_here`, of all values of a class."""
     package = kind.__module__.partition(".")[0]
     if package == "numpy":
         return ""
