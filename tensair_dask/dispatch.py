@@ -8,6 +8,8 @@ its own is lost before, another one gets it.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
 import math
 import time
@@ -320,7 +322,10 @@ class Dispatcher:
         self._observe = observe
         self._lost = lost or (lambda lane: self.resolve(lane, 0))
         self.lanes: list[Lane] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Those that wait for room, as a heap by their tickets: who was waked in vain
+        # comes back to its place.
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._tickets = itertools.count()
         # When the first of these was given, on the monotonic clock.
         self._waiting_since: dict[asyncio.Future[None], float] = {}
         # Seconds for which replicas have learned, all together.
@@ -381,9 +386,12 @@ class Dispatcher:
 
     def offer(self, pending: Pending) -> bool:
         """Take in a mini-batch if a replica has room at once."""
-        if self._waiting or self._homeless:
+        if self._waiting_since:  # also one that was waked, and is not here yet
             return False
-        lane = self._choose()
+        return self._take_in(pending)
+
+    def _take_in(self, pending: Pending) -> bool:
+        lane = None if self._homeless else self._choose()
         if lane is None:
             return False
         self._unreported += 1
@@ -400,34 +408,41 @@ class Dispatcher:
         TensairTimeoutError
             If none has had room for ``tensair.timeouts.room``.
         """
-        while not self.offer(pending):
+        if self.offer(pending):
+            return
+        ticket = next(self._tickets)
+        while True:
             self._check_alive()
-            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(room)
-            self._waiting_since[room] = pending.taken
-            try:
-                await within(room, self._limits.room)
-            except asyncio.TimeoutError:
-                raise TensairTimeoutError(
-                    f"No replica had room for a mini-batch within "
-                    f"{self._limits.room:g} s ({self.backlog} mini-batches wait). The "
-                    "replicas are stopped, or a step takes longer than that: look at "
-                    "the workers, or raise tensair.timeouts.room."
-                ) from None
-            except asyncio.CancelledError:
-                self._wake()  # the room may have been ours
-                raise
-            finally:
-                del self._waiting_since[room]
-                if room in self._waiting:
-                    self._waiting.remove(room)
-            # The one that was waked goes first, before any that waits behind it.
-            lane = self._choose()
-            if lane is not None and not self._homeless:
-                self._unreported += 1
-                self._put(lane, pending)
+            await self._room(ticket, pending)
+            if self._waiting and self._waiting[0][0] < ticket:
+                self._wake()  # who comes before it was waked in vain
+            elif self._take_in(pending):
                 self._wake()
                 return
+
+    async def _room(self, ticket: int, pending: Pending) -> None:
+        """Wait until there may be room, behind all with lower tickets."""
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (ticket, room)
+        heapq.heappush(self._waiting, entry)
+        self._waiting_since[room] = pending.taken
+        try:
+            await within(room, self._limits.room)
+        except asyncio.TimeoutError:
+            raise TensairTimeoutError(
+                f"No replica had room for a mini-batch within "
+                f"{self._limits.room:g} s ({self.backlog} mini-batches wait). The "
+                "replicas are stopped, or a step takes longer than that: look at "
+                "the workers, or raise tensair.timeouts.room."
+            ) from None
+        except asyncio.CancelledError:
+            self._wake()  # the room may have been ours
+            raise
+        finally:
+            del self._waiting_since[room]
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
 
     def _choose(self) -> Lane | None:
         best: Lane | None = None
@@ -652,7 +667,7 @@ class Dispatcher:
         while self._waiting:
             if self._choose() is None:
                 return
-            waiter = self._waiting.popleft()
+            _, waiter = heapq.heappop(self._waiting)
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -851,7 +866,7 @@ class Dispatcher:
         if open_lanes:
             self._wake()
         else:
-            for waiter in self._waiting:
+            for _, waiter in self._waiting:
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -912,7 +927,8 @@ class Dispatcher:
         for lane in self.lanes:
             lane.give_up()
         held = [] if self._held is None else [self._held]
-        for waiter in (*self._waiting, *self._idle, *held):
+        waiting = [room for _, room in self._waiting]
+        for waiter in (*waiting, *self._idle, *held):
             if not waiter.done():
                 waiter.set_exception(
                     TrainerClosedError("The trainer was closed meanwhile.")

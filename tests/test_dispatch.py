@@ -218,13 +218,38 @@ async def test_waiting_for_room_is_bounded_and_says_what_to_do():
 
 
 @gen_test()
+async def test_those_that_wait_for_room_keep_their_order():
+    peer = Peer(free=False)
+    bench = Bench(peer, batches=2)
+    await bench.submit(2)
+    waiting = [asyncio.ensure_future(bench.submit(1)) for _ in range(6)]
+    await asyncio.sleep(0)
+    assert bench.dispatcher.backlog == 8
+    lane = bench.dispatcher.lanes[0]
+    # There is room for one, which two hear of: the second of them waits on.
+    lane.batches -= 1
+    bench.dispatcher._wake()
+    bench.dispatcher._wake()
+    # Nor does who comes just then go first.
+    assert not bench.dispatcher.offer(bench.pending())
+    await asyncio.sleep(0.01)
+    assert sum(each.done() for each in waiting) == 1
+    lane.batches += 1
+    peer.gate.set()
+    await asyncio.gather(*waiting)
+    await bench.dispatcher.drained(5)
+    assert [report.index for report in bench.reports] == list(range(8))
+
+
+@gen_test()
 async def test_a_source_that_is_cancelled_just_as_there_is_room_ends():
     peer = Peer(free=False)
     bench = Bench(peer, batches=2)
     feeding = asyncio.ensure_future(bench.submit(100))
     while not bench.dispatcher._waiting:
         await asyncio.sleep(0)
-    bench.dispatcher._waiting[0].add_done_callback(lambda _: feeding.cancel())
+    ((_, room),) = bench.dispatcher._waiting
+    room.add_done_callback(lambda _: feeding.cancel())
     peer.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await feeding
