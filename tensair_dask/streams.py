@@ -42,7 +42,13 @@ from tensair_dask.errors import (
 from tensair_dask.forms import Inputs, Pairs
 from tensair_dask.habits import no_such_argument
 from tensair_dask.held import Held
-from tensair_dask.holding import are_groups, take_values, why_kept
+from tensair_dask.holding import (
+    are_groups,
+    count_held,
+    pass_on_held,
+    take_values,
+    why_kept,
+)
 from tensair_dask.loops import is_running_here
 from tensair_dask.mended import nodes_before, raise_upstream
 from tensair_dask.outputs import contents
@@ -366,6 +372,21 @@ class _TrainerNode(Stream):
         """Take note that all has been learned: an overload is over."""
         if self._overload is not None:
             self._overload.end()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nodes before this one hold items that they will pass on."""
+        return count_held([self]) > 0
+
+    async def pass_on_held(self, timeout: float) -> None:
+        """Have nodes before this one pass on what they hold, as groups not full, too.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes more than ``timeout`` seconds.
+        """
+        await pass_on_held([self], timeout)
 
     def tell_waiting(self, at_the_end: bool) -> None:
         """Say what waits, here or before, for something else than a replica.

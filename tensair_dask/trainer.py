@@ -1748,9 +1748,9 @@ class Trainer:
 
     async def _pass_on_held(self, timeout: float) -> None:
         """Take in what waits in the nodes of streams before the trainer's own."""
-        from tensair_dask.holding import pass_on_held
-
-        await pass_on_held(list(self.nodes), timeout)
+        end = time.monotonic() + timeout
+        for node in list(self.nodes):
+            await node.pass_on_held(max(0.01, end - time.monotonic()))
 
     async def _apply_everywhere(self, left: Callable[[], float]) -> None:
         """Wait until all is reported, and what was learned is in all models."""
@@ -1799,9 +1799,7 @@ class Trainer:
         """Whether something waits in the nodes of streams that can be learned yet."""
         if not self.nodes or self._state != "open" or self._client_is_closed:
             return False
-        from tensair_dask.holding import count_held  # streamz is there
-
-        return count_held(list(self.nodes)) > 0
+        return any(node.holds for node in list(self.nodes))
 
     def _take_no_more(self) -> None:
         self._tell_refused(at_the_end=True)
