@@ -19,7 +19,7 @@ help:
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation, in build/docs/index.html"
-	@echo "make benchmark  the figures of the README (about 40 minutes, on a quiet machine)"
+	@echo "make benchmark  the figures of docs/benchmarks (about 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(VENV)/.demo
