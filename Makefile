@@ -17,7 +17,7 @@ help:
 	@echo "make test       set up and run all tests"
 	@echo "make test-lowest  some tests with the lowest versions allowed (downloads gigabytes)"
 	@echo "make unit       only the tests that start no processes"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy and the layers of imports"
 	@echo "make docs       the documentation, in build/docs/index.html"
 	@echo "make benchmark  the figures of docs/benchmarks (about 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
@@ -38,6 +38,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

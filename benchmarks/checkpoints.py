@@ -20,7 +20,7 @@ import click
 import torch
 
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, Store
-from tensair_dask.checkpoints.file_format import decode, encode
+from tensair_dask.checkpoints.format import decode, encode
 
 RUNS = 9
 MODELS = {"1 tensor": 1, "40 tensors": 40, "1000 tensors": 1000}

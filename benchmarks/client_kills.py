@@ -44,9 +44,9 @@ from torch import nn
 import tensair_dask as ta
 import tensair_dask.sources  # gives Stream its from_kafka_records method
 import tensair_dask.streams  # and its train method
+from tensair_dask._common.rate_limiter import Pace
 from tensair_dask.checkpoints import Store
 from tensair_dask.errors import CheckpointMissingError
-from tensair_dask.pace import Pace
 
 GROUP = "counting"
 CHUNK = 32

@@ -1,7 +1,7 @@
 """What drift detectors cost and how well they find known changes.
 
 ``detectors``: time of an update at a full window, size of the state, and F1, delay and
-false alarms on seeded streams (`tensair_dask.drift.streams`). Detectors take turns
+false alarms on seeded streams (`tensair_dask.drift.synthetic`). Detectors take turns
 within a round; the median over the rounds is given with the smallest and the largest.
 """
 
@@ -17,7 +17,9 @@ from measure import Load, Spread, environment
 from report import QUIET_CORES, table
 
 from tensair_dask import drift
-from tensair_dask.drift import Detector, cuts, streams
+from tensair_dask.drift import Detector
+from tensair_dask.drift import optwin_cuts as cuts
+from tensair_dask.drift import synthetic as streams
 
 CONTENDERS: dict[str, Callable[[], Detector]] = {
     "OPTWIN": drift.OPTWIN,

@@ -222,7 +222,7 @@ async def scheduler_cpu_emulated(seconds: float, rounds: int) -> list[dict[str, 
     results = []
     async with cluster(emulated_command()) as (client, scheduler):
         await client.wait_for_workers(EMULATED)
-        from tensair_dask.dashboard.plugin import TrainingDashboard
+        from tensair_dask.observe.dashboard.plugin import TrainingDashboard
 
         for turn in range(rounds):
             result = {"off": await cpu(scheduler, seconds)}

@@ -33,7 +33,7 @@ from streamz import Stream
 from workloads import WORKLOADS, Pool, load_pool
 
 import tensair_dask as ta
-from tensair_dask.pace import Pace
+from tensair_dask._common.rate_limiter import Pace
 
 # What is asked of one record on two cores, with the 85k-parameter model.
 P50_MS_AT_MOST, P99_MS_AT_MOST = 5.0, 25.0

@@ -32,7 +32,7 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask import drift_plots, running, terminal
+from tensair_dask._common.files import check_folder
 from tensair_dask.adaptation import (
     POLICIES,
     TRAINING,
@@ -40,14 +40,16 @@ from tensair_dask.adaptation import (
     RaiseLearningRate,
     Reinitialise,
 )
-from tensair_dask.adaptive import mode_options
-from tensair_dask.continuation import Continuation
-from tensair_dask.course import Alarms, Detections, Record
-from tensair_dask.drift_plots import Course
-from tensair_dask.files import check_folder
-from tensair_dask.images import NAMES, Images, ImageSet, load
-from tensair_dask.run_page import Table
-from tensair_dask.running import Run
+from tensair_dask.drift.run_record import Alarms, Detections, Record
+from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.html_report import Table
+from tensair_dask.runner import run as running
+from tensair_dask.runner import terminal
+from tensair_dask.runner.images import NAMES, Images, ImageSet, load
+from tensair_dask.runner.modes_run import mode_options
+from tensair_dask.runner.resume import Continuation
+from tensair_dask.runner.run import Run
 
 # The pairs that TensAIR's demonstration swaps, in its order; what comes after is drawn.
 PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]

@@ -35,11 +35,11 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask import running
-from tensair_dask.adaptive import AdaptiveRun
-from tensair_dask.continuation import Continuation
-from tensair_dask.pace import Pace
+from tensair_dask._common.rate_limiter import Pace
 from tensair_dask.prequential import BinaryPrequential
+from tensair_dask.runner import run as running
+from tensair_dask.runner.modes_run import AdaptiveRun
+from tensair_dask.runner.resume import Continuation
 
 LATE = 15  # minutes after the scheduled arrival
 

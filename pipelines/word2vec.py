@@ -44,11 +44,12 @@ from rich.text import Text
 from streamz import Stream
 
 import tensair_dask as ta
-from tensair_dask import running, terminal
-from tensair_dask.continuation import Continuation
-from tensair_dask.files import check_writable
-from tensair_dask.running import Run
-from tensair_dask.tally import Tally
+from tensair_dask._common.files import check_writable
+from tensair_dask.runner import run as running
+from tensair_dask.runner import terminal
+from tensair_dask.runner.resume import Continuation
+from tensair_dask.runner.run import Run
+from tensair_dask.runner.summary import Tally
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
 from tensair_dask.text.export import is_binary
 from tensair_dask.text.reading import (

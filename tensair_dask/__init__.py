@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tensair_dask import config, errors, stream_methods
+from tensair_dask import config, errors
+from tensair_dask._common import stream_methods
 
 __version__ = "0.1.0"
 
 # Public names and where they live. Imported on first use: Dask's scheduler loads
 # this package for its half of pubsub and must not pay for torch.
 _PUBLIC = {
-    "Prediction": "tensair_dask.predictions",
+    "Prediction": "tensair_dask.batches.predictions",
     "Prequential": "tensair_dask.prequential",
     "Pub": "tensair_dask.pubsub",
     "Report": "tensair_dask.reports",

@@ -115,7 +115,7 @@ def monitor(
     """
     if scheduler is not None and scheduler_file is not None:
         raise click.UsageError("Give SCHEDULER or --scheduler-file, not both.")
-    from tensair_dask.monitor.program import run
+    from tensair_dask.observe.terminal.program import run
 
     sys.exit(
         run(

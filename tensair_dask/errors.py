@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 
-from tensair_dask.wording import LONGEST, bounded, in_words
+from tensair_dask._wording import LONGEST, bounded, in_words
 
 __all__ = [
     "BatchError",

@@ -32,25 +32,43 @@ import pandas as pd
 from distributed import Client
 
 from tensair_dask import config
-from tensair_dask.adaptation import Convergence, Modes, Policy, as_policy
-from tensair_dask.adaptation.modes import as_convergence, as_detector, as_watch
-from tensair_dask.adapting import Adapting
-from tensair_dask.arguments import flag, shown
-from tensair_dask.bad_input import is_raised, policy_for
-from tensair_dask.batches import ABSENT, Block, as_refusal, made_of, refusing
-from tensair_dask.calling import OPTIMIZERS, as_called, doubts
-from tensair_dask.calls import Calls, closed_error, late_error
+from tensair_dask._common.checks import flag, shown
+from tensair_dask._common.functions import changed, described, name_of, settings_of
+from tensair_dask._common.held import Held
+from tensair_dask._common.loops import is_awaited, is_running_here
+from tensair_dask._common.notices import Notices
+from tensair_dask._common.other_libraries import checked_call, no_such_method
+from tensair_dask._common.score_columns import columns
+from tensair_dask._common.serial_queue import OneByOne
+from tensair_dask._common.user_functions import OPTIMIZERS, as_called, doubts
+from tensair_dask._common.waiting import within
+from tensair_dask.batches.batch import ABSENT, Block, as_refusal, made_of, refusing
+from tensair_dask.batches.column_names import ColumnNames
+from tensair_dask.batches.copies import as_values
+from tensair_dask.batches.predictions import (
+    Prediction,
+    as_batch,
+    unknown_type,
+    why_no_inputs,
+    without_batch_axis,
+)
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.clipping import as_clipping
-from tensair_dask.cluster import ReplicaHandle, Starter
-from tensair_dask.column_names import ColumnNames
-from tensair_dask.columns import columns
-from tensair_dask.combinations import check_arguments
-from tensair_dask.dashboard.plugin import NAME as DASHBOARD
-from tensair_dask.dashboard.plugin import TrainingDashboard
-from tensair_dask.dead_letters import DeadLetter, DeadLetters, Letters
-from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
+from tensair_dask.coordinator.barrier import Interventions
+from tensair_dask.coordinator.calls import Calls, closed_error, late_error
+from tensair_dask.coordinator.checkpointing import Every, Path, Saving
+from tensair_dask.coordinator.dead_letters import DeadLetter, DeadLetters, Letters
+from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits, Pending
+from tensair_dask.coordinator.drift_response import Adapting
+from tensair_dask.coordinator.ledger import Entry, Ledger, marks_of
+from tensair_dask.coordinator.membership.autoscale import Demand, LagScaling, cluster_of
+from tensair_dask.coordinator.membership.keep import Membership
+from tensair_dask.coordinator.on_error import is_raised, policy_for
+from tensair_dask.coordinator.refused import Refused, kind_of, told
+from tensair_dask.coordinator.start import ReplicaHandle, Starter
 from tensair_dask.drift import Detector
+from tensair_dask.drift.convergence import Convergence
+from tensair_dask.drift.modes import Modes, as_convergence, as_detector, as_watch
+from tensair_dask.drift.policies import Policy, as_policy
 from tensair_dask.errors import (
     BatchError,
     ConfigurationError,
@@ -62,40 +80,23 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.settings import Settings, Share
 from tensair_dask.exchange.wire import unpack
-from tensair_dask.functions import changed, described, name_of, settings_of
-from tensair_dask.habits import checked_call, no_such_method
-from tensair_dask.held import Held
-from tensair_dask.interventions import Interventions
-from tensair_dask.learner import Recipe, to_arrays
-from tensair_dask.ledger import Entry, Ledger, marks_of
-from tensair_dask.live_view import Monitor
-from tensair_dask.loops import is_awaited, is_running_here
-from tensair_dask.membership import Membership
-from tensair_dask.notices import Notices
-from tensair_dask.one_by_one import OneByOne
-from tensair_dask.overview import dashboard_link, look_at
-from tensair_dask.placement import Wish
-from tensair_dask.predictions import (
-    Prediction,
-    as_batch,
-    unknown_type,
-    why_no_inputs,
-    without_batch_axis,
-)
-from tensair_dask.refused import Refused, kind_of, told
+from tensair_dask.observe.dashboard.plugin import NAME as DASHBOARD
+from tensair_dask.observe.dashboard.plugin import TrainingDashboard
+from tensair_dask.observe.live_view import Monitor
+from tensair_dask.observe.snapshot import dashboard_link, look_at
+from tensair_dask.observe.telemetry.counters import plain
+from tensair_dask.observe.telemetry.curves import COLUMNS as OF_CURVES
+from tensair_dask.observe.telemetry.curves import Curves
+from tensair_dask.observe.telemetry.events import KINDS, TOPIC, Event, Events
+from tensair_dask.observe.telemetry.reporter import Reporter
+from tensair_dask.replica.clipping import as_clipping
+from tensair_dask.replica.combinations import check_arguments
+from tensair_dask.replica.learner import Recipe, to_arrays
+from tensair_dask.replica.placement import Wish
 from tensair_dask.reports import COLUMNS, History, Report
-from tensair_dask.saving import Every, Path, Saving
-from tensair_dask.scaling import Demand, LagScaling, cluster_of
-from tensair_dask.telemetry.counters import plain
-from tensair_dask.telemetry.curves import COLUMNS as OF_CURVES
-from tensair_dask.telemetry.curves import Curves
-from tensair_dask.telemetry.events import KINDS, TOPIC, Event, Events
-from tensair_dask.telemetry.reporter import Reporter
-from tensair_dask.values import as_values
-from tensair_dask.waiting import within
 
 if TYPE_CHECKING:
-    from tensair_dask.charts import Plot
+    from tensair_dask.observe.figures.run import Plot
 
 __all__ = ["ReplicaInfo", "Trainer"]
 
@@ -731,7 +732,7 @@ class Trainer:
         metadata
             Of streamz: holds where its records were in their sources.
         on_error
-            What is done if it is refused; see `tensair_dask.bad_input`.
+            What is done if it is refused; see `tensair_dask.coordinator.on_error`.
         is_value
             Whether its arrays are no one else's; else they are copied, since who has
             given them may change them, or use them again for the next one.
@@ -1559,7 +1560,7 @@ class Trainer:
             Shows itself in a notebook; ``plot.save("plot.html")`` writes a page that
             opens without a network.
         """
-        from tensair_dask.charts import Plot
+        from tensair_dask.observe.figures.run import Plot
 
         metrics = self._curves.metrics
         return Plot(self.curves, self.events, metrics, title or self.name)
@@ -1902,7 +1903,7 @@ class Trainer:
             await self._close()
 
     def _repr_html_(self) -> str:
-        from tensair_dask import notebook
+        from tensair_dask.observe import notebook
 
         return notebook.draw(self._look(lambda: look_at(self)))
 
@@ -2002,7 +2003,11 @@ async def _contained(function: Callable[..., Awaitable[Any]], *args: Any) -> Any
 
 
 # Between who calls a method and what it does.
-_BETWEEN = (__name__, "tensair_dask.habits", "tensair_dask.streams")
+_BETWEEN = (
+    __name__,
+    "tensair_dask._common.other_libraries",
+    "tensair_dask.streams.nodes",
+)
 
 
 def _caller() -> FrameType | None:

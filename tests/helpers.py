@@ -12,7 +12,7 @@ import torch
 from distributed.protocol import dumps, loads, to_serialize
 from torch import nn
 
-from tensair_dask.drift.detector import Detector, Shift
+from tensair_dask.drift.base import Detector, Shift
 from tensair_dask.errors import DriftError
 
 RATE = 0.01

@@ -24,11 +24,11 @@ from helpers import (
 
 import tensair_dask as ta
 from tensair_dask.adaptation import Convergence, RaiseLearningRate, Reinitialise
-from tensair_dask.adaptation.policies import RestoreLastGood
 from tensair_dask.checkpoints import Store
 from tensair_dask.drift import ADWIN
+from tensair_dask.drift.policies import RestoreLastGood
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.telemetry.events import TOPIC
+from tensair_dask.observe.telemetry.events import TOPIC
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from distributed.utils_test import gen_test
 from streamz import Stream
 
-from tensair_dask.adaptive import DETECTORS, AdaptiveRun, mode_options
 from tensair_dask.drift import Detector, make
 from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.reports import Report
+from tensair_dask.runner.modes_run import DETECTORS, AdaptiveRun, mode_options
 
 BATCH, BATCHES = 10, 40
 TIMES = np.datetime64("2013-01-01", "s") + 60 * np.arange(BATCH * BATCHES)

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tensair_dask.advice import on_backward
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.errors import (
     BatchError,
     DtypeError,
@@ -20,7 +19,8 @@ from tensair_dask.errors import (
     LossError,
     ShapeError,
 )
-from tensair_dask.learner import Learner, Recipe, to_tensors
+from tensair_dask.replica.advice import on_backward
+from tensair_dask.replica.learner import Learner, Recipe, to_tensors
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tensair_dask.arguments import flag, number, shown, whole
+from tensair_dask._common.checks import flag, number, shown, whole
 from tensair_dask.errors import ConfigurationError
 
 

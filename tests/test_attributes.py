@@ -14,7 +14,7 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask import errors
-from tensair_dask.attributes import contents_of
+from tensair_dask.replica.attributes import contents_of
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

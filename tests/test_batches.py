@@ -11,9 +11,9 @@ import torch
 from distributed.protocol import serialize
 from helpers import carried
 
-from tensair_dask.batches import Block, MiniBatch, as_pair, collate, stack
+from tensair_dask.batches.batch import Block, MiniBatch, as_pair, collate, stack
 from tensair_dask.errors import BatchError, DtypeError, ShapeError
-from tensair_dask.learner import non_finite, to_tensors
+from tensair_dask.replica.learner import non_finite, to_tensors
 
 X = np.arange(12, dtype="float32").reshape(4, 3)
 Y = np.arange(4)

@@ -15,10 +15,10 @@ from test_learner import CPU, SGD, data, learner
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tensair_dask import before_step
 from tensair_dask.errors import ReplicaFailedError, StepError
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.learner import Learner
+from tensair_dask.replica import before_step
+from tensair_dask.replica.learner import Learner
 
 Adam = functools.partial(torch.optim.Adam, lr=0.1)
 Momentum = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)

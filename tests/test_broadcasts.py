@@ -12,8 +12,8 @@ from helpers import FEATURES
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask.broadcasts import MOST_FORMS, Broadcasts
-from tensair_dask.notices import Notices
+from tensair_dask._common.notices import Notices
+from tensair_dask.replica.broadcasts import MOST_FORMS, Broadcasts
 
 functional = nn.functional
 N = 8

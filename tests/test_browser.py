@@ -11,11 +11,11 @@ from browser import CHROMIUM, FLAGS, needs_browser
 from test_charts import curves, events
 from test_drift_plots import CHANGES, rows
 
-from tensair_dask import drift_plots
-from tensair_dask.charts import Plot
-from tensair_dask.drift_plots import Course
-from tensair_dask.run_page import Ending, Page
-from tensair_dask.running import Run
+from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.figures.run import Plot
+from tensair_dask.observe.html_report import Ending, Page
+from tensair_dask.runner.run import Run
 
 pytestmark = [needs_browser(), pytest.mark.processes]
 

@@ -10,8 +10,8 @@ from distributed.utils_test import gen_cluster
 from helpers import class_data, classes, linear, train_all
 
 import tensair_dask as ta
-from tensair_dask.adaptation.policies import Call
-from tensair_dask.calling import DRIFT, OPTIMIZERS, as_called, doubts
+from tensair_dask._common.user_functions import DRIFT, OPTIMIZERS, as_called, doubts
+from tensair_dask.drift.policies import Call
 from tensair_dask.errors import CallError, ConfigurationError
 
 one = functools.partial(

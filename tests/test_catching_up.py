@@ -28,9 +28,9 @@ from test_membership import (
 )
 
 import tensair_dask as ta
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.exchange.accumulator import Changes
-from tensair_dask.replica import Replica
+from tensair_dask.replica.actor import Replica
 
 
 def told(trainer: Any) -> str:

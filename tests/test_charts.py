@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tensair_dask import charts
-from tensair_dask.charts import MARKS, Plot, panels
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.telemetry.curves import COLUMNS
-from tensair_dask.telemetry.events import KINDS, Event, Events
+from tensair_dask.observe.figures import run as charts
+from tensair_dask.observe.figures.run import MARKS, Plot, panels
+from tensair_dask.observe.telemetry.curves import COLUMNS
+from tensair_dask.observe.telemetry.events import KINDS, Event, Events
 
 START = 1_700_000_000.0
 

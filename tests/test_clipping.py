@@ -21,8 +21,8 @@ from test_membership import cluster
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask.clipping import Clipping, as_clipping
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.replica.clipping import Clipping, as_clipping
 
 CLIPPED_BY_TORCH = {
     "norm": nn.utils.clip_grad_norm_,

@@ -12,8 +12,8 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask.batches import collate, stack
-from tensair_dask.column_names import ColumnNames
+from tensair_dask.batches.batch import collate, stack
+from tensair_dask.batches.column_names import ColumnNames
 from tensair_dask.errors import ForwardError, ShapeError
 
 pd = pytest.importorskip("pandas")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tensair_dask.contents import Contents
+from tensair_dask._common.contents import Contents
 
 
 @dataclass(slots=True)

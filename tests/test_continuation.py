@@ -12,9 +12,9 @@ from streamz import Stream
 
 import tensair_dask.streams  # noqa: F401  gives Stream its train method
 from tensair_dask import Trainer
-from tensair_dask.continuation import Continuation
 from tensair_dask.errors import CheckpointError
-from tensair_dask.running import Run
+from tensair_dask.runner.resume import Continuation
+from tensair_dask.runner.run import Run
 
 ONE = {"client": True, "nthreads": [("127.0.0.1", 1)]}
 DATA = linear_data(20)

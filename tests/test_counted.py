@@ -10,8 +10,8 @@ from test_learner import data, learner
 from torch import nn
 from torch.nn import functional
 
-from tensair_dask.counted import counted
 from tensair_dask.errors import LossError, NonFiniteError, OptimizerError
+from tensair_dask.replica.counted import counted
 
 part = functools.partial
 CLASSES = torch.tensor([0, -100, 1, -100])

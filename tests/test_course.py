@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tensair_dask.course import Detections, Record
+from tensair_dask.drift.run_record import Detections, Record
 from tensair_dask.errors import ShapeError
 from tensair_dask.reports import Report
 

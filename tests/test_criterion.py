@@ -15,8 +15,8 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask import errors
-from tensair_dask.criterion import Criterion
-from tensair_dask.notices import Notices
+from tensair_dask._common.notices import Notices
+from tensair_dask.replica.criterion import Criterion
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

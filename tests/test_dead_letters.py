@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tensair_dask.dead_letters import DeadLetter, DeadLetters
+from tensair_dask.coordinator.dead_letters import DeadLetter, DeadLetters
 from tensair_dask.errors import ShapeError
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from distributed.utils_test import captured_logger, gen_test
 
-from tensair_dask.batches import Block, MiniBatch
-from tensair_dask.dispatch import Dispatcher, Lane, Limits, Pending
+from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits, Pending
 from tensair_dask.errors import (
     KilledReplicasError,
     NoReplicasError,
     TensairTimeoutError,
 )
+from tensair_dask.replica.thread import Outcome, Status
 from tensair_dask.reports import Report
-from tensair_dask.training_thread import Outcome, Status
 
 ROW = np.zeros((1, 2), "float32")
 
@@ -534,7 +534,9 @@ async def test_of_a_lost_replica_what_cannot_be_learned_again_is_never_settled()
     (lane,) = bench.dispatcher.lanes
     bench.dispatcher._lost = lambda lane: bench.dispatcher.resolve(lane, 10)
     bench.dispatcher.admit(Lane("other", other.learn))
-    with captured_logger("tensair_dask.dispatch", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.coordinator.dispatcher", level=logging.WARNING
+    ) as log:
         bench.dispatcher.lose(lane, OSError("killed"))
     await bench.dispatcher.drained(5)
     # The others have the first ten; of the rest the newest four can be learned again.

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tensair_dask import drift_plots
-from tensair_dask.drift_plots import Course, draw, stretches
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures.drift import Course, draw, stretches
 
 LENGTH = 2_000
 CHANGES = {1_000: "3 ↔ 7", 1_500: "2 ↔ 8"}

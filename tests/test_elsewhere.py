@@ -16,9 +16,9 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask.batches import READY, RECORDS, MiniBatch
+from tensair_dask.batches.batch import READY, RECORDS, MiniBatch
 from tensair_dask.errors import BatchError
-from tensair_dask.forms import Inputs, Pairs
+from tensair_dask.streams.record_form import Inputs, Pairs
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

@@ -12,9 +12,9 @@ from streamz import Stream
 from tornado.ioloop import IOLoop
 
 import tensair_dask as ta
-from tensair_dask.downstream import trainers_after
 from tensair_dask.errors import SourceError, StreamError
-from tensair_dask.sources.source import Source
+from tensair_dask.streams.downstream import trainers_after
+from tensair_dask.streams.sources.source import Source
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

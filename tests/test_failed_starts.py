@@ -11,7 +11,7 @@ from helpers import classes, feed, linear, linear_data, mlp, until
 
 import tensair_dask as ta
 from tensair_dask.errors import TensairError
-from tensair_dask.guard.worker import Departures, expect_replicas
+from tensair_dask.replica.worker_departures import Departures, expect_replicas
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
@@ -84,7 +84,7 @@ async def test_a_model_that_has_learned_something_is_missed(c, s, a, b, learned)
     trainer = await ta.Trainer(c, **linear())
     reports = feed(trainer, linear_data(learned))
     await until(lambda: len(reports) == learned)
-    with captured_logger("tensair_dask.inheritance") as told:
+    with captured_logger("tensair_dask.coordinator.membership.last_replica") as told:
         await s.retire_workers([a.address, b.address])
         await until(lambda: not any(info.alive for info in trainer.replicas))
         await trainer.close()

@@ -21,10 +21,10 @@ from test_membership import (
 
 import tensair_dask as ta
 from tensair_dask.errors import ReplicaLostError, TensairTimeoutError
-from tensair_dask.faults import Moment
-from tensair_dask.placement import Wish
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
+from tensair_dask.pubsub.moments import Moment
+from tensair_dask.replica.placement import Wish
 
 
 def cluster(workers: int, **overrides: Any) -> Any:

@@ -4,14 +4,14 @@ import gzip
 
 import pytest
 
-from tensair_dask.errors import ConfigurationError
-from tensair_dask.files import (
+from tensair_dask._common.files import (
     as_file_system,
     check_folder,
     check_writable,
     open_files,
     write_atomically,
 )
+from tensair_dask.errors import ConfigurationError
 
 
 def test_a_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path):

@@ -16,10 +16,10 @@ from tornado.ioloop import IOLoop
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask.batches import READY, RECORDS, MiniBatch, as_pair
+from tensair_dask.batches.batch import READY, RECORDS, MiniBatch, as_pair
 from tensair_dask.errors import BatchError
-from tensair_dask.forms import Inputs, Pairs
-from tensair_dask.holding import are_groups
+from tensair_dask.streams.holding import are_groups
+from tensair_dask.streams.record_form import Inputs, Pairs
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensair_dask.fresh import fresh, may_keep_something
+from tensair_dask.replica.fresh import fresh, may_keep_something
 
 
 class Counting:

@@ -13,7 +13,7 @@ from distributed.utils_test import gen_cluster
 from helpers import Above, class_data, classes, train_all
 
 import tensair_dask as ta
-from tensair_dask.functions import changed, described, name_of, settings_of
+from tensair_dask._common.functions import changed, described, name_of, settings_of
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -107,7 +107,8 @@ def test_one_that_holds_itself_is_looked_at_all_the_same():
 
 def test_another_process_says_the_same():
     program = (
-        "import torch, functools; from tensair_dask.functions import settings_of;"
+        "import torch, functools; "
+        "from tensair_dask._common.functions import settings_of;"
         "print(settings_of(functools.partial(max, {'b', 'a', 'c'}, x=torch.ones(3))))"
     )
     told = {

@@ -13,7 +13,8 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask import errors, habits
+from tensair_dask import errors
+from tensair_dask._common import other_libraries as habits
 
 X = np.zeros((4, FEATURES), "float32")
 Y = np.zeros(4, int)

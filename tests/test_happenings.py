@@ -9,8 +9,8 @@ from distributed.utils_test import gen_cluster
 from helpers import classes
 
 from tensair_dask import Trainer
-from tensair_dask.continuation import Continuation
-from tensair_dask.happenings import Happenings
+from tensair_dask.runner.replica_log import Happenings
+from tensair_dask.runner.resume import Continuation
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)

@@ -13,7 +13,7 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask.errors import OptimizerError
-from tensair_dask.hidden_state import hidden_state
+from tensair_dask.replica.hidden_state import hidden_state
 
 
 def with_hook(hook: Any, before: bool = False) -> torch.optim.Optimizer:

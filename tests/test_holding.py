@@ -24,7 +24,7 @@ from tornado.ioloop import IOLoop
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask import errors
-from tensair_dask.holding import count_held, pass_on_held
+from tensair_dask.streams.holding import count_held, pass_on_held
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensair_dask import images
 from tensair_dask.errors import ConfigurationError
+from tensair_dask.runner import images
 
 PARTS = {"train": 20, "t10k": 10}
 # MNIST and Fashion-MNIST, where they lie beside the project.
@@ -214,4 +214,4 @@ def test_names_and_folders_that_do_not_fit(tmp_path):
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     assert "pip install 'tensair-dask[demo]'" in refused()
-    assert importlib.util.find_spec("tensair_dask.images") is not None
+    assert importlib.util.find_spec("tensair_dask.runner.images") is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.errors import (
     BatchError,
     ForwardError,
@@ -22,7 +22,7 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.finite import all_finite
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.learner import Learner, Recipe
+from tensair_dask.replica.learner import Learner, Recipe
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from distributed.utils_test import gen_test
 
-from tensair_dask import ledger as ledger_module
+from tensair_dask.coordinator import ledger as ledger_module
+from tensair_dask.coordinator.ledger import Entry, Ledger
 from tensair_dask.errors import CheckpointError, ConfigurationError
-from tensair_dask.ledger import Entry, Ledger
-from tensair_dask.sources.positions import Tracker
+from tensair_dask.streams.sources.positions import Tracker
 
 
 class Source:

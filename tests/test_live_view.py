@@ -16,8 +16,8 @@ from notebooks import execute
 from test_cli import in_terminal, read_until
 
 import tensair_dask as ta
-from tensair_dask.live_view import Monitor
-from tensair_dask.overview import Overview
+from tensair_dask.observe.live_view import Monitor
+from tensair_dask.observe.snapshot import Overview
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -118,7 +118,7 @@ class Torn(Paper):
 @one()
 async def test_what_goes_wrong_in_it_ends_it_and_nothing_else(c, s, a, caplog):
     async with ta.Trainer(c, **linear()) as trainer:
-        with caplog.at_level(logging.WARNING, "tensair_dask.live_view"):
+        with caplog.at_level(logging.WARNING, "tensair_dask.observe.live_view"):
             monitor = watch(trainer, Torn())
             await until(lambda: not monitor.running)
         reports = await train_all(trainer, linear_data(20))
@@ -131,7 +131,7 @@ async def test_what_goes_wrong_in_it_ends_it_and_nothing_else(c, s, a, caplog):
 @one()
 async def test_where_it_cannot_draw_it_says_what_to_use(c, s, a, caplog):
     async with ta.Trainer(c, **linear()) as trainer:
-        with caplog.at_level(logging.WARNING, "tensair_dask.live_view"):
+        with caplog.at_level(logging.WARNING, "tensair_dask.observe.live_view"):
             monitor = trainer.monitor()
         assert not monitor.running
         assert "trainer.plot()" in caplog.text
@@ -146,7 +146,7 @@ async def test_a_second_one_takes_the_place_of_the_first(c, s, a, monkeypatch):
         papers.append(Paper())
         return papers[-1]
 
-    monkeypatch.setattr("tensair_dask.live_view.screen", screen)
+    monkeypatch.setattr("tensair_dask.observe.live_view.screen", screen)
     async with ta.Trainer(c, **linear()) as trainer:
         first, second = trainer.monitor(), trainer.monitor()
         await until(lambda: papers[0].closed)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import platform
 
-from tensair_dask.memory import keep_freed_memory
+from tensair_dask.replica.allocator import keep_freed_memory
 
 
 def test_glibc_takes_the_thresholds_and_others_are_left_alone():

@@ -20,7 +20,7 @@ from tornado.ioloop import IOLoop
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask import errors
-from tensair_dask.mended import mend, raise_upstream
+from tensair_dask.streams.streamz_patches import mend, raise_upstream
 
 SHORT = 0.005
 NODES = {
@@ -261,7 +261,7 @@ async def test_the_end_is_logged_once_and_names_the_node():
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append
-    log = logging.getLogger("tensair_dask.mended")
+    log = logging.getLogger("tensair_dask.streams.streamz_patches")
     log.addHandler(handler)
     try:
         source = Stream(asynchronous=True)

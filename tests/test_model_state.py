@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensair_dask.errors import ModelError
-from tensair_dask.model_state import ModelState
+from tensair_dask.replica.model_state import ModelState
 
 CPU = torch.device("cpu")
 X = torch.ones(4, 3)

@@ -19,8 +19,8 @@ from test_membership import (
 )
 
 import tensair_dask as ta
-from tensair_dask.batches import Block, MiniBatch
-from tensair_dask.placement import Wish
+from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.replica.placement import Wish
 
 
 @cluster(1)

@@ -16,9 +16,10 @@ from distributed.utils_test import gen_cluster
 from helpers import FEATURES, class_data, classes, linear, linear_data, train_all
 
 import tensair_dask as ta
-from tensair_dask import errors, notebook
-from tensair_dask.notebook import number, sparkline
-from tensair_dask.overview import look_at, replica_rows
+from tensair_dask import errors
+from tensair_dask.observe import notebook
+from tensair_dask.observe.notebook import number, sparkline
+from tensair_dask.observe.snapshot import look_at, replica_rows
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -171,7 +172,7 @@ async def test_a_lost_replica_is_told_as_lost(c, s, a, b):
 
 @one()
 async def test_what_happens_now_is_a_mean_of_the_newest_seconds(c, s, a):
-    from tensair_dask.overview import newest
+    from tensair_dask.observe.snapshot import newest
 
     frame = pd.DataFrame(
         {

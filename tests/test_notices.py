@@ -9,8 +9,9 @@ from distributed.utils_test import gen_cluster
 from helpers import linear, linear_data, train_all
 
 import tensair_dask as ta
-from tensair_dask import notices, wording
-from tensair_dask.notices import Notices
+from tensair_dask import _wording as wording
+from tensair_dask._common import notices
+from tensair_dask._common.notices import Notices
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

@@ -8,8 +8,8 @@ import logging
 import pytest
 from distributed.utils_test import gen_test
 
+from tensair_dask._common.serial_queue import OneByOne
 from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
-from tensair_dask.one_by_one import OneByOne
 
 
 @gen_test()

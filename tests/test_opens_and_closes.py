@@ -83,7 +83,7 @@ def _census() -> Counter[str]:
         for kind in kinds
         if str(kind.__module__).startswith("tensair_dask")
         # What the scheduler remembers of the newest runs, as much as each has told.
-        and not kind.__module__.startswith("tensair_dask.telemetry")
+        and not kind.__module__.startswith("tensair_dask.observe.telemetry")
     )
 
 

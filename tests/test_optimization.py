@@ -12,7 +12,7 @@ from torch import nn
 
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
-from tensair_dask.optimization import Stepper
+from tensair_dask.replica.optimizers import Stepper
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from helpers import carried
 
-from tensair_dask import outputs
+from tensair_dask.batches import outputs
 from tensair_dask.exchange.wire import pack, unpack
-from tensair_dask.scoring import map_tensors
+from tensair_dask.replica.scoring import map_tensors
 
 
 class Scores(NamedTuple):

@@ -20,9 +20,9 @@ from tornado.ioloop import IOLoop
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask import errors
-from tensair_dask.dashboard.plugin import NAME as DASHBOARD
-from tensair_dask.overload import Overload, WaitingRoom
-from tensair_dask.telemetry import reporter
+from tensair_dask.observe.dashboard.plugin import NAME as DASHBOARD
+from tensair_dask.observe.telemetry import reporter
+from tensair_dask.streams.overload import Overload, WaitingRoom
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

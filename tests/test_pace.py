@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tensair_dask import pace
+from tensair_dask._common import rate_limiter as pace
 
 
 class Clock:

@@ -15,10 +15,10 @@ from torch import nn
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask.batches import READY, RECORDS, collate, stack
-from tensair_dask.column_names import ColumnNames
+from tensair_dask.batches.batch import READY, RECORDS, collate, stack
+from tensair_dask.batches.column_names import ColumnNames
 from tensair_dask.errors import BatchError, ShapeError
-from tensair_dask.forms import Pairs
+from tensair_dask.streams.record_form import Pairs
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tensair_dask.errors import ConfigurationError, NoWorkersError
-from tensair_dask.placement import (
+from tensair_dask.replica.placement import (
     Place,
     Wish,
     WorkerFacts,

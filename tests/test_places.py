@@ -7,9 +7,9 @@ import io
 import json
 import pickle
 
+from tensair_dask._common.places import Place, Trail
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints.file_format import decode, encode
-from tensair_dask.places import Place, Trail
+from tensair_dask.checkpoints.format import decode, encode
 
 
 def test_a_place_is_a_number_in_all_else():

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 import numpy as np
 import pytest
 
-from tensair_dask import plain_state
+from tensair_dask._common import plain_state
 from tensair_dask.errors import CheckpointError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tensair_dask import plots
+from tensair_dask.observe.figures import scores as plots
 from tensair_dask.prequential import BinaryPrequential
 
 

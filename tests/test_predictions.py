@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import tensair_dask as ta
+from tensair_dask.batches.predictions import Prediction, as_batch, without_batch_axis
 from tensair_dask.errors import ShapeError
-from tensair_dask.predictions import Prediction, as_batch, without_batch_axis
 
 ARRAY = np.arange(3, dtype="float64")
 

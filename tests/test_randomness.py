@@ -15,9 +15,9 @@ from helpers import CLASSES, FEATURES, class_data, classes, feed, train_all
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask import randomness
-from tensair_dask.learner import Learner, Recipe
-from tensair_dask.randomness import Drawing, seeded
+from tensair_dask.replica import randomness
+from tensair_dask.replica.learner import Learner, Recipe
+from tensair_dask.replica.randomness import Drawing, seeded
 
 four = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 4, timeout=120

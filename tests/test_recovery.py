@@ -17,7 +17,7 @@ from test_membership import (
 )
 
 import tensair_dask as ta
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensair_dask.batches import MiniBatch
+from tensair_dask.batches.batch import MiniBatch
 from tensair_dask.errors import (
     BatchError,
     DtypeError,
@@ -19,7 +19,7 @@ from tensair_dask.errors import (
     NonFiniteError,
     ShapeError,
 )
-from tensair_dask.refusals import explain
+from tensair_dask.replica.refusals import explain
 
 X = np.zeros((4, 3), "float32")
 Y = np.zeros(4, int)

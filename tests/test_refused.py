@@ -17,8 +17,9 @@ from streamz import Stream
 import tensair_dask as ta
 import tensair_dask.sources
 import tensair_dask.streams
-from tensair_dask import errors, running
-from tensair_dask.refused import Refused, verdict
+from tensair_dask import errors
+from tensair_dask.coordinator.refused import Refused, verdict
+from tensair_dask.runner import run as running
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensair_dask.errors import ModelError
-from tensair_dask.learner import Learner, Recipe
+from tensair_dask.replica.learner import Learner, Recipe
 
 X, Y = torch.ones(2, 3), torch.zeros(2, dtype=torch.long)
 

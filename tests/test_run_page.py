@@ -24,11 +24,11 @@ from test_notebook import Checked
 
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
-from tensair_dask import run_page
+from tensair_dask.observe import html_report as run_page
+from tensair_dask.observe.html_report import Ending, Page, Table
 from tensair_dask.prequential import BinaryPrequential
-from tensair_dask.run_page import Ending, Page, Table
-from tensair_dask.running import Run, command
-from tensair_dask.scored import ScoredRun
+from tensair_dask.runner.run import Run, command
+from tensair_dask.runner.scored_run import ScoredRun
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

@@ -14,7 +14,8 @@ from helpers import classes
 from streamz import Stream
 
 import tensair_dask.streams  # noqa: F401  gives Stream its train method
-from tensair_dask import Trainer, running
+from tensair_dask import Trainer
+from tensair_dask.runner import run as running
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from distributed.utils_test import gen_cluster, gen_test
 from helpers import Linear, expected_weight, feed, linear, linear_data, until
 
 import tensair_dask as ta
+from tensair_dask.coordinator.membership.autoscale import Demand
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.scaling import Demand
 
 
 def demand(**overrides: Any) -> Demand:

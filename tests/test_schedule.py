@@ -14,10 +14,10 @@ from test_membership import cluster
 from torch.optim import lr_scheduler
 
 import tensair_dask as ta
+from tensair_dask._common.notices import Notices
 from tensair_dask.adaptation import RaiseLearningRate
 from tensair_dask.errors import BatchError, ConfigurationError, OptimizerError
-from tensair_dask.notices import Notices
-from tensair_dask.schedule import Schedule
+from tensair_dask.replica.schedule import Schedule
 
 part = functools.partial
 

@@ -14,7 +14,7 @@ from test_membership import cluster, exchange_of
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask.telemetry.trainers import TrainerRecord
+from tensair_dask.observe.telemetry.trainers import TrainerRecord
 
 SGD = torch.optim.SGD
 part = functools.partial
@@ -267,7 +267,7 @@ async def test_what_is_shared_is_shown(c, s, a):
 
 
 def test_the_dashboard_tells_it_once_it_is_known():
-    tables = pytest.importorskip("tensair_dask.dashboard.tables")
+    tables = pytest.importorskip("tensair_dask.observe.dashboard.tables")
     record = TrainerRecord("run", "m", "client", target=1)
     assert "they share" not in tables._numbers(record, 1)
     record.tell({"share": "update"})

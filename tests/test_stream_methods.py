@@ -10,7 +10,7 @@ import pytest
 from streamz import Stream
 from test_packaging import PROJECT
 
-from tensair_dask import stream_methods
+from tensair_dask._common import stream_methods
 
 LOADED = (
     "; print([m for m in ('torch', 'bokeh', 'tensair_dask.trainer') if m in "
@@ -37,7 +37,8 @@ def test_importing_the_package_adds_the_methods_and_does_not_load_them(imports):
     names = [*stream_methods.NODES, *stream_methods.SOURCES]
     code = (
         f"{imports}; print(all(hasattr(Stream, name) for name in {names}), end=' '); "
-        "import sys; print('tensair_dask.mended' in sys.modules, end=' ')"
+        "import sys; "
+        "print('tensair_dask.streams.streamz_patches' in sys.modules, end=' ')"
     )
     assert run(code + LOADED) == "True True []\n"
 
@@ -110,7 +111,11 @@ def test_the_entry_points_need_no_import_at_all():
 
 
 def test_all_that_the_package_adds_is_in_every_list():
-    rooms = ("tensair_dask.streams", "tensair_dask.try_map", "tensair_dask.sources")
+    rooms = (
+        "tensair_dask.streams",
+        "tensair_dask.streams.try_map",
+        "tensair_dask.sources",
+    )
     here = {
         name
         for name in dir(Stream)

@@ -26,7 +26,7 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask.errors import CheckpointError, ModelError, OptimizerError
-from tensair_dask.learner import Learner, Recipe
+from tensair_dask.replica.learner import Learner, Recipe
 
 two = functools.partial(
     gen_cluster,
@@ -452,7 +452,7 @@ async def test_one_that_fails_at_a_second_replica_is_undone_everywhere(c, s, a, 
         before = await trainer.state_dict()
         with pytest.MonkeyPatch.context() as patch:
             # Within this process, so that both count together.
-            patch.setattr("tensair_dask.replica._unpickled", lambda *_: only_once)
+            patch.setattr("tensair_dask.replica.actor._unpickled", lambda *_: only_once)
             with pytest.raises(FileNotFoundError, match="not on this worker"):
                 await trainer.apply(a_class_more)
         states = await trainer.state_dicts()
@@ -473,7 +473,7 @@ async def test_one_that_differs_between_replicas_is_undone_everywhere(c, s, a, b
 
     async with ta.Trainer(c, **classes(model=Net)) as trainer:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tensair_dask.replica._unpickled", lambda *_: ever_more)
+            patch.setattr("tensair_dask.replica.actor._unpickled", lambda *_: ever_more)
             with pytest.raises(ModelError, match=r"another structure.*'head\.weight'"):
                 await trainer.apply(a_class_more)
         reports = await train_all(trainer, class_data(20))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from tensair_dask.errors import RecordError, ShapeError
 from tensair_dask.reports import Report
-from tensair_dask.tally import Tally
+from tensair_dask.runner.summary import Tally
 
 
 def test_what_was_refused_is_counted_and_the_first_error_is_told():

@@ -32,9 +32,9 @@ from torch import nn
 
 import tensair_dask as ta
 from tensair_dask import errors
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.batches.predictions import Prediction
 from tensair_dask.exchange.wire import unpack
-from tensair_dask.predictions import Prediction
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

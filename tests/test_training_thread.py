@@ -16,8 +16,7 @@ import torch
 from distributed.utils_test import gen_test
 from torch import nn
 
-from tensair_dask import training_thread
-from tensair_dask.batches import Block, Group, MiniBatch
+from tensair_dask.batches.batch import Block, Group, MiniBatch
 from tensair_dask.errors import (
     BatchError,
     ForwardError,
@@ -27,8 +26,9 @@ from tensair_dask.errors import (
     ReplicaLostError,
 )
 from tensair_dask.exchange.exchange import Exchange
-from tensair_dask.learner import Learner, Recipe
-from tensair_dask.training_thread import TrainingThread
+from tensair_dask.replica import thread as training_thread
+from tensair_dask.replica.learner import Learner, Recipe
+from tensair_dask.replica.thread import TrainingThread
 
 X = np.zeros((2, 3), "float32")
 Y = np.zeros(2, int)

@@ -13,9 +13,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from tensair_dask import transfer
+from tensair_dask.coordinator import code_transfer as transfer
+from tensair_dask.coordinator.code_transfer import (
+    UserModules,
+    compare,
+    dumps,
+    user_modules,
+)
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.transfer import UserModules, compare, dumps, user_modules
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from streamz import Stream
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask import errors
-from tensair_dask.batches import Block, MiniBatch, as_pair
-from tensair_dask.learner import to_tensors
-from tensair_dask.values import as_values
+from tensair_dask.batches.batch import Block, MiniBatch, as_pair
+from tensair_dask.batches.copies import as_values
+from tensair_dask.replica.learner import to_tensors
 
 two = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tensair_dask.waiting import within
+from tensair_dask._common.waiting import within
 
 
 def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import tensair_dask as ta
-from tensair_dask.batches import MiniBatch
+from tensair_dask.batches.batch import MiniBatch
 from tensair_dask.errors import BatchError, LossError, ShapeError
 
 two = functools.partial(

@@ -15,9 +15,9 @@ from torch import nn
 
 import tensair_dask as ta
 import tensair_dask.streams
+from tensair_dask._wording import LONGEST, bounded, in_words
 from tensair_dask.errors import BatchError, RaisedError, RecordError
-from tensair_dask.telemetry.events import Event
-from tensair_dask.wording import LONGEST, bounded, in_words
+from tensair_dask.observe.telemetry.events import Event
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60

@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tensair_dask.telemetry.prometheus import FAMILIES
+from tensair_dask.observe.telemetry.prometheus import FAMILIES
 
 
 class Setting(NamedTuple):

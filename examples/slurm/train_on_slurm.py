@@ -34,10 +34,10 @@ from dask_jobqueue import SLURMCluster
 from dask_jobqueue.slurm import SLURMJob
 from distributed.deploy.spec import ProcessInterface
 
-from tensair_dask import running
 from tensair_dask.errors import ClusterError
 from tensair_dask.pipelines import flights
-from tensair_dask.scored import ScoredRun
+from tensair_dask.runner import run as running
+from tensair_dask.runner.scored_run import ScoredRun
 
 Item = TypeVar("Item")
 

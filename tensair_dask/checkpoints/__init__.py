@@ -6,8 +6,8 @@ A trainer hands over a `Checkpoint`; what is here writes it anywhere and reads i
 from __future__ import annotations
 
 from tensair_dask.checkpoints.checkpoint import Checkpoint
-from tensair_dask.checkpoints.checkpointer import Checkpointer
-from tensair_dask.checkpoints.file_call import FileCall
+from tensair_dask.checkpoints.schedule import Checkpointer
 from tensair_dask.checkpoints.store import Store
+from tensair_dask.checkpoints.timed_io import FileCall
 
 __all__ = ["Checkpoint", "Checkpointer", "FileCall", "Store"]

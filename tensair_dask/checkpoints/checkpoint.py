@@ -39,7 +39,7 @@ class Checkpoint:
         while it ran: a model that is built anew has others there, or none.
     structure
         How parameters and groups of the optimizers differ from what the model factory
-        built: see `tensair_dask.structure.reshape`. Empty if they do not.
+        built: see `tensair_dask.replica.structure.reshape`. Empty if they do not.
     optimizers
         The ``state_dict()`` of each optimizer.
     clock
@@ -58,7 +58,7 @@ class Checkpoint:
         Names of the columns of data frames, by the place where a frame is given; empty
         if there were none.
     functions
-        What loss, metrics and schedule were: see `tensair_dask.functions`.
+        What loss, metrics and schedule were: see `tensair_dask._common.functions`.
     name
         Of the trainer.
     index

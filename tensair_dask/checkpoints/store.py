@@ -16,21 +16,16 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from tensair_dask import config
+from tensair_dask._common.files import as_file_system
+from tensair_dask._wording import in_words
 from tensair_dask.checkpoints.checkpoint import Checkpoint
-from tensair_dask.checkpoints.file_format import (
-    START,
-    decode,
-    encode,
-    is_checkpoint,
-)
+from tensair_dask.checkpoints.format import START, decode, encode, is_checkpoint
 from tensair_dask.errors import (
     CheckpointDamagedError,
     CheckpointError,
     CheckpointMissingError,
     ConfigurationError,
 )
-from tensair_dask.files import as_file_system
-from tensair_dask.wording import in_words
 
 __all__ = ["Store"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tensair_dask.arguments import number, whole
-from tensair_dask.drift.detector import MOST, Detector, Direction, Shift, river
+from tensair_dask._common.checks import number, whole
+from tensair_dask.drift.base import MOST, Detector, Direction, Shift, river
 
 __all__ = ["ADWIN"]
 

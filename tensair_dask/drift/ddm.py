@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tensair_dask.arguments import allow, number, whole
-from tensair_dask.drift.detector import MOST, Detector, Recent, river
+from tensair_dask._common.checks import allow, number, whole
+from tensair_dask.drift.base import MOST, Detector, Recent, river
 from tensair_dask.errors import DriftError
 
 __all__ = ["DDM"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tensair_dask.arguments import allow, shown, whole
-from tensair_dask.drift.by_name import make
-from tensair_dask.drift.detector import Detector
+from tensair_dask._common.checks import allow, shown, whole
+from tensair_dask.drift.base import Detector
+from tensair_dask.drift.registry import make
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Evaluation", "Run", "evaluate", "match"]

@@ -6,8 +6,8 @@ from collections import deque
 from itertools import islice
 from statistics import fmean, pvariance
 
-from tensair_dask.arguments import allow, number, whole
-from tensair_dask.drift.detector import MOST, Detector, Direction, Shift, river
+from tensair_dask._common.checks import allow, number, whole
+from tensair_dask.drift.base import MOST, Detector, Direction, Shift, river
 
 __all__ = ["KSWIN"]
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensair_dask.arguments import allow, flag, number, whole
-from tensair_dask.drift.cuts import SMALLEST, cuts_for
-from tensair_dask.drift.detector import MOST, Detector, Direction, Shift
+from tensair_dask._common.checks import allow, flag, number, whole
+from tensair_dask.drift.base import MOST, Detector, Direction, Shift
+from tensair_dask.drift.optwin_cuts import SMALLEST, cuts_for
 
 __all__ = ["OPTWIN"]
 
@@ -35,7 +35,7 @@ class OPTWIN(Detector):
 
     The window is cut so that the newest part is as short as can be to show a shift of
     ``rho`` standard deviations: 61 values of a large window. That table is computed
-    (`tensair_dask.drift.cuts`). Works on values of any scale: losses and errors.
+    (`tensair_dask.drift.optwin_cuts`). Works on values of any scale: losses and errors.
 
     Parameters
     ----------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tensair_dask.arguments import flag, number, whole
-from tensair_dask.drift.detector import MOST, Detector, Direction, Recent, river
+from tensair_dask._common.checks import flag, number, whole
+from tensair_dask.drift.base import MOST, Detector, Direction, Recent, river
 
 __all__ = ["PageHinkley"]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tensair_dask._common.notices import Notices
+from tensair_dask._wording import in_words
 from tensair_dask.errors import (
     ReplicaFailedError,
     TensairTimeoutError,
@@ -30,11 +32,9 @@ from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
 from tensair_dask.exchange.settings import Settings, Share
-from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
-from tensair_dask.wording import in_words
 
 __all__ = ["Exchange", "Holding"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tensair_dask._wording import in_words
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.codec import decode
 from tensair_dask.exchange.compression import BLOCK
@@ -18,7 +19,6 @@ from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.wire import Frame
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
-from tensair_dask.wording import in_words
 
 __all__ = ["REASONS", "Gate"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tensair_dask.contents import parts
+from tensair_dask._common.contents import parts
 from tensair_dask.errors import ModelError
 
 __all__ = ["Block", "Ties", "memory", "share"]

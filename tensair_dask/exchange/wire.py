@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from distributed.protocol.serialize import dask_deserialize, dask_serialize
 
-from tensair_dask import outputs
-from tensair_dask.dense import why_not_dense
+from tensair_dask.batches import outputs
+from tensair_dask.batches.dense import why_not_dense
 from tensair_dask.errors import ModelError
 
 __all__ = [

@@ -14,7 +14,7 @@ from tensair_dask.prequential.binary import (
     majority_so_far,
     share_so_far,
 )
-from tensair_dask.prequential.evaluator import Prequential
+from tensair_dask.prequential.prequential import Prequential
 from tensair_dask.prequential.questions import (
     Answer,
     Question,

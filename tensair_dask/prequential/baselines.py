@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from tensair_dask.prequential.waiting import UntilDue
+from tensair_dask.prequential.delayed_labels import UntilDue
 
 __all__ = [
     "BASELINES",

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tensair_dask.arguments import number, whole
-from tensair_dask.prequential.cards import Block, Cards, cut
-from tensair_dask.prequential.chosen import Chosen
+from tensair_dask._common.checks import number, whole
+from tensair_dask.prequential.river_metrics import Chosen
+from tensair_dask.prequential.scorecard import Block, Cards, cut
 
 __all__ = [
     "FADING",

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tensair_dask.errors import BatchError, ConfigurationError
-from tensair_dask.prequential.records import as_seconds
-from tensair_dask.prequential.waiting import Delay, UntilDue
+from tensair_dask.prequential.delayed_labels import Delay, UntilDue
+from tensair_dask.prequential.inputs import as_seconds
 
 __all__ = ["Answer", "Question", "questions_and_answers"]
 

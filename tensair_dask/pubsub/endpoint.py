@@ -14,6 +14,7 @@ from distributed.utils import sync
 from tornado.ioloop import PeriodicCallback
 
 from tensair_dask import config
+from tensair_dask._common.waiting import within
 from tensair_dask.errors import (
     ClusterError,
     PackageMissingError,
@@ -27,7 +28,6 @@ from tensair_dask.pubsub.participant import Participant
 from tensair_dask.pubsub.scheduler import NAME, UNKNOWN, UNREACHABLE, PubSubScheduler
 from tensair_dask.pubsub.subscription import Subscription
 from tensair_dask.pubsub.view import Member, View
-from tensair_dask.waiting import within
 
 __all__ = ["Endpoint", "on_loop"]
 

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from tensair_dask._common.waiting import within
 from tensair_dask.errors import TensairTimeoutError
-from tensair_dask.waiting import within
 
 __all__ = ["Pulse"]
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from tensair_dask._common.files import is_device
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.files import is_device
 
 __all__ = ["is_binary", "save_word2vec"]
 

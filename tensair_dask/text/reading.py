@@ -10,8 +10,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import IO, Any
 
+from tensair_dask._common.files import open_files
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.files import open_files
 
 __all__ = ["STANDARD_INPUT", "check_readable", "read_lines", "size_of"]
 

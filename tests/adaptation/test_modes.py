@@ -12,7 +12,10 @@ from helpers import Above
 
 import tensair_dask as ta
 from tensair_dask.adaptation import Convergence, Drift, Modes, RaiseLearningRate
-from tensair_dask.adaptation.modes import (
+from tensair_dask.checkpoints import Checkpoint
+from tensair_dask.checkpoints.format import decode, encode
+from tensair_dask.drift import ADWIN, DDM, OPTWIN
+from tensair_dask.drift.modes import (
     PolicyEnded,
     Settled,
     Switch,
@@ -21,10 +24,7 @@ from tensair_dask.adaptation.modes import (
     as_detector,
     as_watch,
 )
-from tensair_dask.adaptation.policies import KeepTraining, RestoreLastGood
-from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints.file_format import decode, encode
-from tensair_dask.drift import ADWIN, DDM, OPTWIN
+from tensair_dask.drift.policies import KeepTraining, RestoreLastGood
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.reports import Report
 

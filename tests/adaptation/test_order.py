@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tensair_dask.adaptation.order import InOrder
+from tensair_dask.drift.reorder import InOrder
 
 
 def pass_through(order: InOrder[str], indices) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from checkpoint_examples import small
 
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, Store
-from tensair_dask.checkpoints.checkpointer import parse_every
+from tensair_dask.checkpoints.schedule import parse_every
 from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,
@@ -225,10 +225,10 @@ class Records(logging.Handler):
         self.found.append(record)
 
     def __enter__(self) -> None:
-        logging.getLogger("tensair_dask.checkpoints.checkpointer").addHandler(self)
+        logging.getLogger("tensair_dask.checkpoints.schedule").addHandler(self)
 
     def __exit__(self, *_) -> None:
-        logging.getLogger("tensair_dask.checkpoints.checkpointer").removeHandler(self)
+        logging.getLogger("tensair_dask.checkpoints.schedule").removeHandler(self)
 
 
 @run

@@ -15,8 +15,8 @@ import torch
 from checkpoint_examples import Words, example, same, small, trained
 
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints import file_format as form
-from tensair_dask.checkpoints.file_format import FORMAT, decode, encode
+from tensair_dask.checkpoints import format as form
+from tensair_dask.checkpoints.format import FORMAT, decode, encode
 from tensair_dask.errors import CheckpointDamagedError, CheckpointError
 
 

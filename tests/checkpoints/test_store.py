@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from tensair_dask.checkpoints import Checkpoint, Store
-from tensair_dask.checkpoints.file_format import encode
+from tensair_dask.checkpoints.format import encode
 from tensair_dask.errors import (
     CheckpointDamagedError,
     CheckpointError,
@@ -179,7 +179,7 @@ def test_if_none_is_whole_all_are_told(place):
 def test_one_of_a_newer_format_is_not_passed_over(place, monkeypatch):
     store = Store(place)
     store.add(small(1))
-    monkeypatch.setattr("tensair_dask.checkpoints.file_format.FORMAT", 2)
+    monkeypatch.setattr("tensair_dask.checkpoints.format.FORMAT", 2)
     store.add(small(2))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"000002\.tensair has format 2"):

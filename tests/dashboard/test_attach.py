@@ -11,8 +11,8 @@ from helpers import class_data, classes, train_all
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
 import tensair_dask as ta
-from tensair_dask.dashboard.charts import CHARTS
-from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.observe.dashboard.charts import CHARTS
+from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
 
 WITH_PAGES = {"dashboard": True, "dashboard_address": "127.0.0.1:0"}
 PAGES = ["training", *(f"individual-training-{chart}" for chart in CHARTS)]
@@ -61,7 +61,7 @@ async def test_training_works_without_a_dashboard_and_says_once_that_pages_are_o
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
-    logger = logging.getLogger("tensair_dask.telemetry.reporter")
+    logger = logging.getLogger("tensair_dask.observe.telemetry.reporter")
     logger.addHandler(handler)
     try:
         async with ta.Trainer(client, **classes()) as trainer:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from bokeh.document import Document
 
-from tensair_dask.dashboard.charts import CHARTS
-from tensair_dask.dashboard.pages import pages
-from tensair_dask.telemetry.events import Event
-from tensair_dask.telemetry.scheduler import Telemetry
+from tensair_dask.observe.dashboard.charts import CHARTS
+from tensair_dask.observe.dashboard.pages import pages
+from tensair_dask.observe.telemetry.events import Event
+from tensair_dask.observe.telemetry.scheduler import Telemetry
 
 # Dask's own /status has 278; what opening costs grows with them.
 MOST_MODELS = 450

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tensair_dask.dashboard.routes import TARGETS
-from tensair_dask.telemetry.events import KINDS
-from tensair_dask.telemetry.prometheus import FAMILIES
+from tensair_dask.observe.dashboard.routes import TARGETS
+from tensair_dask.observe.telemetry.events import KINDS
+from tensair_dask.observe.telemetry.prometheus import FAMILIES
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "grafana"
 DASHBOARD = json.loads((FOLDER / "tensair.json").read_text(encoding="utf-8"))

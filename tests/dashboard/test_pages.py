@@ -13,7 +13,7 @@ from distributed.utils_test import gen_cluster
 from helpers import class_data, classes, train_all
 
 import tensair_dask as ta
-from tensair_dask.dashboard.charts import CHARTS
+from tensair_dask.observe.dashboard.charts import CHARTS
 
 pytestmark = [needs_browser(), pytest.mark.processes]
 
@@ -128,7 +128,7 @@ async def test_a_closed_trainer_stays_and_the_next_one_is_followed(
     scheduler_kwargs={"dashboard": True, "dashboard_address": "127.0.0.1:0"},
 )
 async def test_the_page_opens_without_workers_and_without_trainers(client, scheduler):
-    from tensair_dask.dashboard.preload import dask_setup
+    from tensair_dask.preload import dask_setup
 
     await dask_setup(scheduler)
     async with tab(900, 700) as browser:

@@ -27,11 +27,11 @@ from tornado.ioloop import PeriodicCallback
 
 import tensair_dask as ta
 from tensair_dask import errors
-from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
-from tensair_dask.telemetry import replicas as replica_records
-from tensair_dask.telemetry import reporter
-from tensair_dask.telemetry.replicas import COUNTS
-from tensair_dask.telemetry.worker import METRIC
+from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.observe.telemetry import replicas as replica_records
+from tensair_dask.observe.telemetry import reporter
+from tensair_dask.observe.telemetry.replicas import COUNTS
+from tensair_dask.observe.telemetry.worker import METRIC
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -284,7 +284,7 @@ async def test_trainers_that_start_together_register_one_plugin(c, s, a, b):
     assert [each.totals["steps"] for each in telemetry.trainers.values()] == [10] * 3
 
 
-@one(config={"distributed.scheduler.preload": ["tensair_dask.dashboard.preload"]})
+@one(config={"distributed.scheduler.preload": ["tensair_dask.preload"]})
 async def test_a_preloaded_plugin_serves_the_trainers(c, s, a):
     preloaded = plugin(s)
     telemetry = preloaded.telemetry

@@ -14,8 +14,7 @@ def test_a_scheduler_may_have_the_plugins_from_the_start(tmp_path):
     line = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     line += ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
     line += ["--dashboard-address", "127.0.0.1:0"]
-    line += ["--preload", "tensair_dask.dashboard.preload"]
-    line += ["--preload", "tensair_dask.pubsub.scheduler"]
+    line += ["--preload", "tensair_dask.preload"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         try:
             told = b""

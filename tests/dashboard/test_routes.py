@@ -11,8 +11,8 @@ from helpers import class_data, classes, train_all
 from tornado.httpclient import AsyncHTTPClient
 
 import tensair_dask as ta
-from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
-from tensair_dask.dashboard.routes import TARGETS, TRAINING
+from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.observe.dashboard.routes import TARGETS, TRAINING
 
 
 async def fetch(scheduler, path, prefix=""):

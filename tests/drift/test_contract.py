@@ -18,8 +18,8 @@ import torch
 
 from tensair_dask import drift
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints.file_format import decode, encode
-from tensair_dask.drift import streams
+from tensair_dask.checkpoints.format import decode, encode
+from tensair_dask.drift import synthetic as streams
 from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from tensair_dask.drift import OPTWIN, cuts
+from tensair_dask.drift import OPTWIN
+from tensair_dask.drift import optwin_cuts as cuts
 
 
 @pytest.fixture

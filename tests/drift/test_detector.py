@@ -6,17 +6,9 @@ import sys
 
 import pytest
 
-from tensair_dask.drift import (
-    ADWIN,
-    DDM,
-    KSWIN,
-    OPTWIN,
-    PageHinkley,
-    Shift,
-    make,
-    streams,
-)
-from tensair_dask.drift.detector import Recent
+from tensair_dask.drift import ADWIN, DDM, KSWIN, OPTWIN, PageHinkley, Shift, make
+from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift.base import Recent
 from tensair_dask.errors import ConfigurationError, DriftError
 
 

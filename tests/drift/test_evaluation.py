@@ -9,7 +9,7 @@ import torch
 from helpers import stable
 
 from tensair_dask import drift
-from tensair_dask.drift import streams
+from tensair_dask.drift import synthetic as streams
 from tensair_dask.errors import ConfigurationError
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tensair_dask.drift import OPTWIN, cuts, evaluate, streams
+from tensair_dask.drift import OPTWIN, evaluate
+from tensair_dask.drift import optwin_cuts as cuts
+from tensair_dask.drift import synthetic as streams
 
 
 class Naive:

@@ -20,6 +20,7 @@ from test_message import message
 from torch import nn
 
 import tensair_dask as ta
+from tensair_dask._common.notices import Notices
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.codec import encode
 from tensair_dask.exchange.compression import COMPRESSIONS, make_compressor
@@ -27,7 +28,6 @@ from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.exchange.gate import REASONS, Gate
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.exchange.rows import Rows
-from tensair_dask.notices import Notices
 from tensair_dask.pubsub import Member, Pub
 from tensair_dask.pubsub.inlet import Inlet
 from tensair_dask.pubsub.parcel import Parcel

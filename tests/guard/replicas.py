@@ -16,15 +16,15 @@ from distributed import Client
 from distributed.protocol import to_serialize
 from helpers import CLASSES, FEATURES, RATE, SGD, Linear, linear_loss
 
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.coordinator.code_transfer import dumps
 from tensair_dask.errors import ReplicaLeavingError
 from tensair_dask.exchange.settings import Settings
 from tensair_dask.exchange.wire import unpack
-from tensair_dask.learner import Recipe
-from tensair_dask.placement import Place
-from tensair_dask.replica import Replica, ReplicaPlan
-from tensair_dask.training_thread import Outcome
-from tensair_dask.transfer import dumps
+from tensair_dask.replica.actor import Replica, ReplicaPlan
+from tensair_dask.replica.learner import Recipe
+from tensair_dask.replica.placement import Place
+from tensair_dask.replica.thread import Outcome
 
 __all__ = ["FleetOf", "Slow", "Steady", "until"]
 

@@ -11,7 +11,7 @@ from distributed.utils_test import captured_logger, gen_cluster
 from helpers import CLASSES, linear_data
 from replicas import FleetOf, Slow, until
 
-from tensair_dask.batches import Block, MiniBatch
+from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.errors import (
     ReplicaLeavingError,
     ReplicaLostError,
@@ -143,7 +143,9 @@ async def test_all_may_leave_at_the_same_time(c, s, *workers):
 async def test_one_without_peers_says_that_its_model_goes_with_it(c, s, a):
     fleet = await FleetOf(c, [a.address]).start()
     await fleet.learn(linear_data(3), 0)
-    with captured_logger("tensair_dask.guard.departure", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.replica.departure", level=logging.WARNING
+    ) as log:
         await fleet.call(0, "leave", 5.0)
     assert "what it learned in 3 steps goes with it" in log.getvalue()
     assert await fleet.call(0, "snapshot")  # somebody may still save it

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from helpers import linear_data
 from replicas import FleetOf, Steady, until
 
-from tensair_dask.guard.scheduler import install
+from tensair_dask.coordinator.scheduler_plugin import install
 
 pytestmark = pytest.mark.processes
 
@@ -255,7 +255,7 @@ def test_the_end_of_a_lifetime_loses_nothing(scheduler):
             begin = time.monotonic()
             await install(client)
             await client.wait_for_workers(2, timeout=60)
-            await client.run(importlib.import_module, "tensair_dask.replica")
+            await client.run(importlib.import_module, "tensair_dask.replica.actor")
             # It counts from the start of its process, which must come to learn first.
             lifetime = max(12.0, 3 * (time.monotonic() - begin))
             begin = time.monotonic()

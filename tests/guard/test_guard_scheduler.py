@@ -14,8 +14,8 @@ from helpers import linear, linear_data, spread
 from replicas import FleetOf, until
 
 import tensair_dask as ta
-from tensair_dask.guard.scheduler import NAME, ReplicaGuard, install
-from tensair_dask.guard.worker import NAME as DEPARTURES
+from tensair_dask.coordinator.scheduler_plugin import NAME, ReplicaGuard, install
+from tensair_dask.replica.worker_departures import NAME as DEPARTURES
 
 three = functools.partial(
     gen_cluster,
@@ -127,7 +127,9 @@ async def test_a_replica_that_is_not_built_keeps_its_worker(c, s, *workers):
     await install(c)
     fleet = await FleetOf(c, [w.address for w in workers]).start()
     workers[0].plugins[DEPARTURES].remove(fleet.run_id, "replica-0")
-    with captured_logger("tensair_dask.guard.scheduler", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.coordinator.scheduler_plugin", level=logging.WARNING
+    ) as log:
         assert await c.retire_workers([workers[0].address]) == {}
     assert "still being built" in log.getvalue()
     assert not (await fleet.learn(linear_data(1), 0)).status.leaving
@@ -185,7 +187,9 @@ async def test_replicas_stay_where_dask_would_not_retire_the_worker(c, s, *worke
     await install(c)
     fleet = await FleetOf(c, [w.address for w in workers]).start()
     held = await actor(c, workers[0])
-    with captured_logger("tensair_dask.guard.scheduler", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.coordinator.scheduler_plugin", level=logging.WARNING
+    ) as log:
         assert await c.retire_workers([workers[0].address]) == {}
     assert "holds actors besides its replicas" in log.getvalue()
     assert not (await fleet.learn(linear_data(1), 0)).status.leaving
@@ -206,7 +210,9 @@ async def test_a_replica_that_cannot_leave_stays_and_can_be_asked_again(c, s, *w
         await flushed(timeout)
 
     replica.exchange.flushed = slow
-    with captured_logger("tensair_dask.guard.scheduler", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.coordinator.scheduler_plugin", level=logging.WARNING
+    ) as log:
         assert await c.retire_workers([workers[0].address]) == {}
     assert "1 of 1 replicas" in log.getvalue()
     assert "has not left within 0.3 s" in log.getvalue()

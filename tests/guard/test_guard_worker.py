@@ -16,8 +16,8 @@ from helpers import linear_data
 from replicas import FleetOf, Slow, until
 
 from tensair_dask.errors import ClusterError
-from tensair_dask.guard.worker import NAME, Departures
 from tensair_dask.pubsub import Pub, Sub
+from tensair_dask.replica.worker_departures import NAME, Departures
 
 three = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60
@@ -115,7 +115,9 @@ async def test_one_that_cannot_leave_does_not_keep_the_others(s, a):
     departures.add("run", "replica-1", other.leave)
     with pytest.raises(ClusterError, match=r"1 of 2 replicas .* could not leave\. no"):
         await departures.leave(1.0)
-    with captured_logger("tensair_dask.guard.worker", level=logging.WARNING) as log:
+    with captured_logger(
+        "tensair_dask.replica.worker_departures", level=logging.WARNING
+    ) as log:
         await a.close()
     assert "1 of 2 replicas" in log.getvalue()
     assert len(other.asked) == 2

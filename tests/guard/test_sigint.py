@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from tensair_dask.guard import sigint
+from tensair_dask.replica import sigint
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from terminals import in_terminal, read_until
 
 from tensair_dask.cli import tensair
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.monitor.program import find_scheduler
+from tensair_dask.observe.terminal.program import find_scheduler
 
 MONITOR = [sys.executable, "-m", "tensair_dask", "monitor"]
 
@@ -175,7 +175,7 @@ class TestWhileItTrains:
         done = subprocess.run(line, capture_output=True, text=True, check=True)
         assert "flowers  open" in done.stdout
         imported = set(re.findall(r"\| +(\S+)$", done.stderr, re.MULTILINE))
-        assert "tensair_dask.monitor.drawing" in imported
+        assert "tensair_dask.observe.terminal.drawing" in imported
         assert not imported & {"torch", "pandas", "bokeh", "streamz"}
 
     @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 50)])

@@ -10,13 +10,13 @@ from distributed.utils_test import gen_cluster
 from helpers import class_data, classes, train_all
 
 import tensair_dask as ta
-from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
 from tensair_dask.errors import (
     ClusterError,
     ConfigurationError,
     SchedulerLostError,
 )
-from tensair_dask.monitor.remote import RemoteTelemetry
+from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.observe.terminal.remote import RemoteTelemetry
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from tensair_dask.monitor.sparkline import BLOCKS, PLAIN, sparkline
+from tensair_dask.observe.terminal.sparkline import BLOCKS, PLAIN, sparkline
 
 
 def test_each_value_is_a_block_between_least_and_largest():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tensair_dask.monitor import wording
+from tensair_dask.observe.terminal import wording
 
 
 @pytest.mark.parametrize(

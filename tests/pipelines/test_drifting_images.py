@@ -17,9 +17,9 @@ from test_images import write_cifar, write_idx
 
 from tensair_dask.adaptation import Convergence
 from tensair_dask.cli import tensair
-from tensair_dask.course import Detections, Record
+from tensair_dask.drift.run_record import Detections, Record
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.images import Images, digits
+from tensair_dask.runner.images import Images, digits
 
 pytest.importorskip("sklearn", reason="needs the digits of scikit-learn")
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from tensair_dask.cli import tensair
-from tensair_dask.images import Images
 from tensair_dask.pipelines import drifting_images, flights, word2vec
+from tensair_dask.runner.images import Images
 from tensair_dask.text.vocabulary import Vocabulary
 
 needs_flights = pytest.mark.skipif(

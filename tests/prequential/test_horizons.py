@@ -11,7 +11,7 @@ import pytest
 import tensair_dask as ta
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.prequential import horizons
-from tensair_dask.prequential.chosen import Chosen
+from tensair_dask.prequential.river_metrics import Chosen
 
 metrics = pytest.importorskip("river.metrics", reason="needs river")
 utils = pytest.importorskip("river.utils")

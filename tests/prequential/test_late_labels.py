@@ -12,8 +12,8 @@ import pytest
 import tensair_dask as ta
 from tensair_dask import errors
 from tensair_dask.prequential import Answer, Question, questions_and_answers
-from tensair_dask.prequential.records import as_seconds
-from tensair_dask.prequential.waiting import Delay
+from tensair_dask.prequential.delayed_labels import Delay
+from tensair_dask.prequential.inputs import as_seconds
 
 river = pytest.importorskip("river", reason="needs river")
 from river import metrics, stream  # noqa: E402

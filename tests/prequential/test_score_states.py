@@ -12,7 +12,7 @@ import pytest
 
 import tensair_dask as ta
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints.file_format import decode, encode
+from tensair_dask.checkpoints.format import decode, encode
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.prequential import BinaryPrequential, horizons
 

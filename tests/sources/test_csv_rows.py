@@ -16,7 +16,7 @@ from streamz import Stream
 
 import tensair_dask.sources  # noqa: F401  gives Stream its sources
 from tensair_dask.errors import ConfigurationError, SourceError
-from tensair_dask.sources.csv_rows import CsvRows
+from tensair_dask.streams.sources.csv_rows import CsvRows
 
 FILES = {
     "a newline in quotes": ('a,b\n1,"two\nlines"\n2,x\n"3\n\n",y\n', {}),

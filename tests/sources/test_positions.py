@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.sources.positions import Tracker, check_positions
+from tensair_dask.streams.sources.positions import Tracker, check_positions
 
 
 def ranges(generator: random.Random, count: int, gaps: bool) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from tensair_dask.sources.positions import Tracker
-from tensair_dask.sources.records import Gathering, Record
+from tensair_dask.streams.sources.kafka_records import Gathering, Record
+from tensair_dask.streams.sources.positions import Tracker
 
 
 def record(offset: int, partition: int = 0) -> Record:

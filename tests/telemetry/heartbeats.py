@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from tensair_dask.telemetry.counters import Counters
-from tensair_dask.telemetry.worker import METRIC
+from tensair_dask.observe.telemetry.counters import Counters
+from tensair_dask.observe.telemetry.worker import METRIC
 
 _births = itertools.count(1_700_000_000)
 

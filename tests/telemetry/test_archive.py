@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from tensair_dask.telemetry.archive import TIERS, Archive, latest, least, mean, most
+from tensair_dask.observe.telemetry.archive import (
+    TIERS,
+    Archive,
+    latest,
+    least,
+    mean,
+    most,
+)
 
 NAN = float("nan")
 COUNTING = {"first": least, "last": most, "mean": mean, "number": latest}

@@ -10,7 +10,7 @@ from fractions import Fraction
 import msgpack
 import pytest
 
-from tensair_dask.telemetry.counters import Counters, Total, plain
+from tensair_dask.observe.telemetry.counters import Counters, Total, plain
 
 NAN = float("nan")
 

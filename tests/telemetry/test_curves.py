@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from tensair_dask.errors import ShapeError
+from tensair_dask.observe.telemetry import curves
+from tensair_dask.observe.telemetry.curves import COLUMNS, Curves
 from tensair_dask.reports import Report
-from tensair_dask.telemetry import curves
-from tensair_dask.telemetry.curves import COLUMNS, Curves
 
 START = 1_700_000_000.0
 

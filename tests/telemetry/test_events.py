@@ -6,7 +6,7 @@ import json
 
 import msgpack
 
-from tensair_dask.telemetry.events import Event, Events
+from tensair_dask.observe.telemetry.events import Event, Events
 
 
 def test_an_event_is_plain():

@@ -14,10 +14,10 @@ from helpers import class_data, classes, train_all
 from tornado.httpclient import AsyncHTTPClient
 
 import tensair_dask as ta
-from tensair_dask.dashboard.plugin import NAME
-from tensair_dask.telemetry import prometheus
-from tensair_dask.telemetry.scheduler import Telemetry
-from tensair_dask.telemetry.worker import WorkerTelemetry
+from tensair_dask.observe.dashboard.plugin import NAME
+from tensair_dask.observe.telemetry import prometheus
+from tensair_dask.observe.telemetry.scheduler import Telemetry
+from tensair_dask.observe.telemetry.worker import WorkerTelemetry
 
 parser = pytest.importorskip("prometheus_client.parser")
 

@@ -7,7 +7,12 @@ import math
 import pytest
 from heartbeats import Learning
 
-from tensair_dask.telemetry.replicas import LONGEST, PARTS, SILENCE, ReplicaRecord
+from tensair_dask.observe.telemetry.replicas import (
+    LONGEST,
+    PARTS,
+    SILENCE,
+    ReplicaRecord,
+)
 
 
 class Watch:

@@ -13,9 +13,9 @@ import pytest
 from distributed import Client, SchedulerPlugin
 from distributed.utils_test import gen_cluster
 
-from tensair_dask.dashboard.plugin import NAME, TrainingDashboard
-from tensair_dask.telemetry import reporter as module
-from tensair_dask.telemetry.reporter import Reporter
+from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
+from tensair_dask.observe.telemetry import reporter as module
+from tensair_dask.observe.telemetry.reporter import Reporter
 
 none = functools.partial(gen_cluster, client=True, nthreads=[], timeout=60)
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from heartbeats import Learning, Scheduler
 
-from tensair_dask.telemetry.scheduler import Telemetry, finite
-from tensair_dask.telemetry.worker import METRIC
+from tensair_dask.observe.telemetry.scheduler import Telemetry, finite
+from tensair_dask.observe.telemetry.worker import METRIC
 
 
 class Bench:
@@ -141,7 +141,7 @@ def test_a_replica_that_its_worker_has_dropped_is_lost_in_the_end(monkeypatch):
     bench.beat()
     first = next(iter(bench.scheduler.workers.values()))
     first.metrics = {"cpu": 1.0}
-    from tensair_dask.telemetry import replicas
+    from tensair_dask.observe.telemetry import replicas
 
     monkeypatch.setattr(replicas, "SILENCE", -1.0)
     monkeypatch.setattr(replicas, "HEARTBEATS", -1)

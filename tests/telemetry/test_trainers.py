@@ -9,9 +9,14 @@ import random
 import pytest
 from heartbeats import Learning
 
-from tensair_dask.telemetry import trainers
-from tensair_dask.telemetry.scheduler import finite
-from tensair_dask.telemetry.trainers import COLUMNS, METRICS, SLOTS, TrainerRecord
+from tensair_dask.observe.telemetry import trainers
+from tensair_dask.observe.telemetry.scheduler import finite
+from tensair_dask.observe.telemetry.trainers import (
+    COLUMNS,
+    METRICS,
+    SLOTS,
+    TrainerRecord,
+)
 
 
 class Run:

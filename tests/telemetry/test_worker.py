@@ -11,7 +11,7 @@ from typing import Any
 from distributed import Status
 from distributed.utils_test import gen_cluster
 
-from tensair_dask.telemetry.worker import METRIC, WorkerTelemetry
+from tensair_dask.observe.telemetry.worker import METRIC, WorkerTelemetry
 
 one = functools.partial(gen_cluster, nthreads=[("127.0.0.1", 1)], timeout=60)
 

@@ -1,0 +1,1 @@
+"""What goes into a model and comes out: mini-batches, records, predictions."""

@@ -1,0 +1,316 @@
+"""Saving: a trainer's checkpoints, and what each of them lets go of."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from os import PathLike
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
+from tensair_dask.coordinator.barrier import Interventions
+from tensair_dask.coordinator.ledger import Ledger
+from tensair_dask.drift.modes import Modes
+from tensair_dask.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    ModelError,
+    OptimizerError,
+)
+from tensair_dask.exchange.wire import pack, unpack
+from tensair_dask.replica.structure import reshape
+
+__all__ = ["Every", "Path", "Saving"]
+
+logger = logging.getLogger(__name__)
+
+Path = str | PathLike[str]
+Every = int | float | str | timedelta
+
+# The origin of what was learned before a restart, in the clocks of the replicas.
+BEFORE = "before"
+
+# How often a replica is asked for one checkpoint; in between all are made whole.
+ATTEMPTS = 3
+
+
+class Saving:
+    """Takes checkpoints of a trainer, and puts one into it.
+
+    A checkpoint is taken of one replica, between two of its mini-batches: the others
+    do not notice, and nothing waits. It holds the gradients of all mini-batches that
+    were known, when it was begun, to be applied everywhere; its positions are those of
+    just these. So what is read again from there is what the model has not learned, and
+    a little that it has: what was under way. Its counter "again" bounds how much.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    to
+        The folder to which checkpoints are added; None for none.
+    every
+        How often; see `Checkpointer`.
+    interventions
+        Copy the model, and put one into all replicas.
+    complete
+        Lets replicas that have missed gradients take over a model that holds them.
+    modes
+        Whether the model learns, and why.
+    ledger
+        What is learned, and where it was read.
+    scores
+        What scores the stream, by name: has ``state_dict`` and ``load_state_dict``.
+    facts
+        Tells what else goes into a checkpoint: name, index and counters.
+    failed
+        Called with what is to be told of a checkpoint that could not be written.
+    """
+
+    def __init__(
+        self,
+        to: Path | None,
+        every: Every | None,
+        interventions: Interventions,
+        complete: Callable[[], Awaitable[None]],
+        modes: Modes,
+        ledger: Ledger,
+        scores: Mapping[str, Any],
+        facts: Callable[[], dict[str, Any]],
+        failed: Callable[[str], Any],
+    ) -> None:
+        self._store = None if to is None else Store(to)
+        self._interventions = interventions
+        self._complete = complete
+        self._modes = modes
+        self._ledger = ledger
+        self._scores = scores
+        self._facts = facts
+        self._failed = failed
+        # Whether the folder had too little room when the newest was written.
+        self._crowded = False
+        # Entries of the ledger that each checkpoint holds which is being written.
+        self._held: WeakKeyDictionary[Checkpoint, int] = WeakKeyDictionary()
+        # Mini-batches that the newest checkpoint holds for certain.
+        self._safe = 0
+        self._checkpointer = Checkpointer(
+            self._store, every, self._take, self._written, self._note_failure
+        )
+        self.noticed = self._checkpointer.noticed
+
+    @property
+    def last_path(self) -> str:
+        """The newest checkpoint of the folder that was written; empty if none was."""
+        return self._checkpointer.last_path
+
+    async def check(self, origin: Path | None) -> None:
+        """See that the folder can be written to, and is this trainer's.
+
+        Parameters
+        ----------
+        origin
+            Path of the checkpoint that it goes on from; None if it begins anew.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot, or holds checkpoints that this trainer does not go on from.
+        """
+        store = self._store
+        if store is None:
+            return
+        await FileCall("write", store.path, store.check).result()
+        if origin is not None and store.holds(Store(origin)):
+            return
+        there = await FileCall("read", store.path, store.paths).result()
+        if there:
+            raise CheckpointError(
+                f"{store.path} holds checkpoints of an earlier training, the newest "
+                f"{there[-1]}, and those of this one would replace them. Go on from "
+                f"them with Trainer.restore({store.path!r}, client, or_begin=True, "
+                "...), or give an empty folder."
+            )
+
+    async def _take(self) -> Checkpoint:
+        for _ in range(ATTEMPTS):
+            # Alone: whether a policy has changed the model must be told of this model.
+            async with self._interventions.alone:
+                checkpoint = await self._taken()
+            if checkpoint is not None:
+                return checkpoint
+            await self._complete()
+        raise CheckpointError(
+            "The replicas miss gradients of each other, again and again; see "
+            "trainer.events and the logs of the workers. Save again later."
+        )
+
+    async def _taken(self) -> Checkpoint | None:
+        """Take a checkpoint of one replica; None if it has missed gradients."""
+        # In this order: what is in the ledger is in every model that is copied later.
+        held = self._ledger.take()
+        positions = self._ledger.positions()
+        adaptation = self._modes.state_dict(self._facts()["index"])
+        scores = {name: each.state_dict() for name, each in self._scores.items()}
+        facts = self._facts()
+        packed = await self._interventions.checkpoint()
+        if packed is None:
+            return None
+        snapshot = unpack(packed)
+        # What came meanwhile may be in this model as well.
+        facts["counters"]["again"] += self._facts()["index"] - facts["index"]
+        checkpoint = Checkpoint(
+            model=snapshot["model"],
+            made=snapshot["made"],
+            structure=snapshot["structure"],
+            optimizers=snapshot["optimizers"],
+            clock=snapshot["clock"],
+            adaptation=adaptation,
+            scores=scores,
+            positions=positions,
+            **facts,
+        )
+        self._held[checkpoint] = held
+        return checkpoint
+
+    def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
+        logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
+        self._ledger.saved(self._held[checkpoint])
+        self._safe = max(self._safe, checkpoint.index - checkpoint.again)
+        store = self._store
+        if store is not None and store.crowded and not self._crowded:
+            self._failed(
+                f"{store.path} has no room for the {store.keep} checkpoints that "
+                "tensair.checkpoints.keep says: older ones make room for the newest. "
+                "Give it more room, or keep fewer"
+            )
+        self._crowded = store is not None and store.crowded
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failed(f"a checkpoint could not be written: {error}")
+
+    async def save(self, path: Path | None) -> str:
+        """Write a checkpoint now; see `Trainer.save`."""
+        to = None if path is None else Store(path)
+        own = self._store
+        if to is not None and own is not None and to.is_numbered and own.holds(to):
+            raise CheckpointError(
+                f"path={to.path!r} was given, a name of the checkpoints that this "
+                f"trainer numbers itself in {own.path}. Give another name, such as "
+                f"{own.path}/model.tensair, or none to add one to the folder."
+            )
+        written = await self._checkpointer.write_now(to)
+        await self._ledger.released()
+        return written
+
+    def unsaved(self, index: int) -> str:
+        """Tell what is lost if no checkpoint is written any more; empty if nothing.
+
+        Parameters
+        ----------
+        index
+            That of the next mini-batch.
+        """
+        if self._store is None or index <= self._safe:
+            return ""
+        newest = f"; the newest is {self.last_path}" if self.last_path else ""
+        return (
+            f"Up to {index - self._safe:,} of {index:,} mini-batches are in no "
+            f"checkpoint of {self._store.path}{newest}: none is written where the "
+            "block raises or is interrupted. Call trainer.save() there, within the "
+            "block, to keep what was learned, or give checkpoint_every=."
+        )
+
+    async def finish(self) -> None:
+        """Write the last one to the folder, if there is a folder."""
+        if self._store is not None:
+            await self._checkpointer.write_now()
+            await self._ledger.released()
+
+    async def close(self) -> None:
+        """Write nothing more."""
+        await self._checkpointer.close()
+
+    # ---- going on --------------------------------------------------------------------
+
+    async def nothing_at(self, path: Path) -> str:
+        """Tell that there is no checkpoint, and what else is there."""
+        store = Store(path)
+        others = await FileCall("read", store.path, store.others).result()
+        return f"There is no checkpoint at {store.path}: begins anew. {others}".strip()
+
+    async def load(self, path: Path, or_begin: bool) -> Checkpoint | None:
+        """Read a checkpoint, or the newest of a folder.
+
+        Parameters
+        ----------
+        path
+            Of either.
+        or_begin
+            Whether None is given where there is none.
+        """
+        store = Store(path)
+        try:
+            checkpoint, found = await FileCall("read", store.path, store.load).result()
+        except CheckpointMissingError:
+            if or_begin:
+                return None
+            raise
+        logger.info("Going on from %s: %s", found, checkpoint.describe())
+        return checkpoint
+
+    async def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Put a checkpoint into all replicas, and into what adapts and scores.
+
+        Returns
+        -------
+        notices
+            What of it was not taken over, in sentences.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not fit.
+        """
+        missing = sorted(set(self._scores) - set(checkpoint.scores))
+        if missing:
+            raise CheckpointError(
+                f"scores={missing} was given, and the checkpoint holds "
+                f"{sorted(checkpoint.scores)}; give the names that it was saved with."
+            )
+        version = sum(checkpoint.clock.values())
+        snapshot = {
+            "model": dict(checkpoint.model),
+            "made": list(checkpoint.made),
+            "optimizers": list(checkpoint.optimizers),
+            "clock": {BEFORE: version},
+            "taken": {},
+        }
+        if checkpoint.structure:
+            await self._grow(checkpoint.structure)
+        await self._interventions.go_on_from(pack(snapshot))
+        notices = self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
+        for name, each in self._scores.items():
+            each.load_state_dict(checkpoint.scores[name])
+        self._ledger.restored(checkpoint.positions)
+        self._safe = checkpoint.index
+        if left := sorted(set(checkpoint.scores) - set(self._scores)):
+            notices.append(
+                f"The checkpoint holds scores of {left}, which are not gone on with: "
+                "scores= was given without. The next checkpoints will not hold them; "
+                "give them again to keep them."
+            )
+        return notices
+
+    async def _grow(self, structure: dict[str, Any]) -> None:
+        """Let the model have the structure of the one that was saved."""
+        try:
+            await self._interventions.change(
+                functools.partial(reshape, **structure), seed=0
+            )
+        except (ModelError, OptimizerError) as error:
+            raise CheckpointError(
+                f"The checkpoint is of a model of another structure. {error}"
+            ) from error

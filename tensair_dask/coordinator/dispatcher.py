@@ -1,0 +1,955 @@
+"""The dispatcher: which replica gets the next mini-batch, and when it leaves.
+
+Lives on the client's event loop and is used from there only. A mini-batch is held
+until its report has come back, and its gradient is in the models of all replicas: if
+its own is lost before, another one gets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tensair_dask._common.waiting import within
+from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.batches.predictions import unknown_type
+from tensair_dask.errors import (
+    KilledReplicasError,
+    NoReplicasError,
+    RaisedError,
+    ReplicaLeavingError,
+    TensairError,
+    TensairTimeoutError,
+    TrainerClosedError,
+)
+from tensair_dask.exchange.wire import Packed, unpack
+from tensair_dask.reports import Report
+
+__all__ = ["Dispatcher", "Lane", "Limits", "Pending", "nobody_alive"]
+
+logger = logging.getLogger(__name__)
+
+# Weight of a new measurement of a replica's speed.
+SMOOTHING = 0.2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what lies at one replica; see the ``dispatch`` section of the config.
+
+    Attributes
+    ----------
+    batches, nbytes
+        Mini-batches, and bytes of them, that have not been reported.
+    seconds
+        Work that has not been reported, by the replica's measured speed; at least
+        two mini-batches are allowed, so that one is there when the other ends.
+    unconfirmed_nbytes
+        Bytes of mini-batches that were reported, and that not all replicas are known
+        to have applied. Beyond it the oldest ones can no longer be learned again.
+    unconfirmed
+        Records of them, by what their sources gave with them, which is held all the
+        same. Beyond it nothing more is put at the replica.
+    message_seconds, message_nbytes
+        Work to gather in one message.
+    messages
+        Messages on their way or being learned.
+    losses
+        Replicas that may be lost with one mini-batch, before it is refused.
+    room
+        Seconds that a mini-batch waits for a replica with room.
+    """
+
+    batches: int
+    nbytes: int
+    unconfirmed_nbytes: int
+    unconfirmed: int
+    seconds: float
+    message_seconds: float
+    message_nbytes: int
+    messages: int
+    losses: int
+    room: float
+
+
+@dataclass(slots=True)
+class Pending:
+    """One mini-batch on its way to being learned.
+
+    Attributes
+    ----------
+    index
+        Number in order of submission.
+    batch
+        What is to be learned; None only for what was refused before, and for what is
+        reported and can no longer be learned again; see `forget`.
+    item
+        The same as it was given, for the dead letters.
+    deliver
+        Called once with the report; may return an awaitable, which then holds the
+        mini-batch's place until it is done (back-pressure from downstream).
+    settle
+        Called once when all replicas have applied it, and the report has passed: what
+        it was made of may be forgotten.
+    metadata
+        Of streamz; where it was in its sources, for the dead letters.
+    on_error
+        What is done if it is refused; see `tensair_dask.coordinator.on_error`.
+    taken
+        When it was given, on the monotonic clock.
+    position
+        Place among all that was sent to its replica, from 0.
+    losses
+        Replicas that were lost while it was there, and that had not learned it as far
+        as is known. If there are any, it is at a replica alone.
+    lives_on
+        Whether its own replica was lost, and its gradient was not: it is only scored,
+        for a report.
+    reported, passed, confirmed
+        Whether the report has come; whether it has been received by who wants it; and
+        whether all replicas have applied the gradient.
+    """
+
+    index: int
+    batch: MiniBatch
+    item: Any
+    deliver: Callable[[Report], Awaitable[Any] | None]
+    settle: Callable[[], Any] | None = None
+    metadata: Sequence[Any] = ()
+    on_error: str = "dead-letter"
+    taken: float = field(default_factory=time.monotonic)
+    position: int = -1
+    losses: int = 0
+    lives_on: bool = False
+    reported: bool = False
+    passed: bool = False
+    confirmed: bool = False
+
+    @property
+    def records(self) -> int:
+        """How many it was made of, by what their sources gave with them."""
+        return max(1, len(self.metadata))
+
+    def forget(self) -> None:
+        """Keep only what settles it; once it is reported nothing else is needed."""
+        nothing: Any = None
+        self.batch = self.item = self.deliver = nothing
+
+
+class Lane:
+    """One replica as the dispatcher sees it.
+
+    Parameters
+    ----------
+    address
+        Of its worker.
+    learn
+        Sends a block and returns the replica's `Outcome`; raises if the replica is
+        lost.
+
+    Attributes
+    ----------
+    alive
+        False once the replica is lost, or has left.
+    leaving
+        Whether it takes no more mini-batches, and ends when it has learned those that
+        it has.
+    unconfirmed
+        Mini-batches that were reported, and that some peers may not have applied.
+    guarded
+        The newest of these: those that can be learned again.
+    orphans
+        Of a lost replica: what may have been lost with it, until `resolve`.
+    judged
+        Whether it is known what lives on of it.
+    failure
+        By which it is known that the replica is lost, if it is.
+    lost
+        Resolves when the replica is given up.
+    reserved
+        Whether nothing is sent to it for a while; see `Dispatcher.reserved`.
+    """
+
+    def __init__(self, address: str, learn: Callable[[Block], Awaitable[Any]]) -> None:
+        self.address = address
+        self.learn = learn
+        self.gathered: deque[Pending] = deque()
+        self.sent: dict[int, list[Pending]] = {}
+        self.batches = 0
+        self.nbytes = 0
+        self.messages = 0
+        self.position = 0
+        self.unconfirmed: deque[Pending] = deque()
+        self.unconfirmed_records = 0
+        self.guarded: deque[Pending] = deque()
+        self.guarded_nbytes = 0
+        self.orphans: list[Pending] = []
+        self.seconds_per_batch = 0.0
+        self.alive = True
+        self.leaving = False
+        self.judged = False
+        self.failure: BaseException | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.status: Any = None
+        self.scheduled = False
+        self.reserved = False
+
+    def give_up(self) -> None:
+        """Send nothing more; whoever waits for `lost` is told."""
+        self.alive = False
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    @property
+    def open(self) -> bool:
+        """Whether mini-batches may be put here."""
+        return self.alive and not self.leaving
+
+    @property
+    def load(self) -> float:
+        """Seconds of work that lies here; mini-batches while the speed is unknown."""
+        return self.batches * (self.seconds_per_batch or 1.0)
+
+    def has_room(self, limits: Limits) -> bool:
+        """Whether one more mini-batch may be put here."""
+        if self.unconfirmed_records >= limits.unconfirmed:
+            return False
+        if not self.batches:
+            return True
+        return self.batches < self._most(limits) and self.nbytes < limits.nbytes
+
+    def _most(self, limits: Limits) -> int:
+        if not self.seconds_per_batch:
+            return min(limits.batches, 2)
+        return min(
+            limits.batches, max(2, math.ceil(limits.seconds / self.seconds_per_batch))
+        )
+
+    def message_is_full(self, limits: Limits) -> bool:
+        """Whether what has gathered is worth a message while others are under way."""
+        count = len(self.gathered)
+        # A share of all that may lie here, or tight bounds would never fill a message.
+        if count >= max(1, self._most(limits) // limits.messages):
+            return True
+        if count * self.seconds_per_batch >= limits.message_seconds:
+            return True
+        return sum(each.batch.nbytes for each in self.gathered) >= limits.message_nbytes
+
+    def take(self, limits: Limits) -> list[Pending]:
+        """Take the mini-batches of the next message."""
+        taken: list[Pending] = []
+        nbytes = 0
+        most = math.inf
+        if self.seconds_per_batch:
+            most = math.ceil(limits.message_seconds / self.seconds_per_batch)
+        while self.gathered and (
+            not taken
+            or (
+                len(taken) < most
+                and nbytes < limits.message_nbytes
+                and not (taken[0].losses or self.gathered[0].losses)
+            )
+        ):
+            pending = self.gathered.popleft()
+            nbytes += pending.batch.nbytes
+            pending.position = self.position
+            self.position += 1
+            taken.append(pending)
+        return taken
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether what was sent, and what comes next, must not be here together.
+
+        Of a mini-batch that was at a replica when that was lost it shall be known
+        whether it was the reason.
+        """
+        if not self.sent:
+            return False
+        suspect = any(taken[0].losses for taken in self.sent.values())
+        return suspect or bool(self.gathered[0].losses)
+
+    def measured(self, seconds: Sequence[float]) -> None:
+        """Record how long the mini-batches of a message took."""
+        mean = sum(seconds) / len(seconds)
+        if not self.seconds_per_batch:
+            self.seconds_per_batch = mean
+        self.seconds_per_batch += SMOOTHING * (mean - self.seconds_per_batch)
+
+
+class Dispatcher:
+    """Sends mini-batches to the least-loaded replica, several in one message.
+
+    While messages are on their way to a replica, further mini-batches for it gather
+    and leave together. So a message costs the same at any speed, and a fast stream
+    of small mini-batches pays for few of them.
+
+    Parameters
+    ----------
+    run_id
+        Written into the blocks.
+    limits
+        Bounds on what lies at one replica.
+    observe
+        Called with each mini-batch and its report, before it is delivered.
+    lost
+        Called with each replica that is given up while the trainer is open, or has
+        left. Must see to it that `resolve` is called, with what the others have of it.
+    say_once
+        Called with key and text of what a replica has to tell the user.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        limits: Limits,
+        observe: Callable[[Pending, Report], None] = lambda pending, report: None,
+        lost: Callable[[Lane], None] | None = None,
+        say_once: Callable[[str, str], None] = lambda key, text: None,
+    ) -> None:
+        self._run_id = run_id
+        self._say_once = say_once
+        self._limits = limits
+        self._observe = observe
+        self._lost = lost or (lambda lane: self.resolve(lane, 0))
+        self.lanes: list[Lane] = []
+        # Those that wait for room, as a heap by their tickets: who was waked in vain
+        # comes back to its place.
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._tickets = itertools.count()
+        # When the first of these was given, on the monotonic clock.
+        self._waiting_since: dict[asyncio.Future[None], float] = {}
+        # Seconds for which replicas have learned, all together.
+        self.busy = 0.0
+        self._homeless: deque[Pending] = deque()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._unreported = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self._turn = 0
+        # While it is held: resolves when nothing is at the replicas any more.
+        self._held: asyncio.Future[None] | None = None
+        self.redispatched = 0
+        # Of these, learned a second time since they were lost with a replica; and
+        # those of which it was known that they were not.
+        self.relearned = 0
+        self.lived_on = 0
+        # Reported, and not to be learned again since too many waited for a peer; and
+        # those that were lost with their replica, and were not learned again.
+        self.unguarded = 0
+        self.missing = 0
+        self.closed = False
+
+    def admit(self, lane: Lane) -> None:
+        """Send mini-batches to a further replica from now on."""
+        self.lanes.append(lane)
+        self._rehouse()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether mini-batches wait for one that takes over from those that leave."""
+        lanes = self.lanes
+        if any(lane.open for lane in lanes):
+            return False
+        return any(lane.leaving and not lane.judged for lane in lanes)
+
+    @property
+    def is_delivering(self) -> bool:
+        """Whether the current task is one that hands a report over."""
+        return asyncio.current_task() in self._tasks
+
+    # ---- taking mini-batches in ----------------------------------------------------
+
+    @property
+    def backlog(self) -> int:
+        """Mini-batches taken in and not reported, and those that wait for room."""
+        # One that was waked is in the second of these until it is taken in.
+        return self._unreported + len(self._waiting_since)
+
+    def lag(self) -> float:
+        """Seconds that the oldest mini-batch has waited for its report; 0 if none."""
+        now = time.monotonic()
+        waiting: list[Iterable[Pending]] = [self._homeless]
+        for lane in self.lanes:
+            waiting += (lane.gathered, *lane.sent.values())
+        taken = [pending.taken for queue in waiting for pending in queue]
+        taken += self._waiting_since.values()
+        return now - min(taken, default=now)
+
+    def offer(self, pending: Pending) -> bool:
+        """Take in a mini-batch if a replica has room at once."""
+        if self._waiting_since:  # also one that was waked, and is not here yet
+            return False
+        return self._take_in(pending)
+
+    def _take_in(self, pending: Pending) -> bool:
+        lane = None if self._homeless else self._choose()
+        if lane is None:
+            return False
+        self._unreported += 1
+        self._put(lane, pending)
+        return True
+
+    async def submit(self, pending: Pending) -> None:
+        """Take in a mini-batch, waiting for a replica with room (back-pressure).
+
+        Raises
+        ------
+        NoReplicasError
+            If no replica is alive.
+        TensairTimeoutError
+            If none has had room for ``tensair.timeouts.room``.
+        """
+        if self.offer(pending):
+            return
+        ticket = next(self._tickets)
+        while True:
+            self._check_alive()
+            await self._room(ticket, pending)
+            if self._waiting and self._waiting[0][0] < ticket:
+                self._wake()  # who comes before it was waked in vain
+            elif self._take_in(pending):
+                self._wake()
+                return
+
+    async def _room(self, ticket: int, pending: Pending) -> None:
+        """Wait until there may be room, behind all with lower tickets."""
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (ticket, room)
+        heapq.heappush(self._waiting, entry)
+        self._waiting_since[room] = pending.taken
+        try:
+            await within(room, self._limits.room)
+        except asyncio.TimeoutError:
+            raise TensairTimeoutError(
+                f"No replica had room for a mini-batch within "
+                f"{self._limits.room:g} s ({self.backlog} mini-batches wait). The "
+                "replicas are stopped, or a step takes longer than that: look at "
+                "the workers, or raise tensair.timeouts.room."
+            ) from None
+        except asyncio.CancelledError:
+            self._wake()  # the room may have been ours
+            raise
+        finally:
+            del self._waiting_since[room]
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+
+    def _choose(self) -> Lane | None:
+        best: Lane | None = None
+        lanes = self.lanes
+        count = len(lanes)
+        for position in range(count):
+            lane = lanes[(self._turn + position) % count]
+            if (
+                lane.open
+                and lane.has_room(self._limits)
+                and (best is None or lane.load < best.load)
+            ):
+                best = lane
+        self._turn += 1
+        return best
+
+    def _put(self, lane: Lane, pending: Pending) -> None:
+        lane.gathered.append(pending)
+        lane.batches += 1
+        lane.nbytes += pending.batch.nbytes
+        if not lane.scheduled and self._may_send(lane):
+            # At the loop's next turn: what is emitted in one go leaves in one message.
+            lane.scheduled = True
+            asyncio.get_running_loop().call_soon(self._send, lane)
+
+    def _may_send(self, lane: Lane) -> bool:
+        if (
+            self._held is not None
+            or lane.reserved
+            or not lane.gathered
+            or len(lane.sent) >= self._limits.messages
+            or lane.is_apart
+        ):
+            return False
+        return not lane.sent or lane.message_is_full(self._limits)
+
+    # ---- sending, and what comes back ----------------------------------------------
+
+    def _send(self, lane: Lane) -> None:
+        lane.scheduled = False
+        while lane.alive and self._may_send(lane):
+            taken = lane.take(self._limits)
+            number = lane.messages
+            lane.messages += 1
+            lane.sent[number] = taken
+            self._track(self._exchange(lane, number, taken))
+
+    async def _exchange(self, lane: Lane, number: int, taken: list[Pending]) -> None:
+        block = Block.join(self._run_id, [pending.batch for pending in taken], number)
+        try:
+            outcome = await lane.learn(block)
+        except ReplicaLeavingError:
+            self._return(lane, number)
+            return
+        except Exception as error:
+            # Whatever the reason, this replica gives no reports.
+            self.lose(lane, error)
+            return
+        if lane.sent.pop(number, None) is None:  # lost meanwhile, sent to another
+            return
+        lane.batches -= len(taken)
+        lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
+        lane.status = outcome.status
+        self.hear(outcome.status)
+        learned = [seconds for seconds in outcome.seconds if seconds]
+        self.busy += sum(learned)
+        if learned:
+            lane.measured(learned)
+        leaves = outcome.status is not None and outcome.status.leaving
+        if not leaves:
+            self._send(lane)
+            self._wake()
+        self._report(lane, outcome, taken)
+        self.confirm(lane)
+        self._unguard(lane)
+        if leaves:  # not before: a lane that has ended guards nothing more
+            self.dismiss(lane)
+            self._wake()
+        self._notice_rest()
+        self._notice_departure(lane)
+
+    def hear(self, status: Any) -> None:
+        """Pass on what a replica has to tell the user."""
+        for key, text in getattr(status, "notices", {}).items():
+            self._say_once(key, text)
+
+    def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
+        now = time.time()
+        names = outcome.metric_names
+        for position, pending in enumerate(taken):
+            pending.losses = 0
+            error = outcome.errors.get(position)
+            if pending.batch.learn and error is None:
+                self._guard(lane, pending)
+            else:
+                pending.confirmed = True  # there is no gradient to lose
+            if pending.reported:  # learned once more
+                self._pass(pending)
+                continue
+            pending.reported = True
+            values = outcome.metrics[position]
+            report = Report(
+                pending.index,
+                outcome.losses[position],
+                _by_name(names, values),
+                pending.batch.samples,
+                outcome.seconds[position],
+                outcome.stalenesses[position],
+                lane.address,
+                error,
+                self._prediction(outcome.predictions[position]),
+                now,
+                (pending.batch.learn or pending.lives_on) and error is None,
+            )
+            self._deliver(pending, report)
+
+    def _prediction(self, kept: Any) -> Any:
+        if type(kept) is not Packed:
+            return kept
+        return unpack(kept, lambda name: self._say_once(name, unknown_type(name)))
+
+    def _deliver(self, pending: Pending, report: Report) -> None:
+        try:
+            self._observe(pending, report)
+        except BaseException as error:  # who waits for the report gets it all the same
+            logger.error(
+                "What looks at the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
+            )
+        try:
+            rest = pending.deliver(report)
+        except BaseException as error:
+            logger.error(
+                "What receives the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
+            )
+            rest = None
+        if rest is None:
+            self._pass(pending)
+        else:
+            self._track(self._finish(pending, rest))
+
+    async def _finish(self, pending: Pending, rest: Awaitable[Any]) -> None:
+        try:
+            await rest
+        except Exception as error:
+            logger.error(
+                "What receives the reports raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
+        finally:
+            self._pass(pending)
+
+    # ---- holding what only its own replica may have ----------------------------------
+
+    def _guard(self, lane: Lane, pending: Pending) -> None:
+        """Keep a mini-batch until all replicas have applied its gradient."""
+        lane.unconfirmed.append(pending)
+        lane.unconfirmed_records += pending.records
+        lane.guarded.append(pending)
+        lane.guarded_nbytes += pending.batch.nbytes
+
+    def _unguard(self, lane: Lane) -> None:
+        """Keep no more bytes than may be; what is let go of is not settled by that."""
+        while lane.guarded_nbytes > self._limits.unconfirmed_nbytes:
+            pending = lane.guarded.popleft()
+            lane.guarded_nbytes -= pending.batch.nbytes
+            pending.forget()
+            self.unguarded += 1
+
+    def confirm(self, lane: Lane) -> None:
+        """Let go of what all replicas have applied, by the lane's newest status."""
+        if not lane.alive or lane.status is None:
+            return
+        # Who has missed something acknowledges what it could not apply.
+        if any(each.open and each.status and each.status.missed for each in self.lanes):
+            return
+        full = lane.unconfirmed_records >= self._limits.unconfirmed
+        while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
+            self._confirm_first(lane)
+        if full:
+            self._wake()
+
+    def _confirm_first(self, lane: Lane) -> None:
+        pending = lane.unconfirmed.popleft()
+        lane.unconfirmed_records -= pending.records
+        if lane.guarded and lane.guarded[0] is pending:
+            lane.guarded.popleft()
+            lane.guarded_nbytes -= pending.batch.nbytes
+        pending.confirmed = True
+        self._settle(pending)
+
+    def _settle(self, pending: Pending) -> None:
+        if not (pending.passed and pending.confirmed) or pending.settle is None:
+            return
+        settle, pending.settle = pending.settle, None
+        try:
+            settle()
+        except Exception as error:
+            logger.error(
+                "What lets go of a mini-batch raised; the stream goes on",
+                exc_info=RaisedError.unless_fit(error),
+            )
+
+    def _pass(self, pending: Pending) -> None:
+        pending.passed = True
+        self._settle(pending)
+        self._unreported -= 1
+        if not self._unreported:
+            for waiter in self._idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle.clear()
+
+    def _track(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _wake(self) -> None:
+        """Wake one that waits for room; it wakes the next one."""
+        while self._waiting:
+            if self._choose() is None:
+                return
+            _, waiter = heapq.heappop(self._waiting)
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    # ---- holding -------------------------------------------------------------------
+
+    async def hold(self, timeout: float) -> None:
+        """Send nothing more, and wait until all that was sent has been reported.
+
+        What is offered meanwhile gathers, within the limits of the lanes. Call
+        `go_on` in any case.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If the replicas take longer than ``timeout`` seconds.
+        """
+        self._held = asyncio.get_running_loop().create_future()
+        self._notice_rest()
+        try:
+            await within(asyncio.shield(self._held), timeout)
+        except asyncio.TimeoutError:
+            count = sum(len(sent) for lane in self.lanes for sent in lane.sent.values())
+            raise TensairTimeoutError(
+                f"{count} mini-batches at the replicas were not reported within "
+                f"{timeout:g} s. Raise tensair.timeouts.drain if the steps are slow; "
+                "look at the workers if they are not."
+            ) from None
+
+    def go_on(self) -> None:
+        """End `hold`."""
+        self._held = None
+        for lane in self.lanes:
+            self._send(lane)
+
+    def _notice_rest(self) -> None:
+        if self._held is None or self._held.done():
+            return
+        if not any(lane.sent for lane in self.lanes):
+            self._held.set_result(None)
+
+    @property
+    def allowed_losses(self) -> int:
+        """Replicas that may be lost with one piece of work, before it is refused."""
+        return self._limits.losses
+
+    @asynccontextmanager
+    async def reserved(self, lane: Lane) -> AsyncIterator[None]:
+        """Send nothing more to one replica; what is put there gathers meanwhile."""
+        lane.reserved = True
+        try:
+            yield
+        finally:
+            lane.reserved = False
+            self._send(lane)
+
+    # ---- replicas that leave, and that are lost --------------------------------------
+
+    def dismiss(self, lane: Lane) -> None:
+        """Send a replica nothing more; it ends when it has learned what it has."""
+        if not lane.open:
+            return
+        lane.leaving = True
+        waiting = list(lane.gathered)
+        lane.gathered.clear()
+        lane.batches -= len(waiting)
+        lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
+        self._rehouse_soon(waiting)
+        self._notice_departure(lane)
+
+    def _return(self, lane: Lane, number: int) -> None:
+        """Take back a message of which a leaving replica has learned nothing."""
+        taken = lane.sent.pop(number, None)
+        self.dismiss(lane)
+        if taken is None:  # lost meanwhile
+            return
+        lane.batches -= len(taken)
+        lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
+        self._rehouse_soon(taken)
+        self._notice_rest()
+        self._notice_departure(lane)
+
+    def _notice_departure(self, lane: Lane) -> None:
+        if lane.alive and lane.leaving and not lane.sent:
+            self._end(lane)
+
+    def lose(self, lane: Lane, error: BaseException) -> None:
+        """Give up a replica; what it had and did not report goes to the others.
+
+        What nobody knows to be learned waits for `resolve`.
+        """
+        if not lane.alive:
+            return
+        lane.failure = error
+        waiting = list(lane.gathered)
+        lane.gathered.clear()
+        doubtful = sum(len(sent) for sent in lane.sent.values())
+        if not lane.leaving:  # else its worker may have been ended
+            for pending in (each for sent in lane.sent.values() for each in sent):
+                pending.losses += 1
+        if not self.closed:
+            logger.warning(
+                "Replica on %s is lost (%s: %s); %d mini-batches go to others",
+                lane.address,
+                type(error).__name__,
+                error,
+                doubtful + len(waiting),
+            )
+        self._end(lane)
+        self._rehouse_soon(waiting)
+
+    def _end(self, lane: Lane) -> None:
+        lane.give_up()
+        doubtful = [pending for sent in lane.sent.values() for pending in sent]
+        lane.orphans = [*doubtful, *lane.unconfirmed]
+        self._unreported += len(lane.unconfirmed)
+        lane.sent.clear()
+        lane.unconfirmed.clear()
+        lane.guarded.clear()
+        lane.batches = lane.nbytes = lane.guarded_nbytes = 0
+        lane.unconfirmed_records = 0
+        self._notice_rest()
+        if not self.closed:
+            self._lost(lane)
+
+    def resolve(self, lane: Lane, taken: int | None) -> None:
+        """Say what the others have of a replica that is lost, or has left.
+
+        What they do not have is learned by one of them; what cannot be, since too many
+        waited, is never settled, so that its source gives it again after a restart.
+        What they have, and was not reported, is scored by one of them.
+
+        Parameters
+        ----------
+        lane
+            Of the lost replica.
+        taken
+            The gradients of how many of the mini-batches that were sent to it, in the
+            order of sending, all the others have applied; None if there are no others.
+        """
+        lane.judged = True
+        orphans, lane.orphans = lane.orphans, []
+        again: list[Pending] = []
+        missing = 0
+        for pending in orphans:
+            lives = taken is not None and pending.position < taken
+            if lives:
+                pending.losses = 0  # it was learned
+            if pending.reported and lives:
+                pending.confirmed = True
+            if pending.reported and (lives or taken is None or pending.batch is None):
+                # Where it was lost, nobody settles it.
+                missing += not lives
+                self._pass(pending)
+                continue
+            if lives and pending.batch.learn:
+                pending.lives_on = True
+                pending.batch = replace(pending.batch, learn=False)
+                self.lived_on += 1
+            self.relearned += pending.reported
+            again.append(pending)
+        self.missing += missing
+        if missing and taken is not None:
+            logger.warning(
+                "%d mini-batches are lost with the replica on %s: a peer has not "
+                "applied them, and more than tensair.dispatch.max-unconfirmed-bytes "
+                "waited. Sources with positions give them again after a restart",
+                missing,
+                lane.address,
+            )
+        self._rehouse_soon(again)
+
+    def _rehouse_soon(self, pendings: list[Pending]) -> None:
+        self.redispatched += len(pendings)
+        self._homeless.extend(sorted(pendings, key=lambda pending: pending.index))
+        # At the loop's next turn: all replicas of a lost machine are then known.
+        asyncio.get_running_loop().call_soon(self._rehouse)
+
+    def _rehouse(self) -> None:
+        # Beyond the bounds of the lanes if need be: they were within the bounds of
+        # the cluster when they were taken in, and nothing new is taken in meanwhile.
+        open_lanes = [lane for lane in self.lanes if lane.open]
+        if not open_lanes and self.expecting:
+            return
+        # The last one is risked once less for what others were lost with.
+        allowed = max(0, self._limits.losses - (len(open_lanes) == 1))
+        while self._homeless:
+            pending = self._homeless.popleft()
+            if pending.losses > allowed:
+                self._convict(pending)
+            elif open_lanes:
+                self._put(min(open_lanes, key=lambda lane: lane.load), pending)
+            else:
+                error = nobody_alive(len(self.lanes), "the mini-batch was not learned")
+                self._refuse(pending, error)
+        if open_lanes:
+            self._wake()
+        else:
+            for _, waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _convict(self, pending: Pending) -> None:
+        """Refuse a mini-batch that seems to end whoever learns it."""
+        error = KilledReplicasError(
+            f"{pending.losses} replicas were lost one after the other while they had "
+            f"mini-batch {pending.index} ({pending.batch.samples} samples), in the end "
+            "nothing else: it is not given to another. See the logs of their workers "
+            "(out of memory, or a crash in an operation?). If they were ended for "
+            "other reasons, raise tensair.dispatch.allowed-losses."
+        )
+        logger.error("%s", error)
+        pending.confirmed = True  # there is no gradient that could be lost
+        self._refuse(pending, error)
+
+    def _refuse(self, pending: Pending, error: TensairError) -> None:
+        if pending.reported:
+            self._pass(pending)
+            return
+        pending.reported = True
+        report = Report.refused(pending.index, pending.batch.samples, error)
+        self._deliver(pending, report)
+
+    def _check_alive(self) -> None:
+        if not self.expecting and not any(lane.open for lane in self.lanes):
+            raise nobody_alive(len(self.lanes), "the mini-batch was not taken")
+
+    # ---- the end -------------------------------------------------------------------
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until everything that was taken in has been reported.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes longer than ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while self._unreported or self._waiting_since:
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._unreported:
+                self._idle.append(idle)
+            else:  # those that wait for room are just about to be taken in
+                idle.get_loop().call_soon(idle.set_result, None)
+            try:
+                await within(idle, max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise TensairTimeoutError(
+                    f"{self.backlog} mini-batches were not reported within "
+                    f"{timeout:g} s. Raise tensair.timeouts.drain if the steps are "
+                    "slow; look at the workers if they are not."
+                ) from None
+
+    async def close(self) -> None:
+        """Stop sending; what has not been reported is given up."""
+        self.closed = True
+        for lane in self.lanes:
+            lane.give_up()
+        held = [] if self._held is None else [self._held]
+        waiting = [room for _, room in self._waiting]
+        for waiter in (*waiting, *self._idle, *held):
+            if not waiter.done():
+                waiter.set_exception(
+                    TrainerClosedError("The trainer was closed meanwhile.")
+                )
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Scores of one mini-batch; the newest names may have no values in it."""
+    return {
+        name: value
+        for name, value in zip(names, values, strict=False)
+        if value is not None
+    }
+
+
+def nobody_alive(replicas: int, so: str) -> NoReplicasError:
+    """Say that all of so many replicas are lost, what that means, and what to do."""
+    return NoReplicasError(
+        f"None of the {replicas} replicas is alive: {so}. Start workers, and go on "
+        "from the last checkpoint with Trainer.restore, or begin with a new trainer."
+    )

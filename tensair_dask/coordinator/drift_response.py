@@ -1,0 +1,222 @@
+"""Adapting: what a trainer does when its mode switches or its stream drifts."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tensair_dask._common.serial_queue import OneByOne
+from tensair_dask._wording import in_words
+from tensair_dask.coordinator.barrier import Interventions
+from tensair_dask.drift.modes import (
+    COLUMNS,
+    Drift,
+    Modes,
+    PolicyEnded,
+    Settled,
+    Switch,
+    Unwatched,
+)
+from tensair_dask.errors import RaisedError, TrainerClosedError
+from tensair_dask.observe.telemetry.events import Event
+from tensair_dask.reports import Report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Adapting"]
+
+logger = logging.getLogger(__name__)
+
+# Drifts that are kept, the newest ones.
+REMEMBERED = 10_000
+
+# Snapshots of a good model: the newest may be of after a drift that is not seen yet.
+SNAPSHOTS = 2
+
+
+class Adapting:
+    """Carries out what `Modes` decides, and writes it into the events.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    modes
+        Decides.
+    interventions
+        Change the replicas.
+    note
+        Called with each event, at once.
+    log
+        Called with each event in its turn; what it returns is awaited.
+    """
+
+    def __init__(
+        self,
+        modes: Modes,
+        interventions: Interventions,
+        note: Callable[[Event], Any],
+        log: Callable[[Event], Awaitable[Any]],
+    ) -> None:
+        self.modes = modes
+        self.interventions = interventions
+        self.drifts: deque[Drift] = deque(maxlen=REMEMBERED)
+        self._note = note
+        self._log = log
+        self._acting = OneByOne("What follows from drift")
+        self._telling = OneByOne("Telling the scheduler")
+        self._snapshots: deque[tuple[int, Any]] = deque(maxlen=SNAPSHOTS)
+
+    async def start(self) -> None:
+        """See that the policy can be carried out; raise if it cannot."""
+        if self.modes.policy.acts:  # the mode may be set to one that looks for drift
+            await self.interventions.check(self.modes.policy.check)
+
+    def observe(self, index: int, report: Report | None, submitted: int) -> None:
+        """Take in a report; see `Modes.observe`."""
+        for each in self.modes.observe(index, report, submitted):
+            if isinstance(each, Drift):
+                self._drifted(each)
+            elif isinstance(each, Switch):
+                self.switched(each)
+            elif isinstance(each, PolicyEnded):
+                self._acting.do(functools.partial(self._undo, each))
+            elif isinstance(each, Settled) and self.modes.policy.every is not None:
+                self._acting.do(functools.partial(self._keep, each.index))
+            elif isinstance(each, Unwatched):
+                self.tell("note", each.describe(), each.index)
+
+    def switched(self, switch: Switch) -> None:
+        """Tell of a switch, which holds already."""
+        text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
+        self.tell("mode", text, switch.index)
+
+    def _drifted(self, drift: Drift) -> None:
+        self.drifts.append(drift)
+        self.tell("drift", drift.describe(), drift.index)
+        if self.modes.answers:
+            self._acting.do(functools.partial(self._answer, drift))
+
+    async def settled(self, timeout: float) -> None:
+        """Wait until everything that was decided is done and told.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If either takes longer than ``timeout`` seconds.
+        """
+        await self._acting.settled(timeout)
+        await self._telling.settled(timeout)
+
+    async def close(self) -> None:
+        """Give up what is not done."""
+        await self._acting.close()
+        await self._telling.close()
+
+    def tell(self, kind: str, text: str, index: int, replica: str = "") -> None:
+        """Write an event down, and tell the dashboard in its turn."""
+        self._note(event := Event(kind, text, index=index, replica=replica))
+        self._telling.do(lambda: self._log(event))
+
+    # ---- policies -------------------------------------------------------------------
+
+    async def _answer(self, drift: Drift) -> None:
+        policy = self.modes.policy
+        with self._telling_of(drift) as said:
+            said.append(_described(policy, drift))
+            if not policy.acts:
+                return
+            if policy.every is not None and not await self._restore(drift):
+                said.append(": there is none from before the drift")
+                return
+            begin = functools.partial(self.modes.begin, drift)
+            said.append(await self._change("on_drift", drift, begin))
+
+    async def _undo(self, ended: PolicyEnded) -> None:
+        drift, begun = ended.drift, self.modes.begun
+        if begun is None or begun.drift != drift:  # it has failed
+            return
+        with self._telling_of(drift) as said:
+            said.append(_described(self.modes.policy, drift))
+            said.append(f": ended after {ended.index - drift.index:,} mini-batches")
+            said.append(await self._change("undo", drift, self.modes.end))
+
+    async def _change(self, method: str, drift: Drift, done: Callable[[], Any]) -> str:
+        """Let the policy change all replicas; say how long it took."""
+        start = time.perf_counter()
+        change = functools.partial(_change, self.modes.policy, method, drift)
+        await self.interventions.change(change, drift.index, done)
+        return f" ({time.perf_counter() - start:.2f} s)"
+
+    @contextmanager
+    def _telling_of(self, drift: Drift) -> Iterator[list[str]]:
+        """Tell what has been said in the end, and what has failed, if anything has."""
+        said: list[str] = []
+        try:
+            yield said
+        except TrainerClosedError:
+            raise
+        except Exception as error:
+            self._failed("".join(said) or self._name, error, drift.index)
+        else:
+            self.tell("policy", "".join(said), drift.index)
+
+    async def _keep(self, index: int) -> None:
+        try:
+            snapshot = await self.interventions.snapshot()
+        except TrainerClosedError:
+            raise
+        except Exception as error:
+            self._failed(f"{self._name}: a snapshot", error, index)
+        else:
+            self._snapshots.append((index, snapshot))
+
+    @property
+    def _name(self) -> str:
+        return type(self.modes.policy).__name__
+
+    def _failed(self, text: str, error: Exception, index: int) -> None:
+        text = f"{text}: FAILED, {in_words(error)}"
+        logger.warning("The answer to drift failed: %s", text)
+        self.tell("policy", text, index)
+
+    async def _restore(self, drift: Drift) -> bool:
+        """Go back to the newest snapshot that is old enough to be from before."""
+        least = drift.index - (self.modes.policy.every or 0)
+        old = [each for each in self._snapshots if each[0] <= least]
+        if not old:
+            return False
+        index, snapshot = old[-1]
+        await self.interventions.restore(snapshot)
+        self._snapshots.clear()
+        self._snapshots.append((index, snapshot))
+        return True
+
+    # ---- what is shown --------------------------------------------------------------
+
+    def frame(self) -> pd.DataFrame:
+        """One row a drift, in order; ``time`` is in UTC."""
+        import pandas as pd
+
+        rows = [[getattr(each, name) for name in COLUMNS] for each in self.drifts]
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
+        return frame
+
+
+def _described(policy: Any, drift: Drift) -> str:
+    try:
+        text: str = policy.describe(drift)
+    except BaseException as error:
+        raise RaisedError.caught(error) from error.__cause__
+    return text
+
+
+def _change(policy: Any, method: str, drift: Drift, model: Any, optimizers: Any) -> Any:
+    return getattr(policy, method)(model, optimizers, drift)

@@ -1,0 +1,1 @@
+"""Keep as many replicas as are wanted while workers join, leave and fail."""

@@ -1,0 +1,442 @@
+"""Membership: as many replicas as are wished for, as workers come, go, and are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from distributed import Client
+
+from tensair_dask import config
+from tensair_dask._common.background import Background
+from tensair_dask.coordinator.barrier import Interventions
+from tensair_dask.coordinator.calls import Calls
+from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, nobody_alive
+from tensair_dask.coordinator.membership.departures import Hearing
+from tensair_dask.coordinator.membership.join import Newcomers
+from tensair_dask.coordinator.membership.last_replica import Inheritance
+from tensair_dask.coordinator.membership.recovery import Recovery
+from tensair_dask.coordinator.membership.resync import CatchingUp
+from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
+from tensair_dask.coordinator.start import Delayed, ReplicaHandle, Starter
+from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
+from tensair_dask.replica.placement import Wish
+
+__all__ = ["Membership"]
+
+logger = logging.getLogger(__name__)
+
+# Workers that a message names.
+SHOWN = 5
+
+
+class Membership:
+    """Sees to it that there are as many replicas as are wished for.
+
+    *A replica is lost*: Dask says so, no timeout of ours. The others go on at once; see
+    `Recovery`, which also knows what follows where *a replica leaves*.
+
+    *A replica joins*, where there are fewer: see `Newcomers`.
+
+    Belongs to the client's event loop.
+
+    Parameters
+    ----------
+    client
+        Of the trainer.
+    starter
+        Starts replicas.
+    wish
+        How many there shall be.
+    handles
+        All replicas, in order of their start; kept up to date here.
+    calls
+        To them.
+    interventions
+        Hold the stream.
+    dispatcher
+        Sends mini-batches to them.
+    note
+        Called with kind and text of each event, and the name of the replica.
+    admitted
+        Called when a replica takes part.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        starter: Starter,
+        wish: Wish,
+        handles: list[ReplicaHandle],
+        calls: Calls,
+        interventions: Interventions,
+        dispatcher: Dispatcher,
+        note: Callable[..., Any],
+        admitted: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.wish = wish
+        self._client = client
+        self._starter = starter
+        self._note = note
+        self._handles = handles
+        self._calls = calls
+        self._dispatcher = dispatcher
+        self._admitted = admitted
+        self._background = Background()
+        self._workers = workers = UsableWorkers(client, note)
+        self._newcomers = Newcomers(
+            starter,
+            workers,
+            handles,
+            calls,
+            interventions,
+            self._admit,
+            note,
+            self._delay,
+        )
+        self._catching_up = CatchingUp(calls, interventions, dispatcher, note)
+        self._recovery = Recovery(
+            handles,
+            workers,
+            Inheritance(starter, workers, self._admit, note),
+            calls,
+            interventions,
+            dispatcher,
+            self._background,
+            note,
+        )
+        self._fitting = asyncio.Lock()
+        # Replicas that their workers have not begun to start.
+        self._delayed: list[Delayed] = []
+        # When there were first too few workers for as many replicas as are wished for.
+        self._short_since: float | None = None
+        self._wished = 0
+
+    @property
+    def target(self) -> int:
+        """How many are wished for, by the workers that there are; as pages show it."""
+        return self._wished
+
+    @property
+    def count(self) -> int:
+        """How many there are that learn."""
+        return sum(handle.lane.open for handle in self._handles)
+
+    # ---- the start, and the end -----------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the first replicas; see `Starter.start`."""
+        handles, delayed = await self._starter.start(self.wish)
+        for handle in handles:
+            self._admit(handle)
+        for each in delayed:
+            self._delay(each)
+        for address in await self._workers.paused():
+            self._tell_of_delay(address, await self._starter.why_not_begun(address))
+        Hearing.begin(self._client, self._starter.run_id, self._told_of_leaving)
+        self._wished = len(handles) + len(delayed)
+
+    def watch(self) -> None:
+        """Begin to keep as many replicas as are wished for."""
+        # Apart, since a replica that is silent must not keep any from being given up.
+        for care in (self._give_up_the_lost, self._confirm_the_idle, self._provide):
+            self._background.go_on_with(self._watch(care))
+
+    async def close(self) -> None:
+        """Stop watching; what is under way is given up."""
+        Hearing.end(self._client, self._starter.run_id)
+        await self._background.close()
+
+    def _admit(self, handle: ReplicaHandle) -> None:
+        self._handles.append(handle)
+        self._dispatcher.admit(handle.lane)
+        self._admitted()
+
+    async def _watch(self, care: Callable[[], Awaitable[None]]) -> None:
+        interval = config.get_seconds("replicas.watch")
+        while not (
+            self._background.closed or self._client.status in ("closed", "closing")
+        ):
+            try:
+                await care()
+            except TrainerClosedError:
+                return
+            except Exception as error:
+                if not self._background.closed:
+                    logger.warning("Watching the replicas failed: %s", error)
+            await asyncio.sleep(interval)
+
+    async def _provide(self) -> None:
+        """See to it that those that there are have all, and that there are enough."""
+        await self._catching_up.complete()
+        await self.fit()
+
+    async def _give_up_the_lost(self) -> None:
+        """Give up those that Dask has declared lost, whatever their comms say."""
+        for handle in self._handles:
+            if handle.lane.alive and handle.is_lost:
+                gone = OSError("its worker left the cluster")
+                self._dispatcher.lose(handle.lane, gone)
+
+    def _told_of_leaving(self, name: str) -> None:
+        """Send nothing more to a replica that says that it leaves."""
+        for handle in self._handles:
+            if handle.name == name:
+                self._dispatcher.dismiss(handle.lane)
+
+    async def _confirm_the_idle(self) -> None:
+        """Ask those that report nothing, if anything waits for what they have."""
+        waiting = any(each.lane.unconfirmed for each in self._calls.alive())
+        if waiting or self._recovery.unjudged():
+            await self._catching_up.confirm_the_idle()
+
+    # ---- what becomes of what they have learned -------------------------------------
+
+    def lost(self, lane: Lane) -> None:
+        """Take note of a replica that is lost, or has left; `recovered` tells when."""
+        self._recovery.lost(lane)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known of all that was lost what lives on."""
+        return self._recovery.settled
+
+    async def recovered(self, timeout: float) -> None:
+        """Wait until what was lost is known; see `Recovery.recovered`."""
+        await self._recovery.recovered(timeout)
+
+    async def look(self) -> None:
+        """Ask all how they stand; those that have missed gradients catch up."""
+        await self._catching_up.look()
+
+    async def hear(self) -> None:
+        """Ask those that report nothing how they stand, and what they have to say."""
+        await self._catching_up.confirm_the_idle()
+
+    # ---- as many as are wished for ---------------------------------------------------
+
+    async def fit(self, patience: float | None = None, asked: bool = False) -> None:
+        """Start or end replicas until there are as many as are wished for.
+
+        Parameters
+        ----------
+        patience
+            Seconds that a replica waits for a worker of its own, before it shares
+            one; None for ``tensair.replicas.patience``.
+        asked
+            Whether somebody asks for so many just now. Else none is ended because there
+            are fewer workers than before: one on each that is left would be too few.
+        """
+        async with self._fitting:
+            workers = await self._workers.usable()
+            present = [each for each in self._handles if each.lane.open]
+            wished = self._wished = self.wish.count(len(workers))
+            most = self.wish.most
+            if asked:
+                most = self.wish.count(len(await self._workers.there()))
+            if len(present) > wished and most < len(present):
+                self._dismiss(_superfluous(present, int(most)))
+            elif len(present) < wished and present:
+                await self._grow(workers, present, wished, patience)
+            else:
+                self._short_since = None
+                await self._spread(workers, present)
+
+    def _dismiss(self, handles: list[ReplicaHandle]) -> None:
+        """Let replicas leave that are too many."""
+        for handle in handles:
+            handle.unwanted = True
+            self._dispatcher.dismiss(handle.lane)
+
+    async def _grow(
+        self,
+        workers: list[str],
+        present: list[ReplicaHandle],
+        wished: int,
+        patience: float | None,
+    ) -> None:
+        # One that is delayed has its worker already, and takes none from the others.
+        delayed = self._delayed_on
+        workers = [address for address in workers if address not in delayed]
+        load = Counter(handle.place.address for handle in present)
+        free = [address for address in workers if not load[address]]
+        count = min(wished - len(present), len(free))
+        if not count:
+            if not workers or len(present) >= self.wish.least:
+                return
+            # Rather one worker of its own, even if it comes a little later.
+            now = time.monotonic()
+            if self._short_since is None:
+                self._short_since = now
+            limit = config.get_seconds("replicas.patience", patience)
+            if now - self._short_since < limit:
+                return
+            count = self.wish.least - len(present)
+        self._short_since = None
+        await self._newcomers.start(workers, present, count)
+
+    async def _spread(self, workers: list[str], present: list[ReplicaHandle]) -> None:
+        """Let replicas that share a worker have those that have come since.
+
+        A new one joins first, and then one that shares leaves: so there are never
+        fewer, and nothing is lost.
+        """
+        load = Counter(handle.place.address for handle in present)
+        free = [
+            address
+            for address in workers
+            if not load[address] and address not in self._delayed_on
+        ]
+        sharing: list[ReplicaHandle] = []
+        for handle in reversed(present):
+            if len(sharing) < len(free) and load[handle.place.address] > 1:
+                load[handle.place.address] -= 1
+                sharing.append(handle)
+        if sharing:
+            joined = await self._newcomers.start(free, present, len(sharing))
+            self._dismiss(sharing[:joined])
+
+    # ---- those whose workers have no time --------------------------------------------
+
+    @property
+    def _delayed_on(self) -> set[str]:
+        return {each.handle.place.address for each in self._delayed}
+
+    def _delay(self, delayed: Delayed) -> None:
+        """Go on without a replica whose worker has not begun to start it."""
+        self._delayed.append(delayed)
+        handle = delayed.handle
+        self._tell_of_delay(handle.place.address, delayed.why, handle.name)
+        self._background.go_on_with(self._await(delayed))
+
+    def _tell_of_delay(self, address: str, why: str, replica: str = "") -> None:
+        text = (
+            f"no replica is on {address} yet: it {why}. One joins when it has time; "
+            "the others go on without it"
+        )
+        logger.warning("%s", text)
+        self._note("note", text, replica)
+
+    async def _await(self, delayed: Delayed) -> None:
+        """Let one that was delayed join, if it is still wished for."""
+        handle = delayed.handle
+        answer: ReplicaHandle | Exception | None = None
+        try:
+            answer = await self._starter.built(handle)
+            async with self._fitting:
+                self._delayed.remove(delayed)
+                if isinstance(answer, Exception):
+                    self._workers.blame(handle.place.address, answer)
+                elif self.count < self._wished:
+                    answer = None  # from here on it is looked after
+                    start = time.perf_counter()
+                    await self._newcomers.introduce([handle], start)
+        finally:
+            if delayed in self._delayed:
+                self._delayed.remove(delayed)
+                self._starter.release(handle)
+            elif answer is handle:
+                self._starter.release(handle)
+
+    async def shrink(self, count: int, timeout: float) -> list[str]:
+        """Let replicas leave until so many are left; the wish stays as it is.
+
+        Returns
+        -------
+        addresses
+            Of the workers on which there is no replica any more. None is started there
+            for ``tensair.replicas.retry``.
+        """
+        async with self._fitting:
+            present = [each for each in self._handles if each.lane.open]
+            leaving = present[count:]
+            self._dismiss(leaving)
+            for each in leaving:
+                self._workers.avoid(each.place.address)
+        deadline = time.monotonic() + timeout
+        while any(handle.lane.alive for handle in leaving):
+            if time.monotonic() > deadline:
+                raise TensairTimeoutError(
+                    f"Replicas had not learned what they had within {timeout:g} s. "
+                    "Raise tensair.timeouts.start if the steps are that long."
+                )
+            await asyncio.sleep(0.02)
+        await self.recovered(max(0.0, deadline - time.monotonic()))
+        used = {each.place.address for each in self._handles if each.lane.alive}
+        return sorted({each.place.address for each in leaving} - used)
+
+    async def scale(self, wish: Wish, timeout: float) -> None:
+        """Change the wish, and wait until it is fulfilled.
+
+        Raises
+        ------
+        TensairTimeoutError
+            If that takes longer than ``timeout`` seconds.
+        ClusterError
+            If the cluster has no workers for it.
+        """
+        self.wish = wish
+        deadline = time.monotonic() + timeout
+        while True:
+            # What it began goes on, also if that takes too long.
+            fitting = self._background.go_on_with(self.fit(patience=0, asked=True))
+            left = max(0.0, deadline - time.monotonic())
+            await asyncio.wait({fitting}, timeout=left)
+            if fitting.done():
+                fitting.result()
+            open_now = sum(handle.lane.open for handle in self._handles)
+            ended = not any(
+                each.lane.alive and each.lane.leaving for each in self._handles
+            )
+            least = self._clamped(len(await self._workers.usable()))
+            most = max(least, self._clamped(len(await self._workers.there())))
+            if ended and least <= open_now <= most:
+                break
+            if not (open_now or self._dispatcher.expecting):
+                raise nobody_alive(len(self._handles), "no more can be started")
+            if time.monotonic() > deadline:
+                raise TensairTimeoutError(
+                    f"{open_now} replicas are there after {timeout:g} s, not "
+                    f"{least if open_now < least else most}: "
+                    + await self._why_not(open_now, least)
+                )
+            await asyncio.sleep(0.05)
+        await self.recovered(max(0.0, deadline - time.monotonic()))
+
+    def _clamped(self, workers: int) -> int:
+        return int(min(max(self.wish.count(workers), 1), self.wish.most))
+
+    async def _why_not(self, open_now: int, least: int) -> str:
+        """Say why there are not as many as are wished for, and what to do."""
+        if open_now >= least:
+            return (
+                "those that leave have not learned what they have. Wait a little, or "
+                "raise tensair.timeouts.start; look at their workers if steps are not "
+                "that long."
+            )
+        said = []
+        for address in [*self._delayed_on, *await self._workers.paused()]:
+            why = await self._starter.why_not_begun(address)
+            said.append(f"{address} {why}")
+        said += [f"{worker}: {why}" for worker, why in self._workers.why.items()]
+        able = len(set(await self._workers.usable()) - self._delayed_on)
+        because = f" ({'; '.join(said[:SHOWN])})" if said else ""
+        return (
+            f"{able} workers can hold them{because}. Start workers, free those that "
+            "are named, or raise tensair.timeouts.start if building takes that long."
+        )
+
+
+def _superfluous(present: list[ReplicaHandle], count: int) -> list[ReplicaHandle]:
+    """Choose who leaves so that so many stay: the newest of those that share most."""
+    staying = list(present)
+    while len(staying) > count:
+        load = Counter(each.place.address for each in staying)
+        most = max(load.values())
+        crowded = [each for each in staying if load[each.place.address] == most]
+        staying.remove(crowded[-1])
+    return [each for each in present if each not in staying]

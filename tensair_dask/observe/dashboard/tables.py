@@ -1,0 +1,200 @@
+"""The numbers at the top of the page, and the tables at its end."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from bokeh.models import (
+    ColumnDataSource,
+    DataTable,
+    Div,
+    HTMLTemplateFormatter,
+    NumberFormatter,
+    TableColumn,
+)
+
+from tensair_dask.observe.dashboard.feed import Feed
+from tensair_dask.observe.palette import EVENTS
+from tensair_dask.observe.telemetry.events import KINDS
+from tensair_dask.observe.telemetry.trainers import TrainerRecord
+
+__all__ = ["Events", "Headline", "Replicas"]
+
+WAITING = """<div style="font-size:14px">No trainer has run on this cluster yet.
+It shows here as soon as one starts:
+<code>tensair_dask.Trainer(client, model=..., ...)</code></div>"""
+
+_VALUE = (
+    "font-size:17px;font-weight:600;"
+    "max-width:240px;overflow:hidden;text-overflow:ellipsis"
+)
+
+# More rows than a person looks at.
+ROWS = 200
+NEWEST = 50
+
+
+class Headline:
+    """State and rates of the trainer, as a line of numbers."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self.root = Div(text=WAITING, name="headline", sizing_mode="stretch_width")
+
+    def update(self) -> None:
+        """Bring the numbers up to date."""
+        record = self._feed.record
+        text = WAITING if record is None else _numbers(record, self._feed.workers)
+        if self.root.text != text:
+            self.root.text = text
+
+
+def _numbers(record: TrainerRecord, workers: int) -> str:
+    row = record.row(workers)
+    alive = len(record.alive)
+    cells = [
+        (f"trainer, {record.state}", record.name),
+        *_phase(record),
+        ("replicas", f"{alive} of {record.told.get('target', alive)}"),
+        *_share(record),
+        ("samples/s", f"{row['samples']:,.0f}"),
+        ("mini-batches/s", f"{row['steps']:,.0f}"),
+        ("samples", f"{record.totals['samples']:,.0f}"),
+        ("loss", _short(row["loss"])),
+        *(
+            (name, _short(row[f"metric_{number}"]))
+            for number, name in enumerate(record.metrics[:2])
+        ),
+        ("staleness", _short(row.get("staleness", math.nan), 1)),
+        ("lag", f"{_short(row['lag'], 2)} s"),
+        ("dead letters", f"{row['dead_letters']:,}"),
+        *([("dropped", f"{row['dropped']:,}")] if row["dropped"] else []),
+    ]
+    return "".join(
+        f'<div style="display:inline-block;margin:0 18px 0 0;white-space:nowrap">'
+        f'<div style="font-size:11px;color:#555">{html.escape(name)}</div>'
+        f'<div style="{_VALUE}" title="{html.escape(value)}">{html.escape(value)}</div>'
+        "</div>"
+        for name, value in cells
+    )
+
+
+def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
+    """What it does, where that may change."""
+    mode = record.told.get("mode", "always")
+    if mode == "always" or record.is_over:
+        return []
+    return [(f"mode {mode}", str(record.told["phase"]))]
+
+
+def _share(record: TrainerRecord) -> list[tuple[str, str]]:
+    """What the replicas send each other, once that is known."""
+    share = record.told.get("share")
+    return [("they share", f"{share}s")] if share else []
+
+
+def _short(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+# Of the table of replicas: title, format of a number, width in pixels.
+COLUMNS = {
+    "replica": ("replica", None, 90),
+    "address": ("worker", None, 170),
+    "device": ("device", None, 60),
+    "state": ("state", None, 70),
+    "steps": ("steps", "0,0", 80),
+    "samples_per_second": ("samples/s", "0,0", 80),
+    "busy": ("busy", "0 %", 60),
+    "loss": ("loss", "0.0000", 80),
+    "staleness": ("staleness", "0.0", 80),
+    "age": ("age p95 (ms)", "0", 90),
+    "refused": ("refused", "0,0", 70),
+}
+
+
+class Replicas:
+    """Every replica: where it runs, and how it does."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._source = ColumnDataSource({name: [] for name in COLUMNS})
+        columns = [
+            _column(name, title, form, width)
+            for name, (title, form, width) in COLUMNS.items()
+        ]
+        self.root = _table(self._source, columns, "replica_table")
+
+    def update(self) -> None:
+        """Bring the rows up to date."""
+        record = self._feed.record
+        replicas = list(record.replicas.values()) if record is not None else []
+        # The living first.
+        replicas.sort(key=lambda each: (each.lost, len(each.name), each.name))
+        rows = [each.row() for each in replicas[:ROWS]]
+        for row in rows:
+            row["age"] *= 1000
+        data = {name: [row[name] for row in rows] for name in COLUMNS}
+        if data != self._source.data:
+            self._source.data = data
+
+
+class Events:
+    """The newest events, newest first."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._shown: Any = None
+        self._source = ColumnDataSource(
+            {"time": [], "kind": [], "text": [], "colour": []}
+        )
+        local = HTMLTemplateFormatter(
+            template="<%= new Date(value).toLocaleTimeString([], {hour12: false}) %>"
+        )
+        coloured = HTMLTemplateFormatter(
+            template='<b style="color:<%= colour %>">&#9612;</b><%- value %>'
+        )
+        columns = [
+            TableColumn(field="time", title="time", width=60, formatter=local),
+            TableColumn(field="kind", title="event", width=110, formatter=coloured),
+            TableColumn(field="text", title="", width=200),
+        ]
+        self.root = _table(self._source, columns, "event_table")
+
+    def update(self) -> None:
+        """Bring the rows up to date."""
+        record = self._feed.record
+        if record is None or self._shown == (record.run_id, record.events.added):
+            return
+        self._shown = (record.run_id, record.events.added)
+        newest = list(record.events)[: -NEWEST - 1 : -1]
+        self._source.data = {
+            "time": [1000 * event.time for event in newest],
+            "kind": [KINDS[event.kind] for event in newest],
+            "text": [event.text for event in newest],
+            "colour": [EVENTS[event.kind][0] for event in newest],
+        }
+
+
+def _column(name: str, title: str, form: str | None, width: int) -> TableColumn:
+    column = TableColumn(field=name, title=title, width=width)
+    if form is not None:
+        column.formatter = NumberFormatter(format=form, text_align="right")
+    return column
+
+
+def _table(
+    source: ColumnDataSource, columns: list[TableColumn], name: str
+) -> DataTable:
+    return DataTable(
+        source=source,
+        columns=columns,
+        name=name,
+        index_position=None,
+        sizing_mode="stretch_both",
+        autosize_mode="force_fit",
+        reorderable=False,
+        selectable=False,
+    )

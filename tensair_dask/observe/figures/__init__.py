@@ -1,0 +1,1 @@
+"""Charts of a run, as pages and as pictures."""

@@ -1,0 +1,1 @@
+"""What ``tensair run`` and the pipelines share: cluster, options, progress, results."""

@@ -1,0 +1,363 @@
+"""A run whose model may stop learning: modes, detectors, and what they were worth."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import AsyncIterator, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+import pandas as pd
+
+from tensair_dask.drift.modes import MODES
+from tensair_dask.drift.policies import POLICIES
+from tensair_dask.drift.run_record import Alarms, Detections, Record
+from tensair_dask.errors import ConfigurationError
+from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures import scores as plots
+from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.html_report import Table
+from tensair_dask.prequential import MAJORITY, MODEL, BinaryPrequential, Scores
+from tensair_dask.runner import terminal
+from tensair_dask.runner.scored_run import ScoredRun
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["DETECTORS", "AdaptiveRun", "Side", "mode_options"]
+
+DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
+
+
+def mode_options(cls: Any, answers: Iterable[str] = POLICIES) -> list[Any]:
+    """Make the click options ``--mode``, ``--detector`` and ``--on-drift``.
+
+    Parameters
+    ----------
+    cls
+        Of the run; its fields tell the defaults.
+    answers
+        Names that ``--on-drift`` takes.
+    """
+    option = functools.partial(click.option, show_default=True)
+    return [
+        option(
+            "--mode",
+            type=click.Choice(MODES),
+            default=cls.mode,
+            help="When to learn: auto stops when the loss has settled, and begins "
+            "again when a drift is detected.",
+        ),
+        option(
+            "--detector",
+            type=click.Choice(DETECTORS),
+            default=cls.detector,
+            help="What finds drift."
+            + ("" if cls.detector else "  [default in mode auto: optwin]"),
+        ),
+        option(
+            "--on-drift",
+            type=click.Choice(list(answers)),
+            default=cls.on_drift,
+            help="What is done when a drift is detected, beside learning again.",
+        ),
+    ]
+
+
+@dataclass
+class Side:
+    """One trainer of a run, and how it did.
+
+    Attributes
+    ----------
+    mode
+        What the user asked for.
+    trainer, reports, scores
+        Of the pipeline.
+    record
+        Of its reports.
+    alarms
+        Gives the mini-batches at which it has detected drift.
+    drifts
+        Mini-batches at which it detected drift; set when the stream is over.
+    """
+
+    mode: str
+    trainer: Any
+    reports: Any
+    scores: BinaryPrequential
+    record: Record
+    alarms: Alarms
+    drifts: list[int] = field(default_factory=list)
+
+
+@dataclass
+class AdaptiveRun(ScoredRun):
+    """A run of a scored pipeline in one of the modes, or in all of them side by side.
+
+    Attributes
+    ----------
+    mode, detector, on_drift
+        As a `Trainer` takes them.
+    warm_up
+        Records that mode never learns before it stops for ever; with ``compare``, what
+        is compared comes after them.
+    compare
+        Whether to learn the same stream in all three modes at once.
+    """
+
+    mode: str = "always"
+    detector: str | None = None
+    on_drift: str = "train"
+    warm_up: int = 27_000
+    compare: bool = False
+
+    sides: list[Side] = field(default_factory=list, init=False, repr=False)
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        if self.compare and "mode" in given:
+            return (
+                f"--compare and --mode {self.mode} were given; --compare learns in all "
+                "modes: leave one of the two out."
+            )
+        if "warm_up" in given and not self.compare and self.mode != "never":
+            return (
+                f"--warm-up was given in mode {self.mode}; it is of --mode never "
+                "and of --compare: give one of these, or leave it out."
+            )
+        return super().without_effect(given)
+
+    async def go_on(self, name: str, **options: Any) -> None:
+        """Look where the stream goes on; see `Run.go_on`."""
+        if self.compare and self.checkpoint is not None:
+            raise ConfigurationError(
+                "--checkpoint and --compare were given; checkpoints are of one "
+                "trainer: leave one of the two out, and choose a --mode."
+            )
+        await super().go_on(name, **options)
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes to run: one, or all."""
+        return list(MODES_COMPARED) if self.compare else [self.mode]
+
+    def begins_in(self, mode: str) -> str:
+        """Mode to make the trainer in: never begins with something to predict with."""
+        if mode == "never" and self.continuation.begins < self._stops:
+            return "always"
+        return mode
+
+    @property
+    def _stops(self) -> int:
+        """The mini-batch from which on mode never learns nothing."""
+        return -(-self.warm_up // self.batch_size)
+
+    def detector_in(self, mode: str) -> str | None:
+        """Tell the detector of a trainer; compared are modes, so only auto has one."""
+        return None if self.compare and mode != "auto" else self.detector
+
+    def on_drift_in(self, mode: str) -> str:
+        """Tell what a trainer does on drift; nothing where it has no detector."""
+        return "train" if self.compare and mode != "auto" else self.on_drift
+
+    def follow(self, mode: str, pipeline: Any, times: np.ndarray) -> None:
+        """Record what becomes of a pipeline; call it for each, the first one first.
+
+        Parameters
+        ----------
+        mode
+            What the user asked for.
+        pipeline
+            Has a trainer, the stream of its reports, and scores.
+        times
+            When each record was made; the length says how many come.
+        """
+        trainer, number = pipeline.trainer, self.continuation.number
+        record = Record(-(-len(times) // self.batch_size))
+        alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
+        self.continuation.keep("record", record)
+        self.continuation.keep("alarms", alarms)
+        pipeline.reports.sink(record.add)
+        self.sides.append(
+            Side(mode, trainer, pipeline.reports, pipeline.scores, record, alarms)
+        )
+
+    async def stopping(self, batches: Iterable[Any]) -> AsyncIterator[Any]:
+        """Give the mini-batches; let mode never begin when the warm-up is over.
+
+        The first one is that with which the run goes on.
+        """
+        learning = [side for side in self.sides if side.mode == "never"]
+        for index, batch in enumerate(batches, self.continuation.begins):
+            # A run may go on from a checkpoint behind the warm-up.
+            while learning and index >= self._stops:
+                await learning.pop().trainer.set_mode("never")
+            yield batch
+
+    async def drain(self) -> None:
+        """Drain all trainers, and take note of what they have detected."""
+        for side in self.sides:
+            await side.trainer.drain()
+            side.drifts = side.alarms()
+
+    # ---- results --------------------------------------------------------------------
+
+    @property
+    def _adapting(self) -> list[Side]:
+        return [
+            side
+            for side in self.sides
+            if side.mode == "auto" or side.drifts or self.detector_in(side.mode)
+        ]
+
+    def after_warm_up(self, side: Side) -> Scores:
+        """Score what came after the warm-up, where the modes differ."""
+        return side.scores.overall(self.warm_up if self.compare else 0)
+
+    def worth(self) -> Table:
+        """What each mode was worth."""
+        rows = []
+        for side in self.sides:
+            one = self.after_warm_up(side)
+            share = f"{side.record.share:.0%}"
+            drifts: Any = len(side.drifts) if side in self._adapting else None
+            values = (one.accuracy, one.log_loss, one.auc)
+            rows.append((side.mode, *values, share, drifts))
+        note = ""
+        if self.compare:
+            note = (
+                f"Scores of what came after the first {self.warm_up:,} {self.records}, "
+                "which all modes learned."
+            )
+        names = ["mode", "accuracy", "log loss", "AUC", "learned", "drifts"]
+        return Table("What adaptation was worth", names, rows, note)
+
+    def results(self, title: str) -> list[Any]:
+        """Add what the modes were worth to what is printed."""
+        shown = super().results(title)
+        if not self.compare and not self._adapting:
+            return shown
+        return [*shown, terminal.results_table(self.worth())]
+
+    def draw(self, title: str) -> dict[str, str]:
+        """Add when each model learned, and how the modes compare."""
+        files = super().draw(title)
+        for side in self._adapting:
+            made = drift_plots.draw(
+                self.course(side),
+                folder=self.output,
+                title=title,
+                subtitle=self.told(side),
+                name=f"drift-{side.mode}",
+            )
+            files |= {f"drift, {kind}": path for kind, path in made.items()}
+        if self.compare:
+            made = plots.draw(
+                self.curves(),
+                self.times,
+                folder=self.output,
+                title=title,
+                subtitle=f"scores over the last {self._window:,} {self.records}",
+                axis=self.axis,
+                name="modes",
+            )
+            files |= {f"modes, {kind}": path for kind, path in made.items()}
+        return files
+
+    @property
+    def _window(self) -> int:
+        return self.sides[0].scores.window
+
+    def course(self, side: Side) -> Course:
+        """What is drawn of one trainer: nobody knows where this stream truly drifts."""
+        return Course(side.record.frame(), alarms=side.drifts)
+
+    def told(self, side: Side) -> str:
+        """Say in one line what came of it."""
+        found = len(Detections({}, side.drifts).false)
+        return (
+            f"mode {side.mode}, {side.record.share:.0%} of the mini-batches learned; "
+            f"{found:,} drift{'' if found == 1 else 's'} detected"
+        )
+
+    def curves(self) -> pd.DataFrame:
+        """Windowed scores of each mode, and of the majority."""
+        made = {side.mode: side.scores.curves() for side in self.sides}
+        first = next(iter(made.values()))
+        columns = {}
+        for score in ("accuracy", "AUC", "log loss"):
+            for mode, curves in made.items():
+                columns[score, mode] = curves[score, MODEL]
+            if (score, MAJORITY) in first:
+                columns[score, MAJORITY] = first[score, MAJORITY]
+        return pd.DataFrame(columns)
+
+    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
+        """Add the modes to what a script wants to know."""
+        return super().result(scores) | {
+            "modes": {
+                side.mode: {
+                    "accuracy": _plain(self.after_warm_up(side).accuracy),
+                    "log_loss": _plain(self.after_warm_up(side).log_loss),
+                    "auc": _plain(self.after_warm_up(side).auc),
+                    "learned": side.record.learned,
+                    "predicted": side.record.predicted,
+                    "share_learned": side.record.share,
+                    "drifts": side.drifts,
+                }
+                for side in self.sides
+            }
+        }
+
+    def tables(self) -> list[Table]:
+        """Add what the modes were worth to the page of the run."""
+        tables = super().tables()
+        if tables and (self.compare or self._adapting):
+            tables.append(self.worth())
+        return tables
+
+    def figures(self) -> list[tuple[str, Any]]:
+        """Add when each model learned to the page of the run."""
+        figures = super().figures()
+        if not figures:
+            return figures
+        for side in self._adapting:
+            panels = drift_plots.panels(self.course(side))
+            figures.append((f"Mode {side.mode}: {self.told(side)}", panels))
+        if self.compare:
+            curves = self.curves()
+            moments = self.times[curves.index.to_numpy() - 1]
+            drawn = plots.panels(curves, moments, axis=self.axis)
+            figures.append(("The modes side by side", drawn))
+        return figures
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields; see `Run.options`."""
+        return [
+            *super().options(records, rate),
+            *mode_options(cls),
+            click.option(
+                "--warm-up",
+                type=click.IntRange(min=0),
+                default=cls.warm_up,
+                show_default=True,
+                help=f"How many {records} mode never learns before it stops for ever.",
+            ),
+            click.option(
+                "--compare",
+                is_flag=True,
+                help="Learn the same stream in all three modes, side by side.",
+            ),
+        ]
+
+
+# In the order of the table: what all else is measured by comes first.
+MODES_COMPARED = ("always", "auto", "never")
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,621 @@
+"""Run a pipeline from the command line: cluster, pace, Ctrl-C, results, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import socket
+import sys
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+)
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from tensair_dask._common.interrupts import Interrupts, kept_from_children
+from tensair_dask._common.program import execute
+from tensair_dask._common.rate_limiter import Pace
+from tensair_dask._common.scheduler_address import CONNECT_TIMEOUT, LOOPBACK, reach
+from tensair_dask._common.waiting import within
+from tensair_dask.checkpoints.schedule import parse_every
+from tensair_dask.coordinator.refused import verdict
+from tensair_dask.errors import (
+    ConfigurationError,
+    RefusedError,
+    SchedulerLostError,
+    SourceError,
+)
+from tensair_dask.observe.html_report import Table, written
+from tensair_dask.runner.replica_log import Happenings
+from tensair_dask.runner.resume import Continuation
+from tensair_dask.runner.summary import Tally
+from tensair_dask.runner.terminal import LiveLine, View
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["Number", "Run", "command"]
+
+AnyRun = TypeVar("AnyRun", bound="Run")
+
+DASHBOARD_PORT = 8787
+
+
+@dataclass
+class Run:
+    """One run of a pipeline: what the user asked for, and the steps that all share.
+
+    Attributes
+    ----------
+    records
+        What the records are called, such as "flights".
+    scheduler
+        Address of the scheduler to join; None starts a cluster on this machine.
+    workers
+        How many workers to start, or how many of the cluster's to use; None for two,
+        or all.
+    rate
+        Records per second; None for as fast as they are learned.
+    limit
+        How many records to stream; None for all.
+    as_json
+        Print the result as one JSON object on standard output, and all else on
+        standard error.
+    debug
+        Show tracebacks and the logs of the cluster.
+    checkpoint
+        Folder for checkpoints, and to go on from; None for neither.
+    checkpoint_every
+        How often: mini-batches, or a time such as "10s".
+    report
+        Where to write a page that tells of the run; None for nowhere.
+    command
+        How it was called.
+    title
+        What it does, if the pipeline says so.
+    trainer
+        The trainer that is watched, for the page.
+    continuation
+        Where it goes on.
+    """
+
+    # Where a limit stops, if that is not right behind the last one.
+    cut: ClassVar[str] = ""
+
+    records: str = "records"
+    scheduler: str | None = None
+    workers: int | None = None
+    rate: float | None = None
+    limit: int | None = None
+    as_json: bool = False
+    debug: bool = False
+    checkpoint: str | None = None
+    checkpoint_every: int | str = "10s"
+    report: Path | None = None
+
+    command: str = field(default="", init=False, repr=False)
+    title: str = field(default="", init=False, repr=False)
+    trainer: Any = field(default=None, init=False, repr=False)
+    console: Console = field(init=False, repr=False)
+    interrupts: Interrupts = field(default_factory=Interrupts, init=False, repr=False)
+    tally: Tally = field(default_factory=Tally, init=False, repr=False)
+    continuation: Continuation = field(init=False, repr=False)
+    files: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.console = Console(stderr=self.as_json, highlight=False)
+        self.continuation = Continuation(self.checkpoint, self.checkpoint_every)
+        # Processes of the workers on this machine, by address.
+        self._processes: dict[str, int] = {}
+
+    def say(self, text: str) -> None:
+        """Tell the person at the terminal something."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def say_file(self, name: str, path: object) -> None:
+        """Tell of a file that was written, in one column with the others."""
+        width = max(map(len, ["report", *self.files]))
+        self.say(f"{name:>{width}}  {path}")
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """Join the scheduler, or start a cluster of this run's own on this machine.
+
+        Raises
+        ------
+        SchedulerLostError
+            If no scheduler answers at the address.
+        ConfigurationError
+            If it wants TLS and no certificate is configured.
+        """
+        opened = self._own_cluster() if self.scheduler is None else self._joined()
+        async with opened as client:
+            self.say(f"Dashboard: {client.dashboard_link}")
+            yield client
+
+    @contextlib.asynccontextmanager
+    async def _own_cluster(self) -> AsyncIterator[Client]:
+        from distributed import Client, LocalCluster
+
+        workers = self.workers or 2
+        self.say(f"Starting {workers} worker{'s' if workers > 1 else ''}")
+        async with (
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host=LOOPBACK,
+                dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
+                worker_dashboard_address=f"{LOOPBACK}:0",
+                # What goes wrong comes back as an error; logs would tear the line.
+                silence_logs=logging.INFO if self.debug else logging.CRITICAL,
+                asynchronous=True,
+            ) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            self._processes = await client.run(os.getpid)
+            if self.console.is_terminal or self.debug:
+                told = ", ".join(map(str, self._processes.values()))
+                self.say(f"Workers: {told} (kill -9 one, and watch)")
+            yield client
+
+    @contextlib.asynccontextmanager
+    async def _joined(self) -> AsyncIterator[Client]:
+        from distributed import Client
+
+        assert self.scheduler is not None
+        _check_certificate(self.scheduler)
+        client = None
+        try:
+            await reach(self.scheduler)
+            client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
+            # Its own timeout is for connecting, not for the first answer.
+            await within(_opened(client), 2 * CONNECT_TIMEOUT)
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            if client is not None:
+                with contextlib.suppress(OSError, ValueError, asyncio.TimeoutError):
+                    await client.close(timeout=1)
+            raise SchedulerLostError(
+                f"No scheduler answers at {self.scheduler}. Start one with "
+                "'dask scheduler' and give the address that it prints, for example "
+                "--scheduler tcp://127.0.0.1:8786 (with TLS it begins with tls://); or "
+                "leave --scheduler out."
+            ) from error
+        async with client:
+            self.say(f"Joined the scheduler at {self.scheduler}")
+            yield client
+
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect, and why; empty if all have.
+
+        Parameters
+        ----------
+        given
+            Names of the fields that the user has given.
+        """
+        return ""
+
+    async def go_on(self, name: str, **options: Any) -> None:
+        """Look where the stream goes on, if the user has given a folder; say so.
+
+        Parameters
+        ----------
+        name
+            Of the trainer.
+        **options
+            What must be the same from run to run.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder cannot be used, or its checkpoint is of another run.
+        """
+        await self.continuation.open(name, **options)
+        going_on = self.continuation
+        if going_on.path:
+            told = (
+                f"Going on from {going_on.path} after {going_on.begins:,} mini-batches"
+            )
+            if going_on.again:
+                told += f"; up to {going_on.again:,} of the next are learned twice"
+            self.say(told)
+
+    @contextlib.asynccontextmanager
+    async def training(self, trainer: Any) -> AsyncIterator[Any]:
+        """Open a trainer; when it is closed, say where the last checkpoint lies."""
+        try:
+            async with trainer:
+                yield trainer
+        finally:
+            if trainer.last_checkpoint:
+                self.say(
+                    f"Checkpoint: {trainer.last_checkpoint} (run the same again, and "
+                    "it goes on from there)"
+                )
+
+    @contextlib.contextmanager
+    def watch(self, trainer: Any, reports: Any, view: View) -> Iterator[None]:
+        """Show a live line, and add up the reports, while the stream goes by.
+
+        Parameters
+        ----------
+        trainer
+            The trainer that learns the stream.
+        reports
+            The stream of its reports.
+        view
+            What the line shows.
+        """
+        self.trainer = trainer
+        if trainer.dashboard_link is not None:
+            self.say(f"Watch it learn: {trainer.dashboard_link}")
+        sink = reports.sink(self.tally.add)
+        unsubscribe = trainer.dead_letters.subscribe(self._count)
+        self.tally.start()
+        try:
+            with (
+                LiveLine(self.console, view),
+                Happenings(trainer, self.say, self.continuation, self._processes),
+            ):
+                yield
+        finally:
+            self.tally.stop()
+            self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
+            sink.destroy()
+            unsubscribe()
+            if told := self.tally.told_refusals():
+                self.say(told)
+
+    def _count(self, letter: Any) -> None:
+        if letter.index < 0:  # of a record; mini-batches have reports
+            self.tally.refuse(letter)
+
+    async def feed(
+        self,
+        source: Any,
+        items: Iterable[Any] | AsyncIterable[Any],
+        count: Callable[[Any], int],
+    ) -> None:
+        """Emit items into a stream at the run's rate, to the end or to Ctrl-C.
+
+        Parameters
+        ----------
+        source
+            A streamz source on this event loop: ``Stream(asynchronous=True)``.
+        items
+            To emit.
+        count
+            How many records an item has.
+        """
+        feeding = asyncio.ensure_future(self._emit(source, items, count))
+        with self.interrupts.stopping(feeding.cancel):
+            await asyncio.wait({feeding})
+        if feeding.cancelled():
+            self.say("Stopping; press Ctrl-C again to leave at once")
+        else:
+            feeding.result()
+
+    async def _emit(
+        self,
+        source: Any,
+        items: Iterable[Any] | AsyncIterable[Any],
+        count: Callable[[Any], int],
+    ) -> None:
+        pace = Pace(self.rate)
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                await pace.wait(count(item))
+                await source.emit(item)
+            return
+        for item in items:
+            await pace.wait(count(item))
+            await source.emit(item)
+
+    def check_files(self) -> None:
+        """See that what the run is to write can be written, before it begins.
+
+        Raises
+        ------
+        ConfigurationError
+            If it cannot.
+        """
+
+    def check(self) -> None:
+        """See that the stream was learned, at the end of the run.
+
+        Raises
+        ------
+        RefusedError
+            If all of it was refused, or more than half.
+        SourceError
+            If there was none, and the run goes on from no other.
+        """
+        if self.trainer is None:
+            return
+        batches, records = self.trainer._refused, self.tally
+        text = verdict(
+            batches.kept, batches.sound, records.refused_records, batches.samples
+        )
+        if text:
+            raise RefusedError(f"{text} The first: {records.first_refusal}")
+        if not (batches.sound or records.batches or self.continuation.begins):
+            raise SourceError(
+                f"There were no {self.records}: the stream has ended, and nothing came "
+                "of it. See that what it is read from is not empty."
+            )
+
+    def went_on(self) -> dict[str, Any]:
+        """What a script wants to know of checkpoints; nothing if there are none."""
+        if self.checkpoint is None:
+            return {}
+        continuation = self.continuation
+        return {
+            "checkpoint": {
+                "from": continuation.path or None,
+                "mini_batches": continuation.begins,
+                "again": continuation.again,
+                "last": self.trainer.last_checkpoint or None,
+            }
+        }
+
+    def tables(self) -> list[Table]:
+        """Results for the page of the run; other kinds of runs have some."""
+        return []
+
+    def figures(self) -> list[tuple[str, Any]]:
+        """Titles and bokeh figures for the page of the run; the same."""
+        return []
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields.
+
+        Parameters
+        ----------
+        records
+            What the records are called, such as "flights".
+        rate
+            Default of ``--rate`` in records per second; None for no limit.
+        """
+        positive = click.IntRange(min=1)
+        return [
+            *cls.cluster_options(),
+            click.option(
+                "--rate",
+                type=_Rate(),
+                default="max" if rate is None else f"{rate:g}",
+                show_default=True,
+                help=f"How many {records} a second, or max.",
+            ),
+            click.option(
+                "--limit", type=positive, help=f"Stop after so many {records}{cls.cut}."
+            ),
+            click.option(
+                "--json",
+                "as_json",
+                is_flag=True,
+                help="Print the result as JSON on standard output, all else on "
+                "standard error.",
+            ),
+            click.option(
+                "--checkpoint",
+                metavar="FOLDER",
+                help="Save checkpoints there, on any file system that fsspec knows; "
+                "if there are some, go on from the newest.",
+            ),
+            click.option(
+                "--checkpoint-every",
+                type=_Every(),
+                default=cls.checkpoint_every,
+                show_default=True,
+                help="How often: mini-batches, or a time.",
+            ),
+            click.option(
+                "--report",
+                type=click.Path(path_type=Path),
+                help="Write a page that tells of the whole run, one HTML file that "
+                "opens without a network.",
+            ),
+            click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
+        ]
+
+    @classmethod
+    def cluster_options(cls) -> list[Any]:
+        """Make the click options that say where the workers come from.
+
+        A run that overrides `client` to get them elsewhere overrides this, too.
+        """
+        return [
+            click.option(
+                "--scheduler",
+                metavar="ADDRESS",
+                help="Join the cluster of this scheduler, for example "
+                "tcp://127.0.0.1:8786, instead of starting one.",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(min=1),
+                help="Workers to start, or to use of those of the scheduler.  "
+                "[default: 2, or all of the scheduler's]",
+            ),
+        ]
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: click lets NaN pass all of them."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """Take it, unless it is NaN or infinite."""
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not allowed; give a finite number.", param, context)
+        return number
+
+
+class _Rate(click.ParamType):
+    """A number of records per second, or "max" for no limit (None)."""
+
+    name = "RATE|max"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float | None:
+        if value is None or value == "max":
+            return None
+        with contextlib.suppress(TypeError, ValueError):
+            rate = float(value)
+            if 0 < rate < math.inf:
+                return rate
+        self.fail(
+            f"{value!r} is not allowed; give a number of records per second above 0, "
+            "for example 5000, or max",
+            param,
+            context,
+        )
+
+
+class _Every(click.ParamType):
+    """A number of mini-batches, or a time with its unit."""
+
+    name = "BATCHES|TIME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int | str:
+        every = int(value) if str(value).isdecimal() else str(value)
+        try:
+            parse_every(every)
+        except ConfigurationError:
+            self.fail(
+                f"{value!r} is not allowed; give a number of mini-batches, for example "
+                "1000, or a time with its unit, for example 10s",
+                param,
+                context,
+            )
+        return every
+
+
+def command(
+    kind: type[AnyRun],
+    *,
+    records: str = "records",
+    rate: float | None = None,
+) -> Callable[[Callable[[AnyRun], Awaitable[None]]], click.Command]:
+    """Make a command of a pipeline's ``async def main(run)``.
+
+    Parameters
+    ----------
+    kind
+        Of the run; its fields are the command's options.
+    records
+        What the records are called, such as "flights".
+    rate
+        Default of ``--rate`` in records per second; None for no limit.
+
+    Returns
+    -------
+    decorator
+        Gives a click command. It exits with 0; 1 if the run failed, or
+        more than half of its stream was refused; 2 if the options
+        are wrong; 130 after Ctrl-C.
+    """
+
+    def decorate(main: Callable[[AnyRun], Awaitable[None]]) -> click.Command:
+        def callback(**chosen: Any) -> None:
+            context = click.get_current_context()
+            _check_checkpoint(context, chosen)
+            run = kind(records=records, **chosen)
+            if text := run.without_effect(_given(context)):
+                raise click.UsageError(text)
+            run.command = context.command_path
+            sys.exit(_execute(main, run))
+
+        callback.__doc__ = main.__doc__
+        decorated: Callable[..., Any] = callback
+        for option in reversed(kind.options(records, rate)):
+            decorated = option(decorated)
+        return click.command(name=main.__name__)(decorated)
+
+    return decorate
+
+
+def _execute(main: Callable[[AnyRun], Awaitable[None]], run: AnyRun) -> int:
+    """Run a pipeline; the exit code."""
+
+    async def reported() -> None:
+        with written(run):
+            run.check_files()
+            await main(run)
+        if run.interrupts.received is None:
+            run.check()
+
+    with kept_from_children():
+        return execute(
+            reported,
+            run.interrupts,
+            debug=run.debug,
+            interrupted=lambda: run.say("Interrupted."),
+        )
+
+
+def _given(context: click.Context) -> set[str]:
+    """Names of the options that the user has given, whatever their values."""
+    source = context.get_parameter_source
+    return {
+        name for name in context.params if source(name) is ParameterSource.COMMANDLINE
+    }
+
+
+def _check_checkpoint(context: click.Context, chosen: dict[str, Any]) -> None:
+    """Raise UsageError if it is said how often to save, and not where."""
+    source = context.get_parameter_source("checkpoint_every")
+    if source is ParameterSource.COMMANDLINE and chosen.get("checkpoint") is None:
+        raise click.UsageError(
+            f"--checkpoint-every {chosen['checkpoint_every']} was given without a "
+            "folder, so that nothing would be saved; add --checkpoint FOLDER, or leave "
+            "it out."
+        )
+
+
+def _check_certificate(scheduler: str) -> None:
+    """Raise ConfigurationError if TLS is wanted and Dask has no certificate."""
+    from distributed.security import Security
+
+    configured = Security().get_connection_args("client")
+    if scheduler.startswith("tls://") and configured.get("ssl_context") is None:
+        raise ConfigurationError(
+            f"{scheduler} cannot be joined without a certificate: tls:// needs "
+            "distributed.comm.tls in Dask's configuration (ca-file, client.cert and "
+            "client.key), as Dask's own clients do."
+        )
+
+
+async def _opened(client: Client) -> Client:
+    return await client
+
+
+def _dashboard_port() -> int:
+    """Dask's usual port if it is free, else 0 for any: no warning then."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, DASHBOARD_PORT))
+        except OSError:
+            return 0
+    return DASHBOARD_PORT

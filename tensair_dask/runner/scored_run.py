@@ -1,0 +1,254 @@
+"""A run of a pipeline that predicts before it learns: scores, curves, results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import AsyncIterable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tensair_dask._common.files import check_folder, check_writable
+from tensair_dask.observe.figures import scores as plots
+from tensair_dask.observe.html_report import Table
+from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
+from tensair_dask.runner import terminal
+from tensair_dask.runner.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ScoredRun"]
+
+
+@dataclass
+class ScoredRun(Run):
+    """A run whose predictions are scored.
+
+    Attributes
+    ----------
+    batch_size
+        Records in a mini-batch.
+    window
+        Records in the sliding window of the scores.
+    save_to
+        Where to save the model and the scores; None for nowhere.
+    output
+        Folder for the plots.
+    """
+
+    batch_size: int = 64
+    window: int = 10_000
+    save_to: Path | None = None
+    output: Path = Path("tensair-output")
+
+    scores: BinaryPrequential | None = field(default=None, init=False, repr=False)
+    times: Any = field(default=None, init=False, repr=False)
+    axis: str = field(default="time", init=False, repr=False)
+
+    def watch_scores(
+        self, trainer: Any, reports: Any, scores: BinaryPrequential, times: np.ndarray
+    ) -> contextlib.AbstractContextManager[None]:
+        """Show a live line with the scores while the stream goes by; see `Run.watch`.
+
+        Parameters
+        ----------
+        trainer, reports
+            As in `Run.watch`.
+        scores
+            Where the predictions are scored.
+        times
+            When each record of the stream was made; the length says how many come.
+        """
+        self.scores, self.times = scores, times
+        view = terminal.ScoresView(self.tally, trainer, scores, times, self.records)
+        return self.watch(trainer, reports, view)
+
+    async def feed_batches(
+        self,
+        source: Any,
+        batches: Iterable[tuple[Any, Any]] | AsyncIterable[tuple[Any, Any]],
+    ) -> None:
+        """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
+        await self.feed(source, batches, lambda batch: len(batch[1]))
+
+    def check_files(self) -> None:
+        """See that plots, model and scores can be written, before the run."""
+        super().check_files()
+        check_folder(self.output, "--output")
+        if self.save_to is not None:
+            for path in self._saved_as(self.save_to):
+                check_writable(path, "--save")
+
+    def _saved_as(self, path: Path) -> tuple[Path, Path]:
+        """Give the file of the model, and that of the scores."""
+        if path.suffix in (".pt", ".pth"):
+            return path, path.with_suffix(".json")
+        return path / "model.pt", path / "scores.json"
+
+    async def save(self, trainer: Any, scores: BinaryPrequential) -> None:
+        """Save the model's state and the scores, if the user has asked for it."""
+        if self.save_to is None:
+            return
+        import torch
+
+        model, told = self._saved_as(self.save_to)
+        model.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(await trainer.state_dict(), model)
+        self.files |= {"model": str(model), "scores": str(told)}
+        told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
+
+    def finish(
+        self,
+        scores: BinaryPrequential,
+        times: np.ndarray,
+        title: str,
+        axis: str = "time",
+    ) -> None:
+        """Print the final tables, draw the curves, print the JSON if asked for.
+
+        Parameters
+        ----------
+        scores
+            Of all predictions of the run.
+        times
+            When each record of the stream was made: the time axis of the curves.
+        title
+            What is predicted.
+        axis
+            What ``times`` are.
+        """
+        self.scores, self.times = scores, times
+        self.title, self.axis = title, axis
+        if not scores.records:
+            self.say("Nothing was learned.")
+            return
+        for part in self.results(title):
+            self.console.print(part, soft_wrap=True)
+        self.files |= self.draw(title)
+        for name, path in self.files.items():
+            self.say_file(name, path)
+        if self.as_json:
+            click.echo(json.dumps(self.result(scores)))
+
+    def results(self, title: str) -> list[Any]:
+        """Tables for the terminal; other kinds of runs have more."""
+        assert self.scores is not None
+        return [
+            terminal.scores_table(self.scores, title, self.records),
+            terminal.run_table(self.tally, self.records),
+        ]
+
+    def draw(self, title: str) -> dict[str, str]:
+        """Draw the curves; the files, by what they are."""
+        assert self.scores is not None
+        return plots.draw(
+            self.scores.curves(),
+            self.times,
+            folder=self.output,
+            title=title,
+            subtitle=f"scores over the last {self.scores.window:,} {self.records}",
+            axis=self.axis,
+        )
+
+    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
+        """Everything that a script wants to know of the run, fit for JSON."""
+        return {
+            "interrupted": self.interrupts.received is not None,
+            "overall": _plain(scores.overall()),
+            "recent": _plain(scores.recent()),
+            "baselines": {
+                name: _plain(each) for name, each in scores.baselines().items()
+            },
+            "batches": self.tally.batches,
+            **self.tally.refusals(),
+            "seconds": self.tally.seconds,
+            "rate": self.tally.rate,
+            "staleness": {
+                "mean": self.tally.staleness_mean,
+                "most": self.tally.staleness_most,
+            },
+            "replicas": self.tally.replicas(),
+            "files": self.files,
+        } | self.went_on()
+
+    def tables(self) -> list[Table]:
+        """Scores of the model beside those of the baselines."""
+        scores = self.scores
+        if scores is None or not scores.records:
+            return []
+        rows = {MODEL: scores.overall(), f"{MODEL}, the newest": scores.recent()}
+        rows |= scores.baselines()
+        columns = [self.records, "accuracy", "log loss", "AUC"]
+        note = (
+            "Every prediction was scored before its record was learned. The newest: "
+            f"the last {scores.window:,} {self.records}."
+        )
+        return [
+            Table(
+                "Scores",
+                ["who", *columns],
+                [
+                    (name, one.records, one.accuracy, one.log_loss, one.auc)
+                    for name, one in rows.items()
+                ],
+                note,
+            )
+        ]
+
+    def figures(self) -> list[tuple[str, Any]]:
+        """Scores along the stream."""
+        scores = self.scores
+        if scores is None or not scores.records:
+            return []
+        curves = scores.curves()
+        moments = self.times[curves.index.to_numpy() - 1]
+        title = f"Scores over the last {scores.window:,} {self.records}"
+        return [(title, plots.panels(curves, moments, axis=self.axis))]
+
+    @classmethod
+    def options(cls, records: str, rate: float | None) -> list[Any]:
+        """Make the click options of the fields; see `Run.options`."""
+        positive = click.IntRange(min=1)
+        return [
+            *super().options(records, rate),
+            click.option(
+                "--batch-size",
+                type=positive,
+                default=cls.batch_size,
+                show_default=True,
+                help="Records in a mini-batch.",
+            ),
+            click.option(
+                "--window",
+                type=positive,
+                default=cls.window,
+                show_default=True,
+                help=f"How many {records} the sliding scores look back.",
+            ),
+            click.option(
+                "--save",
+                "save_to",
+                type=click.Path(path_type=Path),
+                help="Save the model and the scores: a folder, or a file ending in "
+                ".pt.",
+            ),
+            click.option(
+                "--output",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=cls.output,
+                show_default=True,
+                help="Folder for the plots.",
+            ),
+        ]
+
+
+def _plain(scores: Scores) -> dict[str, float | None]:
+    """Scores as JSON has them: no NaN."""
+    fields = dataclasses.asdict(scores)
+    return {name: None if math.isnan(v) else v for name, v in fields.items()}
