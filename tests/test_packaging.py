@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from installed import PROJECT, ROOT
 
 import tensair_dask
 
@@ -14,8 +14,6 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # PyPI's name: conda-forge's name.
 CONDA_NAMES = {

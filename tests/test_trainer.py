@@ -29,6 +29,7 @@ from helpers import (
     train_all,
 )
 from torch import nn
+from trainers import Pair, Slow, until
 
 import tensair_dask as ta
 from tensair_dask import errors
@@ -149,34 +150,12 @@ async def test_predictions_come_as_the_inputs_were_given(c, s, a):
         assert np.allclose(array, tensor)
 
 
-class Slow(nn.Module):
-    """Waits in the forward pass until the test lets it go."""
-
-    gate = threading.Event()
-    entered = threading.Event()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(FEATURES, CLASSES)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            Slow.entered.set()
-            Slow.gate.wait(30)
-        return self.layer(x)
-
-
 @pytest.fixture
 def slow():
     Slow.gate.clear()
     Slow.entered.clear()
     yield Slow
     Slow.gate.set()
-
-
-async def until(predicate) -> None:
-    while not predicate():
-        await asyncio.sleep(0.001)
 
 
 def test_a_step_does_not_block_the_workers_event_loop(slow):
@@ -253,15 +232,6 @@ async def test_torch_threads_follow_the_worker(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         replica = a.state.actors[trainer._handles[0].key]
         assert await replica._thread.call(torch.get_num_threads) == a.state.nthreads
-
-
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(FEATURES, CLASSES)
-
-    def forward(self, left, right=None):
-        return self.layer(left if right is None else left + right)
 
 
 @two()

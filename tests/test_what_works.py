@@ -13,7 +13,7 @@ import pytest
 import torch
 from distributed.utils_test import gen_cluster
 from helpers import spread
-from test_learner import data, learner
+from learners import data, learner
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune

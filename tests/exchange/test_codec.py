@@ -7,7 +7,7 @@ import pytest
 import torch
 from distributed.protocol import serialize
 from helpers import carried
-from test_message import message
+from messages import message
 
 from tensair_dask.exchange.codec import decode, encode
 from tensair_dask.exchange.compression import COMPRESSIONS, Encodings, make_compressor

@@ -15,7 +15,7 @@ from helpers import (
     spread,
     train_all,
 )
-from test_message import message
+from messages import message
 
 import tensair_dask as ta
 from tensair_dask.errors import ConfigurationError

@@ -16,7 +16,7 @@ import torch
 from distributed.protocol import to_serialize
 from distributed.utils_test import async_poll_for, gen_cluster
 from helpers import linear, linear_data, train_all
-from test_message import message
+from messages import message
 from torch import nn
 
 import tensair_dask as ta

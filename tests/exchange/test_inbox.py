@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from test_message import message
+from messages import message
 
 from tensair_dask.exchange.clock import VectorClock
 from tensair_dask.exchange.inbox import Inbox

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from distributed.utils_test import gen_cluster, gen_test
-from test_images import write_cifar, write_idx
+from pictures import write_cifar, write_idx
 
 from tensair_dask.adaptation import Convergence
 from tensair_dask.cli import tensair

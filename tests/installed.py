@@ -1,0 +1,12 @@
+"""The package as its users install it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tomllib
+
+ROOT = Path(__file__).parent.parent
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
