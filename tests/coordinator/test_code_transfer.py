@@ -142,7 +142,7 @@ def test_a_module_that_was_loaded_later_travels_by_value(modules, monkeypatch):
 WORKER = """
 import pickle, sys, cloudpickle
 import my_model
-from tensair_dask.transfer import compare
+from tensair_dask.coordinator.code_transfer import compare
 say = lambda answer: (pickle.dump(answer, sys.stdout.buffer), sys.stdout.buffer.flush())
 say(my_model.build().size())
 say(compare(*pickle.load(sys.stdin.buffer)))

@@ -270,7 +270,7 @@ SCRIPT = """
     import functools, numpy as np, torch
     from streamz import Stream
     import tensair_dask as ta, tensair_dask.streams
-    from tensair_dask.running import Run, command
+    from tensair_dask.runner.run import Run, command
 
     class View:
         def plain(self): return "plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_source_is_loaded_when_it_is_called(tmp_path):
         "source.start(); source.join(timeout=30); source.close(); print(got); "
         "print(Stream.from_lines.__module__)"
     )
-    assert run(code) == "['a', 'b']\ntensair_dask.sources.files\n"
+    assert run(code) == "['a', 'b']\ntensair_dask.streams.sources.files\n"
 
 
 def test_a_node_is_loaded_when_it_is_called():
@@ -106,16 +107,18 @@ def test_the_entry_points_need_no_import_at_all():
     code = ENTRY_POINTS.format(groups=chosen, path=str(Path(__file__)))
     lines = run(code).splitlines()
     assert lines[:2] == ["False stub", "ConfigurationError"]
-    assert lines[2].startswith("tensair_dask.streams ")
+    assert lines[2].startswith("tensair_dask.streams.nodes ")
     assert lines[3] == "from_lines"
 
 
 def test_all_that_the_package_adds_is_in_every_list():
     rooms = (
-        "tensair_dask.streams",
+        "tensair_dask.streams.nodes",
+        "tensair_dask.streams.sources",
         "tensair_dask.streams.try_map",
-        "tensair_dask.sources",
     )
+    for room in rooms:
+        importlib.import_module(room)
     here = {
         name
         for name in dir(Stream)
