@@ -35,8 +35,16 @@ default_role = "code"  # `name` in a docstring
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
-html_theme = "dask_sphinx_theme"
+# What dask_sphinx_theme builds on. That one counts visits for Dask's site, has the menu
+# of that site, and fetches its fonts; these pages load nothing from elsewhere.
+html_theme = "sphinx_book_theme"
 html_title = "tensair_dask"
 html_static_path = ["_static"]
 html_css_files = ["tensair.css"]
 html_show_sourcelink = False
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navigation_with_keys": False,
+    "navbar_persistent": [],  # a second field to search
+}
