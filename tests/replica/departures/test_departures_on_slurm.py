@@ -16,7 +16,7 @@ import tensair_dask
 
 SLURMCluster = pytest.importorskip("dask_jobqueue").SLURMCluster
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("slurm")]
 
 FOLDER = Path(tensair_dask.__file__).parent.parent
 
