@@ -11,6 +11,10 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
+# Others, of which commands and links are looked at, too.
+BESIDE = [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING")]
+BESIDE += [ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("examples/*/*.md"))]
+
 
 def name_of(page: Path) -> str:
     """Give the path of a page as people write it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from pages import PAGES, ROOT, fenced, name_of
+from pages import BESIDE, PAGES, ROOT, fenced, name_of
 
 from tensair_dask.cli import tensair
 
@@ -49,7 +49,7 @@ def parse(line: str) -> None:
 
 COMMANDS = [
     pytest.param(line, id=f"{name_of(page)}: {line}")
-    for page in PAGES
+    for page in PAGES + BESIDE
     for line in dict.fromkeys(lines_of(page.read_text(encoding="utf-8")))
 ]
 
@@ -78,7 +78,7 @@ def test_a_misspelt_option_would_be_found():
 MAKE = re.compile(r"`make ([\w-]+)`|^make ([\w-]+)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES + BESIDE, ids=name_of)
 def test_a_target_of_make_is_in_the_makefile(page):
     named = {a or b for a, b in MAKE.findall(page.read_text(encoding="utf-8"))}
     there = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from pages import DOCS, PAGES, README, ROOT, name_of
+from pages import BESIDE, DOCS, PAGES, README, ROOT, name_of
 
 import tensair_dask as ta
 
@@ -24,7 +24,7 @@ def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES + BESIDE, ids=name_of)
 def test_a_relative_link_leads_to_a_file(page):
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|`[^`<]*<(\.\./[^>]+)>`", text)
