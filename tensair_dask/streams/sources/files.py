@@ -115,6 +115,8 @@ class _Files(CarefulSource[PoisonLine]):
                 group = held[first : first + self._chunk]
                 made = self._made(group, path, start)
                 made = [each for each in made if len(each) or self._may_be_empty]
+                if made and not await self._taken():
+                    return
                 stop = lines.passed(group, start)
                 mark = self.tracker.emitted(key, start, stop)
                 self._offsets[key] = start = stop

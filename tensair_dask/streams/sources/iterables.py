@@ -91,6 +91,8 @@ class from_batches(Source):
         # Kept while the source is stopped: an iterator goes on where it is.
         self._iterator: AsyncGenerator[Any, None] | None = None
         self._opened_once = False
+        # An item that was made, and that nobody took yet.
+        self._made: list[Any] = []
         super().__init__(name, positions, **kwargs)
         if unknown := self._positions.keys() - {ITEMS}:
             raise ConfigurationError(
@@ -107,7 +109,8 @@ class from_batches(Source):
             self._iterator = _each(self._opened())
         while not self._stopping:
             try:
-                item = await self._iterator.__anext__()
+                if not self._made:
+                    self._made.append(await self._iterator.__anext__())
             except StopAsyncIteration:
                 self._ended()
                 return
@@ -119,9 +122,11 @@ class from_batches(Source):
                     f"{self.name} could not make item {self.position}: "
                     f"{in_words(error)}"
                 ) from error
+            if not await self._taken():
+                return
             mark = self.tracker.emitted(ITEMS, self.position, self.position + 1)
             self.position += 1
-            await self._pass_on(item, [mark])
+            await self._pass_on(self._made.pop(), [mark])
 
     def _why_nothing(self) -> str:
         if isinstance(self._items, (Iterator, AsyncIterator)):

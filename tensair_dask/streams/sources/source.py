@@ -19,7 +19,7 @@ from tensair_dask import config
 from tensair_dask._common.waiting import within
 from tensair_dask._wording import in_words
 from tensair_dask.errors import RaisedError, SourceError, TensairTimeoutError
-from tensair_dask.streams.downstream import trainers_after
+from tensair_dask.streams.downstream import Takers, takers_of, trainers_after
 from tensair_dask.streams.sources.positions import (
     Mark,
     Positions,
@@ -37,6 +37,9 @@ AnySource = TypeVar("AnySource", bound="Source")
 # Others on the event loop get their turn at least this often, in seconds, although
 # nothing downstream ever makes the source wait.
 TURN = 0.005
+
+# How often a source that nobody takes items of looks for somebody, in seconds.
+LOOK = 0.01
 
 
 class Reference(RefCounter):
@@ -85,7 +88,8 @@ class Source(Stream):
     Notes
     -----
     Emits on the stream's event loop, one item after the other. Back-pressure is the
-    awaited emit.
+    awaited emit. It begins when something is behind it that takes its items, and fails
+    where nothing is within ``tensair.timeouts.source``: they would go nowhere.
 
     Each item carries streamz metadata ``{"ref": Reference, "mark": Mark}``, one for
     each partition that it has records of. When nobody holds the reference any more, the
@@ -153,6 +157,9 @@ class Source(Stream):
     def start(self) -> None:
         """Begin to emit; after `stop`, go on where it was stopped.
 
+        Nothing is emitted before there is a node behind it that takes the items: it
+        waits ``tensair.timeouts.source`` for one, and fails where none comes.
+
         Behind its end a source does not begin again: where nothing more has come by
         then, it ends at once, and a warning and an event say so.
         """
@@ -177,10 +184,11 @@ class Source(Stream):
         Raises
         ------
         SourceError
-            If the source has failed.
+            If the source has failed, or was never started.
         Exception
             What a node downstream has raised, as it was raised.
         """
+        self._check_started()
         await asyncio.shield(asyncio.wrap_future(self._finished))
 
     def join(self, timeout: float | None = None) -> None:
@@ -195,12 +203,15 @@ class Source(Stream):
         ------
         TensairTimeoutError
             If it has not ended by then.
+        SourceError
+            As `ended`.
         """
         if self._on_the_loop():
             raise SourceError(
                 f"join() of {self.name} was called on the event loop that it would "
                 "wait for. Use await source.ended()."
             )
+        self._check_started()
         try:
             self._finished.result(timeout)
         except TimeoutError as error:
@@ -263,8 +274,25 @@ class Source(Stream):
     async def _let_go(self, timeout: float) -> None:
         """Close what was opened."""
 
+    async def _taken(self) -> bool:
+        """Wait until somebody takes what it emits; False where it is stopped before.
+
+        Nodes are put behind it one after the other, perhaps in another thread or in
+        the next cell of a notebook: what was emitted meanwhile would be lost.
+
+        Raises
+        ------
+        SourceError
+            If nobody does within ``tensair.timeouts.source``.
+        """
+        # A node may be taken out later, and another one be put in its place.
+        if self._gave and self.downstreams:
+            return True
+        return await self._until_taken()
+
     async def _pass_on(self, item: Any, marks: Iterable[Mark]) -> None:
         """Emit an item; return when the stream has taken it."""
+        await self._taken()
         self._gave = True
         references = [Reference(mark) for mark in marks]
         metadata = [{"ref": each, "mark": each.mark} for each in references]
@@ -312,6 +340,43 @@ class Source(Stream):
         self._turn = time.monotonic()
         self._gave = False
         self._task = asyncio.ensure_future(self._work(self._finished))
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise SourceError(
+                f"{self.name} was not started, and so never ends: call start() first, "
+                "when all nodes are behind it."
+            )
+
+    async def _until_taken(self) -> bool:
+        seconds = config.get_seconds("timeouts.source")
+        until = time.monotonic() + seconds
+        while (takers := takers_of(self)) is not Takers.SOMEBODY:
+            if self._stopping:
+                return False
+            if time.monotonic() >= until:
+                break
+            await self._pause(LOOK)
+        if takers is Takers.FUNCTIONS:
+            self._note(
+                f"What {self.name} emits ends at a function (map, filter, ...), and "
+                "what that returns goes nowhere: no trainer and no sink is behind it. "
+                "If it is to be learned, put .train(trainer) behind it before start(); "
+                "if the function is all, give it to sink."
+            )
+        elif takers is Takers.NOBODY:
+            raise SourceError(
+                f"{self.name} has emitted nothing: its items would go nowhere. It was "
+                f"started, and within {seconds:g} s (tensair.timeouts.source) nothing "
+                "was put behind it that takes them. Put the nodes behind it, for "
+                "example source.train(trainer), and call source.start() then."
+                if not self._gave
+                else f"{self.name} emits nothing more: nothing is behind it any more "
+                f"that takes its items, and within {seconds:g} s "
+                "(tensair.timeouts.source) nothing was put there. Put another node "
+                "behind it, and call source.start()."
+            )
+        return True
 
     def _wake(self) -> None:
         if self._woken is not None:

@@ -197,6 +197,7 @@ async def test_a_line_that_cannot_be_read_can_be_skipped_or_end_the_source(tmp_p
     path = tmp_path / "text"
     path.write_bytes(HARMED)
     source = Stream.from_lines(str(path), on_error="skip", asynchronous=True)
+    source.sink(len)
     async with source:
         await source.ended()
     assert (source.skipped, source.dead_letters.total) == (2, 0)
@@ -274,6 +275,7 @@ async def test_two_colons_in_the_name_of_a_file_are_part_of_it(tmp_path):
 async def replaced(make, path, data, **kwargs):
     """Read a file, replace it by other content, and read on from the positions."""
     source = make(str(path), asynchronous=True, **kwargs)
+    source.sink(len)
     async with source:
         await source.ended()
     kept = {source.tracker.name: source.tracker.learned()}
@@ -377,6 +379,7 @@ async def notes_of(source) -> list[str]:
 
     hearer = Hearer()
     source.tracker.tell(hearer)
+    source.sink(len)
     async with source:
         await source.ended()
     source.tracker.tell(hearer)  # is told nothing twice

@@ -179,6 +179,7 @@ async def test_a_list_that_has_become_longer_goes_on_behind_its_old_end():
 @gen_test()
 async def test_an_iterator_that_has_raised_does_not_seem_to_be_at_its_end():
     source = Stream.from_batches(broken(), name="b", asynchronous=True)
+    source.sink_to_list()
     for message in ("could not make item 1", "cannot go on behind item 1"):
         source.start()
         with pytest.raises(SourceError, match=message):
@@ -299,6 +300,7 @@ def heard(source):
 
     source.hearer = Hearer()  # sources hold them only weakly
     source.tracker.tell(source.hearer)
+    source.sink_to_list()
     return told
 
 
