@@ -31,6 +31,7 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # numpydoc's "Parameters" tell them in words
+smartquotes = False  # an option such as --limit begins with no dash
 default_role = "code"  # `name` in a docstring
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False

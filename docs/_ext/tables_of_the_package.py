@@ -97,8 +97,15 @@ class Prometheus(_Table):
         ]
 
 
+def without_unset(app: Sphinx, context: Any, lines: list[str]) -> None:
+    """Leave out defaults that there are not: sphinx-click prints click's marker."""
+    lines[:] = [line for line in lines if "Sentinel.UNSET" not in line]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
+    app.setup_extension("sphinx_click")
+    app.connect("sphinx-click-process-options", without_unset)
     app.add_directive("tensair-configuration", Configuration)
     app.add_directive("tensair-prometheus", Prometheus)
     return {"parallel_read_safe": True}

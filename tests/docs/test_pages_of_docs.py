@@ -11,6 +11,7 @@ import yaml
 from pages import BESIDE, DOCS, PAGES, README, ROOT, name_of
 
 import tensair_dask as ta
+from tensair_dask.cli import tensair
 
 sys.path.insert(0, str(DOCS / "_ext"))
 tables = pytest.importorskip(
@@ -76,3 +77,10 @@ def test_the_reference_has_the_public_names_of(room):
 
 def test_the_reference_has_the_classes_of_the_package():
     assert {name for name in ta.__all__ if name[0].isupper()} <= LISTED
+
+
+def test_the_reference_has_every_pipeline():
+    text = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    listed = re.findall(r":prog: tensair run (\S+)", text)
+    run = tensair.commands["run"]
+    assert sorted(listed) == run.list_commands(None)
