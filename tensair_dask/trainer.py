@@ -1196,8 +1196,9 @@ class Trainer:
         ----------
         record
             As a stream gives it to ``Stream.partition``: a number, an array or a
-            tensor, a list of numbers, or a tuple (positional arguments of the model)
-            or dict (keyword arguments) of them. Python floats become float32.
+            tensor, a list of numbers, a row of a frame (also as a frame), or a tuple
+            (positional arguments of the model) or dict (keyword arguments) of them.
+            Python floats become float32.
         details
             As in `predict`.
 

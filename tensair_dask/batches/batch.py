@@ -24,7 +24,9 @@ from tensair_dask.batches.named import (
     as_pair_by_name,
     fields_in_order,
     in_order,
+    is_frame,
     is_row,
+    one_row_frames,
 )
 from tensair_dask.errors import (
     BatchError,
@@ -745,7 +747,8 @@ def collate(records: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     -------
     x, y
         The same structure with arrays of shape (records, ...). Records that are rows
-        of pandas (a Series with names) become a frame with their names.
+        of pandas (a Series with names, or a frame of one row) become a frame with
+        their names.
 
     Raises
     ------
@@ -784,6 +787,8 @@ def stack(samples: Sequence[Any], name: str = "x") -> Any:
 
             return torch.stack(list(samples))
         if is_row(first):
+            if is_frame(first):
+                return one_row_frames(samples, name)
             return _stack_rows(samples, name)
         for masked in [each for each in samples if isinstance(each, MaskedArray)]:
             check_unmasked(masked, name)

@@ -17,6 +17,8 @@ from tensair_dask.batches.named import (
     fields_in_order,
     in_order,
     is_frame,
+    is_row,
+    rows_in_order,
     same_names,
     stand_for_places,
 )
@@ -100,6 +102,8 @@ class ColumnNames:
             return side
         if is_frame(side):
             return self._of_frame(side, place, found)
+        if is_row(side):
+            return self._of_row(side, place)
         if isinstance(side, Mapping):
             if not any(map(is_frame, side.values())):
                 return side
@@ -107,6 +111,13 @@ class ColumnNames:
                 key: self._ordered(value, f"{place}[{key!r}]", found)
                 for key, value in side.items()
             }
+        if isinstance(side, list) and side and hasattr(side[0], "_fields"):
+            known = self._known.get(place)
+            if known is None or stand_for_places(known):
+                known = side[0]._fields
+                if not any(each.startswith("_") for each in known):  # else no names
+                    found[place] = known
+            return rows_in_order(side, list(known), place)
         if hasattr(side, "_fields"):
             known = self._known.get(place)
             if known is None:
@@ -120,6 +131,15 @@ class ColumnNames:
             self._ordered(value, f"{place}[{at}]", found)
             for at, value in enumerate(side)
         )
+
+    def _of_row(self, row: Any, place: str) -> Any:
+        """Put one row of a frame in order; a column, whose index counts, is left."""
+        known = self._known.get(place)
+        if known is None or stand_for_places(known) or stand_for_places(row.index):
+            return row
+        if set(row.index).isdisjoint(known):
+            return row
+        return in_order(row, known, place, "index")
 
     def _of_frame(self, frame: Any, place: str, found: dict[str, Any]) -> Any:
         names = frame.columns

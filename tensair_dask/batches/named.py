@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ __all__ = [
     "in_order",
     "is_frame",
     "is_row",
+    "one_row_frames",
+    "rows_in_order",
     "same_names",
     "stand_for_places",
 ]
@@ -65,6 +68,95 @@ def fields_in_order(item: Any, known: tuple[str, ...], place: str) -> Any:
     if not same_names(fields, known):
         raise ShapeError(_other_names(list(fields), list(known), place, "fields"))
     return tuple(getattr(item, field) for field in known)
+
+
+def rows_in_order(rows: list[Any], known: list[Any], place: str) -> list[Any]:
+    """Give rows that are named tuples, such as of ``itertuples``, in one order.
+
+    Parameters
+    ----------
+    rows
+        Of one frame, most often: the fields of the first count for those of its kind.
+    known
+        Names that decide on the order.
+    place
+        Where they are given.
+
+    Raises
+    ------
+    ShapeError
+        If some have other fields.
+    """
+    fields, ordered = getattr(rows[0], "_fields", None), []
+    if fields is not None and _agree(fields, known):
+        kind = type(rows[0])
+        if all(type(row) is kind for row in rows):
+            return rows
+    for number, row in enumerate(rows):
+        where = f"{place} of row {number}"
+        fields = getattr(row, "_fields", None)
+        if fields is None:
+            raise ShapeError(
+                f"{where} is a {type(row).__name__} without names, and the first row "
+                "is a named tuple. Give all of them one structure."
+            )
+        ordered.append(
+            row if _agree(fields, known) else fields_in_order(row, tuple(known), where)
+        )
+    return ordered
+
+
+def _agree(fields: Sequence[str], known: Sequence[Any]) -> bool:
+    """Whether fields stand in a known order; those that have no name, by place.
+
+    ``itertuples`` calls a field by its place, ``_3``, where the name of the column
+    cannot be that of an attribute.
+    """
+    if len(fields) != len(known):
+        return False
+    return all(
+        field == name or (field == f"_{at}" and not _could_be_field(name))
+        for at, (field, name) in enumerate(zip(fields, known, strict=True))
+    )
+
+
+def _could_be_field(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and not name.startswith("_")
+    )
+
+
+def one_row_frames(frames: Sequence[Any], place: str) -> Any:
+    """Make a frame of frames of one row; each in the order of the first one's columns.
+
+    Raises
+    ------
+    ShapeError
+        If one has other columns, or another number of rows.
+    """
+    from pandas import concat  # is there, since the frames are
+
+    names = frames[0].columns
+    for number, frame in enumerate(frames):
+        if not is_frame(frame) or len(frame) != 1:
+            what = f"a {type(frame).__name__}"
+            if is_frame(frame):
+                what = f"a frame of {len(frame)} rows"
+            raise ShapeError(
+                f"The records of a mini-batch differ in {place}: record 0 is a frame, "
+                f"which must have one row, and record {number} (of {len(frames)}) is "
+                f"{what}. Give frames of one row each, such as frame.iloc[[i]], or "
+                "rows, frame.iloc[i]; frames of many rows are mini-batches already, "
+                "and for predict."
+            )
+    ordered = [
+        in_order(frame, names, f"{place} of record {number}")
+        for number, frame in enumerate(frames)
+    ]
+    return ordered[0] if len(ordered) == 1 else concat(ordered, ignore_index=True)
 
 
 def in_order(named: Any, known: Any, place: str, of: str = "columns") -> Any:

@@ -54,7 +54,8 @@ def as_batch(record: Any) -> Any:
     ----------
     record
         As a stream gives it to ``Stream.partition``: a number, an array or a tensor,
-        a list of numbers, or a tuple or dict of them.
+        a list of numbers, a row of a frame (also as a frame), or a tuple or dict of
+        them.
 
     Returns
     -------
@@ -65,11 +66,13 @@ def as_batch(record: Any) -> Any:
     Raises
     ------
     ShapeError
-        If a list is ragged.
+        If a list is ragged, or a frame has not one row.
     """
     try:
         return stack([record])
     except ShapeError as error:
+        if error.__cause__ is None:  # it says itself what to give
+            raise
         cause = str(error.__cause__).rstrip(".")
         raise ShapeError(
             f"The record cannot be made an array: {cause}. Give a number, an array, "
