@@ -206,13 +206,14 @@ class Trainer:
         ``"auto"``: CUDA where a worker has it, spread over the GPUs of a host, else
         the CPU. Or the name of a torch device.
     seed
-        Set before the model is built, so that all replicas begin alike, and once more
-        before training begins, for what draws random numbers then, such as dropout:
-        each replica draws others. With one replica in a worker process of its own a
-        run on the CPU repeats itself; with several, gradients come in another order
-        each time. Where replicas share a process, or are in that of the client
-        (``processes=False``), training is not seeded: a generator of torch belongs to
-        a whole process.
+        Of torch, ``numpy.random`` and ``random``. Set before the model is built, so
+        that all replicas begin alike, and once more before training begins, for what
+        draws random numbers then, such as dropout: each replica draws others. With one
+        replica in a worker process of its own a run on the CPU repeats itself; with
+        several, gradients come in another order each time. Where replicas share a
+        process, or are in that of the client (``processes=False``), training is not
+        seeded: these generators belong to a whole process. Dask itself draws from
+        ``random``, now and then.
     keep_predictions
         Whether reports carry the predictions they were scored by.
     max_in_flight

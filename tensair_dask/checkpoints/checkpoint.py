@@ -40,6 +40,9 @@ class Checkpoint:
     structure
         How parameters and groups of the optimizers differ from what the model factory
         built: see `tensair_dask.replica.structure.reshape`. Empty if they do not.
+    as_built
+        What the model factory has set that is not saved: see
+        `tensair_dask.replica.as_built`.
     optimizers
         The ``state_dict()`` of each optimizer.
     clock
@@ -80,6 +83,7 @@ class Checkpoint:
     index: int = 0
     made: list[str] = field(default_factory=list)
     structure: dict[str, Any] = field(default_factory=dict)
+    as_built: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)

@@ -65,6 +65,7 @@ _KINDS: dict[str, Any] = {
 _LATER: dict[str, Any] = {
     "made": list,
     "structure": dict,
+    "as_built": dict,
     "columns": dict,
     "functions": dict,
 }

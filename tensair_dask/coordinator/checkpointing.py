@@ -165,6 +165,7 @@ class Saving:
             model=snapshot["model"],
             made=snapshot["made"],
             structure=snapshot["structure"],
+            as_built=snapshot["as_built"],
             optimizers=snapshot["optimizers"],
             clock=snapshot["clock"],
             adaptation=adaptation,
@@ -284,6 +285,7 @@ class Saving:
         snapshot = {
             "model": dict(checkpoint.model),
             "made": list(checkpoint.made),
+            "as_built": dict(checkpoint.as_built),
             "optimizers": list(checkpoint.optimizers),
             "clock": {BEFORE: version},
             "taken": {},

@@ -242,6 +242,7 @@ class Replica:
 
         def take_over() -> None:
             self._load(snapshot)
+            self.learner.compare_built(snapshot["as_built"], of_checkpoint=False)
             self.exchange.adopted(
                 Holding(
                     snapshot["clock"],
@@ -291,6 +292,7 @@ class Replica:
                 self._load(values)
                 self.learner.try_step()
                 self.learner.compare_settings(given)
+                self.learner.compare_built(values["as_built"], of_checkpoint=True)
             except BaseException as error:
                 before.restore()
                 model, optimizers = self.learner.model, self.learner.optimizers

@@ -15,7 +15,7 @@ from tensair_dask._common.contents import Contents
 from tensair_dask._common.notices import Notices
 from tensair_dask.errors import ModelError, OptimizerError
 
-__all__ = ["Attributes", "Habits", "OptimizerAttributes", "contents_of"]
+__all__ = ["Attributes", "Habits", "OptimizerAttributes", "contents_of", "unsaved"]
 
 # How often it is looked at what a mini-batch changes.
 _LOOKS = 3
@@ -121,20 +121,40 @@ def contents_of(
     tied
         Ids of what shares memory with parameters: as these, it counts by its identity.
     """
+    known, named = unsaved(model, whole, tied)
+    return Contents(named, known, whole)
+
+
+def unsaved(
+    model: torch.nn.Module, whole: bool = False, tied: Collection[int] = ()
+) -> tuple[set[int], Iterator[tuple[str, Any]]]:
+    """Find what no checkpoint of a model holds.
+
+    Parameters
+    ----------
+    model, whole, tied
+        As of `contents_of`.
+
+    Returns
+    -------
+    known, named
+        Ids of what others look after, and all else by dotted names: buffers that are
+        not saved, and attributes.
+    """
     # Its modules, too: what lies in them is found under their own names.
     known = {id(each) for each in (*model.modules(), *model.parameters())}
     known.update(tied)
-    unsaved = []
+    buffers = []
     for name, module in model.named_modules():
         names = getattr(module, "_non_persistent_buffers_set", ())
         for key, buffer in module.named_buffers(recurse=False):
             if key in names:
-                unsaved.append((f"{name}.{key}".lstrip("."), buffer))
+                buffers.append((f"{name}.{key}".lstrip("."), buffer))
             else:
                 known.add(id(buffer))
 
     def named() -> Iterator[tuple[str, Any]]:
-        yield from unsaved
+        yield from buffers
         for name, module in model.named_modules():
             for key, value in vars(module).items():
                 # Layers that are made anew are their parameters' matter, unless they
@@ -142,7 +162,7 @@ def contents_of(
                 if key not in _OF_MODULES and (whole or key != "_modules"):
                     yield f"{name}.{key}".lstrip("."), value
 
-    return Contents(named(), known, whole)
+    return known, named()
 
 
 class Attributes:

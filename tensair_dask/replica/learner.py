@@ -43,6 +43,7 @@ from tensair_dask.exchange.settings import Share
 from tensair_dask.exchange.ties import Ties
 from tensair_dask.exchange.wire import pack
 from tensair_dask.replica.answers import Answer
+from tensair_dask.replica.as_built import as_built, differing
 from tensair_dask.replica.attributes import Attributes, Habits, OptimizerAttributes
 from tensair_dask.replica.clipping import Clipping
 from tensair_dask.replica.combinations import check_optimizers, check_settings, left_out
@@ -200,6 +201,7 @@ class Learner:
         self.claim = Claim(self.arena.parameters)
         tied = ties.ids
         self._frozen = Frozen(self.model, tied)
+        self._as_built = as_built(self.model, tied)
         self._habits = Habits.of_model(self.model, self.notices, tied)
         if ties.left:
             self.notices.say("ties", _left_behind(ties.left, device))
@@ -907,7 +909,23 @@ class Learner:
                 copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
             ],
             "share": self.share,
+            "as_built": self._as_built,
         }
+
+    def compare_built(self, theirs: Mapping[str, Any], of_checkpoint: bool) -> None:
+        """Say what the factory has set here to other values than elsewhere.
+
+        Parameters
+        ----------
+        theirs
+            As in a `snapshot`.
+        of_checkpoint
+            Whether it is of an earlier run. Plain numbers may have been changed since,
+            on purpose.
+        """
+        if names := differing(self._as_built, theirs, only_arrays=of_checkpoint):
+            key = "built otherwise before" if of_checkpoint else "built otherwise"
+            self.notices.say(key, _built_otherwise(names, of_checkpoint))
 
     def say_what_is_hidden(self) -> None:
         """Tell what a copy for a checkpoint or a newcomer does not hold."""
@@ -1396,6 +1414,18 @@ def _left_behind(names: list[str], device: torch.device) -> str:
         f"{_some(names)} shared memory with parameters of the model, and cannot follow "
         f"them to {device}: as in a plain loop, it keeps the values of the start. Take "
         "it from the parameter in forward, or make it a buffer."
+    )
+
+
+def _built_otherwise(names: list[str], of_checkpoint: bool) -> str:
+    where = "in the run of the checkpoint" if of_checkpoint else "on another replica"
+    return (
+        f"The model factory has set {_some(names)} to other values than {where}. That "
+        "is no parameter and no buffer that is saved, so that each keeps its own: the "
+        "models compute different functions of the same parameters. seed= holds for "
+        "torch, numpy.random and random, not for generators of one's own, the time and "
+        "the order of sets. Make it a buffer: self.register_buffer(name, tensor); or "
+        "give a generator in the factory a fixed seed."
     )
 
 

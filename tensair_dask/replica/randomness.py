@@ -1,8 +1,8 @@
-"""The random generator of torch, which all threads of a process share.
+"""The random generators of a process: of torch, of numpy, and Python's own.
 
-Several replicas may live in one process, each on a thread of its own. What one draws
-while another builds its model would move the generator on, and ``seed=`` would build
-another model each time.
+All threads share them, and several replicas may live in one process, each on a thread
+of its own. What one draws while another builds its model would move the generator on,
+and ``seed=`` would build another model each time.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["Drawing", "seed_training", "seeded", "this_process"]
@@ -105,15 +107,22 @@ def seed_training(seed: int, replica: str, drawing: Drawing, client: str) -> boo
     if not alone or client == this_process():
         return False
     digest = hashlib.blake2b(f"{seed} {replica}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+    _seed(int.from_bytes(digest, "big") >> 1)
     return True
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    with suppress(TypeError):  # a user has put another bit generator in its place
+        np.random.seed(seed % 2**32)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw what this seed gives, while no replica in the process draws anything.
 
-    The generator is put back afterwards. Factories run one after the other, which
+    The generators are put back afterwards. Factories run one after the other, which
     `torch.jit.script` needs, too.
     """
     with ExitStack() as held:
@@ -132,5 +141,7 @@ def seeded(seed: int) -> Iterator[None]:
                     LIMIT,
                 )
         held.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(seed)
+        held.callback(np.random.set_state, np.random.get_state())
+        held.callback(random.setstate, random.getstate())
+        _seed(seed)
         yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from distributed.utils_test import gen_cluster
@@ -207,3 +209,48 @@ async def test_a_compiled_model_learns_on_all_workers_of_a_process(c, s, *worker
     async with ta.Trainer(c, **classes(model=compiled)) as trainer:
         reports = await train_all(trainer, class_data(60))
         assert all(report.error is None for report in reports)
+
+
+def test_the_other_generators_are_seeded_too_and_go_on_where_they_were():
+    def drawn() -> list[Any]:
+        return [np.random.rand(), np.random.permutation(9).tolist(), random.random()]
+
+    random.seed(1)
+    np.random.seed(1)
+    expected = drawn()
+    random.seed(1)
+    np.random.seed(1)
+    built = []
+    for seed in (0, 0, 1, -1, 2**63):
+        with seeded(seed):
+            built.append(drawn())
+    assert drawn() == expected
+    first, again, *others = built
+    assert first == again
+    assert all(first != each for each in others)
+
+
+def test_training_draws_the_same_again_from_them(nobody_draws):
+    before = np.random.get_state(), random.getstate()
+    drawing = Drawing()
+    drawn = []
+    for replica in ("replica-0", "replica-0", "replica-1"):
+        assert randomness.seed_training(0, replica, drawing, "the client's")
+        drawn.append((np.random.rand(), random.random()))
+    np.random.set_state(before[0])
+    random.setstate(before[1])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[2][0]
+    assert drawn[0][1] != drawn[2][1]
+
+
+def test_a_bit_generator_of_the_users_is_left_as_it_is():
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        expected = np.random.RandomState(np.random.PCG64(3)).rand()
+        with seeded(0):
+            np.random.rand()
+        assert np.random.rand() == expected
+    finally:
+        np.random.set_bit_generator(before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -40,6 +42,20 @@ class Noisy(nn.Module):
         return self.layer(x + 0.1 * torch.randn_like(x))
 
 
+class NoisyByOthers(nn.Module):
+    """Draws its weight and its noise from numpy and from Python's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = np.random.randn(FEATURES, CLASSES).astype("float32")
+        self.weight = nn.Parameter(torch.from_numpy(weight))
+        self.scale = random.random()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = self.scale * np.random.randn()
+        return (x + 0.1 * noise) @ self.weight
+
+
 @pytest.fixture
 def client() -> Iterator[Client]:
     with (
@@ -65,7 +81,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.processes
 def test_a_run_repeats_itself_with_its_seed_and_not_with_another(client):
-    for model in (dropout, seeding_dropout, Noisy):
+    for model in (dropout, seeding_dropout, Noisy, NoisyByOthers):
         first = state(client, model, 0)
         assert same(first, state(client, model, 0))
         assert same(first, state(client, model, 0))

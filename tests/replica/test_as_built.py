@@ -1,0 +1,180 @@
+"""What a factory sets and nobody saves is alike on all replicas, or told."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import tempfile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed.utils_test import gen_cluster
+from helpers import CLASSES, FEATURES, class_data, classes, mlp, train_all
+from torch import nn
+
+import tensair_dask as ta
+from tensair_dask.replica.as_built import as_built, differing
+
+two = functools.partial(
+    gen_cluster, client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60
+)
+
+numbers = itertools.count()
+
+
+class Holding(nn.Module):
+    """Holds something in an attribute of a layer within."""
+
+    def __init__(self, thing: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.layer.thing = thing
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Unsaved(nn.Module):
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.register_buffer("mask", values, persistent=False)
+
+
+class Own:
+    def __init__(self, value: float) -> None:
+        self.inner = [value, {"a": None}]
+
+
+def compared(one: nn.Module, other: nn.Module) -> list[str]:
+    return differing(as_built(one), as_built(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(3), torch.ones(3)),
+        (np.arange(9), np.arange(9) + 1),
+        (0.25, 0.5),
+        (3, 4),
+        ([0, [1.5]], [0, [2.5]]),
+        ({"a": 0, "b": 1}, {"a": 1, "b": 0}),
+        ({"x", "y"}, {"x", "z"}),
+        (Own(1.0), Own(2.0)),
+        (torch.zeros(3), torch.zeros(4)),
+        (torch.zeros(3), [torch.zeros(3)]),
+    ],
+)
+def test_values_that_differ_are_found(one, other):
+    assert compared(Holding(one), Holding(other)) == ["layer.thing"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor([1.0]), torch.tensor([1.0 + 1e-6])),
+        (float("nan"), float("nan")),
+        ({"a": 0, "b": 1.5}, {"b": 1.5, "a": 0}),
+        (frozenset("abc"), frozenset("cba")),
+        ("one path", "another path"),
+        (object(), object()),
+        (torch.device("cpu"), torch.device("cuda")),
+        (Own(1.0), Own(1.0)),
+        (len, max),
+    ],
+)
+def test_what_is_the_same_or_no_value_is_not(one, other):
+    assert compared(Holding(one), Holding(other)) == []
+
+
+def test_hooks_of_which_a_process_has_seen_more_are_no_difference():
+    one, other = mlp(), mlp()
+    for model in (one, mlp(), other):
+        model[0].register_forward_hook(lambda *_: None)
+    assert compared(one, other) == []
+
+
+def test_buffers_that_are_not_saved_are_looked_at_and_parameters_are_not():
+    one, other = Unsaved(torch.zeros(2)), Unsaved(torch.eye(2)[0])
+    assert compared(one, other) == ["mask"]
+    assert compared(mlp(), mlp()) == []
+
+
+def test_names_that_only_one_has_are_no_difference():
+    assert differing(as_built(Holding(1)), as_built(mlp())) == []
+
+
+def test_of_an_earlier_run_only_tensors_and_arrays_count():
+    first, now = as_built(Holding(0.1)), as_built(Holding(0.2))
+    assert differing(first, now, only_arrays=True) == []
+    first, now = as_built(Holding(np.zeros(1))), as_built(Holding(np.ones(1)))
+    assert differing(first, now, only_arrays=True) == ["layer.thing"]
+
+
+def test_a_large_thing_is_described_in_few_words():
+    described = as_built(Holding([torch.zeros(1_000_000), list(range(100_000))]))
+    assert len(str(described)) < 10_000
+
+
+def numbered() -> nn.Module:
+    return Holding(torch.full((3,), float(next(numbers))))
+
+
+def drawn() -> nn.Module:
+    """Draw from all that `seed=` holds for."""
+    mixed = [np.random.rand(3), random.random(), random.sample(range(99), 5)]
+    return Holding([*mixed, torch.rand(2)])
+
+
+def generated() -> nn.Module:
+    return Holding(np.random.default_rng().normal(size=3))
+
+
+def told(trainer: ta.Trainer) -> list[str]:
+    return [each for each in trainer.events.text if "The model factory has set" in each]
+
+
+@two()
+async def test_replicas_that_are_built_otherwise_are_told_at_the_start(c, s, *workers):
+    for factory in (numbered, generated):
+        async with ta.Trainer(c, **classes(model=factory)) as trainer:
+            await train_all(trainer, class_data(4))
+            [text] = told(trainer)
+            assert "'layer.thing'" in text
+            assert "another replica" in text
+            assert "register_buffer" in text
+
+
+@two()
+async def test_one_that_joins_is_told(c, s, *workers):
+    async with ta.Trainer(c, **classes(model=numbered, replicas=1)) as trainer:
+        await train_all(trainer, class_data(4))
+        assert not told(trainer)
+        await trainer.scale(2)
+        await train_all(trainer, class_data(40))
+        assert len(told(trainer)) == 1
+
+
+@two()
+async def test_all_replicas_draw_the_same_and_so_does_one_that_joins(c, s, *workers):
+    async with ta.Trainer(c, **classes(model=drawn, replicas=1)) as trainer:
+        await trainer.scale(2)
+        await train_all(trainer, class_data(40))
+        assert not told(trainer)
+
+
+@two()
+async def test_a_checkpoint_tells_of_another_model(c, s, *workers):
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/saved"
+        async with ta.Trainer(c, **classes(model=numbered, replicas=1)) as trainer:
+            await train_all(trainer, class_data(4))
+            await trainer.save(path)
+        again = functools.partial(ta.Trainer.restore, path, c, replicas=1)
+        async with again(**classes(model=numbered)) as trainer:
+            await train_all(trainer, class_data(4))
+            [text] = told(trainer)
+            assert "the run of the checkpoint" in text
