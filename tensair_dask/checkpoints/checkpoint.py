@@ -45,6 +45,9 @@ class Checkpoint:
         `tensair_dask.replica.as_built`.
     optimizers
         The ``state_dict()`` of each optimizer.
+    attributes
+        What each optimizer keeps besides: see
+        `tensair_dask.replica.optimizer_memory`.
     clock
         Gradients that this model holds, by the replica that computed them.
     counters
@@ -83,6 +86,7 @@ class Checkpoint:
     index: int = 0
     made: list[str] = field(default_factory=list)
     structure: dict[str, Any] = field(default_factory=dict)
+    attributes: list[Any] = field(default_factory=list)
     as_built: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)

@@ -66,6 +66,7 @@ _LATER: dict[str, Any] = {
     "made": list,
     "structure": dict,
     "as_built": dict,
+    "attributes": list,
     "columns": dict,
     "functions": dict,
 }

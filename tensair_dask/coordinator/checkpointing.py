@@ -167,6 +167,7 @@ class Saving:
             structure=snapshot["structure"],
             as_built=snapshot["as_built"],
             optimizers=snapshot["optimizers"],
+            attributes=snapshot["attributes"],
             clock=snapshot["clock"],
             adaptation=adaptation,
             scores=scores,
@@ -287,6 +288,7 @@ class Saving:
             "made": list(checkpoint.made),
             "as_built": dict(checkpoint.as_built),
             "optimizers": list(checkpoint.optimizers),
+            "attributes": list(checkpoint.attributes),
             "clock": {BEFORE: version},
             "taken": {},
         }

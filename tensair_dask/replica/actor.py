@@ -311,7 +311,10 @@ class Replica:
         # There is none in a checkpoint: what comes of it goes to the peers.
         share = snapshot.get("share")
         made = snapshot.get("made", ())
-        self.learner.load(snapshot["model"], snapshot["optimizers"], share, made)
+        attributes = snapshot.get("attributes", ())
+        self.learner.load(
+            snapshot["model"], snapshot["optimizers"], share, made, attributes
+        )
         self.exchange.publish_as(self.learner.share)
 
     async def change(

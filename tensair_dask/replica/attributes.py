@@ -15,7 +15,14 @@ from tensair_dask._common.contents import Contents
 from tensair_dask._common.notices import Notices
 from tensair_dask.errors import ModelError, OptimizerError
 
-__all__ = ["Attributes", "Habits", "OptimizerAttributes", "contents_of", "unsaved"]
+__all__ = [
+    "Attributes",
+    "Habits",
+    "OptimizerAttributes",
+    "attributes_of_optimizer",
+    "contents_of",
+    "unsaved",
+]
 
 # How often it is looked at what a mini-batch changes.
 _LOOKS = 3
@@ -359,6 +366,15 @@ def _own(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
         name: value
         for name, value in vars(optimizer).items()
         if name not in _OF_OPTIMIZERS
+    }
+
+
+def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Give the attributes that are not torch's own, by names."""
+    return {
+        name: value
+        for name, value in _own(optimizer).items()
+        if not name.startswith("_optimizer_")  # hooks
     }
 
 

@@ -51,6 +51,7 @@ from tensair_dask.replica.counted import Counted, counted
 from tensair_dask.replica.criterion import Criterion
 from tensair_dask.replica.hidden_state import StepHooks, hidden_state
 from tensair_dask.replica.model_state import ModelState, copied, named_plainly
+from tensair_dask.replica.optimizer_memory import OptimizerMemory
 from tensair_dask.replica.optimizers import Stepper, why_not_linear
 from tensair_dask.replica.randomness import Drawing, seeded
 from tensair_dask.replica.refusals import explain, of_backward, of_loss
@@ -215,6 +216,7 @@ class Learner:
         self._looks = -1
         self._steps = 0
         self.optimizers = _build_optimizers(recipe, self.arena)
+        self._memories = [OptimizerMemory(each) for each in self.optimizers]
         check_optimizers(self.optimizers, self.arena)
         check_settings(self.optimizers)
         self._tell_what_is_not_used()
@@ -908,6 +910,7 @@ class Learner:
             "optimizers": [
                 copy.deepcopy(optimizer.state_dict()) for optimizer in self.optimizers
             ],
+            "attributes": [each.take() for each in self._memories],
             "share": self.share,
             "as_built": self._as_built,
         }
@@ -939,6 +942,14 @@ class Learner:
                 "with register_state_dict_post_hook and "
                 "register_load_state_dict_pre_hook.",
             )
+        if left := [name for each in self._memories for name in each.left()]:
+            self.notices.say(
+                "optimizer memory",
+                f"The optimizer keeps {_some(left)} in attributes. Tensors, arrays, "
+                "numbers and texts, in lists, dicts and objects, are saved and copied "
+                "to replicas that join; that is not: there it is as it was built. If "
+                "it matters, keep it in optimizer.state[parameter], or as such values.",
+            )
 
     def is_finite(self) -> bool:
         """Whether no trained parameter is NaN or infinite."""
@@ -951,13 +962,15 @@ class Learner:
         optimizers: Sequence[Any],
         share: Share | None = None,
         made: Collection[str] = (),
+        attributes: Sequence[Any] = (),
     ) -> None:
         """Take over a peer's parameters, buffers and optimizer state.
 
         Parameters
         ----------
-        state, optimizers, made
-            As in a `snapshot`.
+        state, optimizers, made, attributes
+            As in a `snapshot`; a checkpoint of before they were kept has no
+            attributes.
         share
             What the peer shares; None for what is right for this state.
 
@@ -978,6 +991,7 @@ class Learner:
         ):
             optimizer.load_state_dict(dict(its_state))
             _check_groups(optimizer, needed)
+        self._put_attributes(attributes)
         if self._schedule is not None:
             self._schedule.begin()
         elif has_schedule(self.optimizers):
@@ -988,6 +1002,21 @@ class Learner:
                 "schedule= again, or set them with trainer.apply.",
             )
         self._settle(share)
+
+    def _put_attributes(self, attributes: Sequence[Any]) -> None:
+        left = [
+            name
+            for memory, its in zip(self._memories, attributes, strict=False)
+            for name in memory.put(its)
+        ]
+        if left:
+            self.notices.say(
+                "optimizer memory here",
+                f"The optimizer has kept {_some(left)} in attributes, objects that "
+                "it makes while it steps. Only those that are there when it is built "
+                "can be filled here: build them in its __init__, or keep tensors and "
+                "numbers in lists and dicts.",
+            )
 
     def settings(self) -> list[dict[str, Any]]:
         """Settings of the groups of the optimizers, but for what a schedule sets."""

@@ -18,6 +18,7 @@ from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.gradients import Gradients
 from tensair_dask.replica.before_step import BeforeStep
+from tensair_dask.replica.optimizer_memory import OptimizerMemory
 
 __all__ = ["Stepper", "why_not_linear"]
 
@@ -204,12 +205,16 @@ class Stepper:
         """
         before = BeforeStep(self._optimizers, self._arena, _HOST, whole=True)
         before.take()
+        memories = [OptimizerMemory(each) for each in self._optimizers]
+        taken = [each.take() for each in memories]
         try:
             for optimizer in self._optimizers:
                 with _without_traces(optimizer):
                     optimizer.step()
         finally:
             before.restore()
+            for memory, was in zip(memories, taken, strict=True):
+                memory.put(was)
 
 
 @contextmanager
