@@ -1103,7 +1103,10 @@ class Trainer:
             ``lambda model, optimizers: model.head.reset_parameters()``, or a learning
             rate in ``optimizers[0].param_groups``. It is called once, with the whole
             model. The optimizers are given to a second parameter without a default, or
-            to one that is called ``optimizers``; ``function(model)`` does without.
+            to one that is called ``optimizers``, be it the first; ``function(model)``
+            does without. What it changes beside these is changed on a worker: weights
+            that it copies into a model of the client's arrive nowhere. Copy out with
+            `state_dict`, or return them.
 
         Returns
         -------

@@ -1,7 +1,8 @@
 """Calling: what a function of the user's is given, by what it takes.
 
 A function is called with more than its first argument where it asks for more: by a
-parameter that needs a value, or by one of that name. One with a default of its own,
+parameter that needs a value, or by one of that name. Its first parameter gets the
+first argument, unless its name asks for another one. One with a default of its own,
 ``def init_weights(model, std=0.02)``, is the user's setting, and stays as it is.
 """
 
@@ -16,7 +17,8 @@ from tensair_dask.errors import CallError
 
 __all__ = ["DRIFT", "OPTIMIZERS", "START", "Fitted", "as_called", "defaulted", "doubts"]
 
-# What may be given beside the first argument, by the names that ask for it.
+# What may be given, by the names that ask for it.
+MODEL = frozenset({"model", "net", "network", "module", "nn"})
 OPTIMIZERS = frozenset(
     {"optimizers", "optimizer", "optims", "optim", "opts", "opt"}
     | {"optimisers", "optimiser"}
@@ -25,6 +27,16 @@ DRIFT = frozenset({"drift", "shift"})
 START = frozenset(
     {"start", "begin", "first", "skip", "offset", "index", "position", "at", "from"}
     | {"start_at", "begin_at", "first_item", "number", "i", "n"}
+)
+# Names that mean nothing else; the usual order of scikit-learn and Keras.
+_TRUE = frozenset(
+    {"y_true", "true", "truth", "target", "targets", "label", "labels", "gold"}
+    | {"ground_truth", "y_test", "actual", "expected", "trues", "ytrue"}
+)
+_PREDICTED = frozenset(
+    {"y_pred", "pred", "preds", "prediction", "predictions", "predicted", "y_hat"}
+    | {"yhat", "input", "inputs", "output", "outputs", "logits", "logit", "y_score"}
+    | {"scores", "y_prob", "y_proba", "probs", "ypred", "estimate", "forecast"}
 )
 TARGET = frozenset(
     {"y", "yt", "y_true", "true", "truth", "target", "targets", "label", "labels"}
@@ -50,8 +62,8 @@ class Fitted:
     function
         Of the user's.
     places
-        For each argument that may be given beside the first where it goes: the number
-        of a position, a name, or None for nowhere.
+        For each argument that may be given where it goes: the number of a position, a
+        name, or None for nowhere.
     """
 
     def __init__(
@@ -60,13 +72,13 @@ class Fitted:
         self.function = function
         self.places = tuple(places)
 
-    def __call__(self, first: Any, *others: Any) -> Any:
-        """Call it with the first, and those of the others that have a place."""
-        given = list(zip(self.places, others, strict=True))
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it with those of the arguments that have a place."""
+        given = list(zip(self.places, arguments, strict=True))
         by_place = {at: value for at, value in given if isinstance(at, int)}
         by_name = {at: value for at, value in given if isinstance(at, str)}
         placed = [by_place[at] for at in sorted(by_place)]
-        return self.function(first, *placed, **by_name)
+        return self.function(*placed, **by_name)
 
 
 def as_called(
@@ -79,11 +91,11 @@ def as_called(
     Parameters
     ----------
     function
-        Called with one argument, and with those of the others that it takes.
+        Called with the model, and with those of the others that it takes.
     what
         How it was given, for messages: ``"apply"``.
     others
-        What may be given beside the first: how it is called, and the names of
+        What may be given beside the model: how it is called, and the names of
         parameters that ask for it.
 
     Returns
@@ -106,7 +118,7 @@ def as_called(
         return function
     positional = [each for each in parameters if each.kind in _POSITIONAL]
     own = function.keywords if isinstance(function, functools.partial) else {}
-    asked = [names - own.keys() for _, names in others]
+    asked = [names - own.keys() for names in (MODEL, *(names for _, names in others))]
     places = _places(positional, parameters, asked)
     if places is None:
         wanted = ", ".join(["model", *(name for name, _ in others)])
@@ -117,7 +129,7 @@ def as_called(
             "parameters; what else it needs give it with functools.partial, or as "
             "defaults."
         )
-    if places == list(range(1, 1 + len(others))):
+    if places == list(range(1 + len(others))):
         return function
     return Fitted(function, places)
 
@@ -130,12 +142,22 @@ def _places(
     """Where each argument goes; None if a parameter that needs a value has none."""
     if not positional:
         return None
-    rest = [each for each in parameters if each is not positional[0]]
     places: list[int | str | None] = [None] * len(asked)
     served = set()
+    first, *others = positional
+    elsewhere = any(
+        _asks(each, MODEL) and each.default is each.empty for each in others
+    )
+    by_name = any(_asks(first, names) for names in asked[1:])
+    if not by_name and (_asks(first, MODEL) or not elsewhere):
+        places[0] = 0
+        served.add(first.name)
+    rest = [each for each in parameters if each.name not in served]
     for number, names in enumerate(asked):
+        if places[number] is not None:
+            continue
         for each in rest:
-            if each.name.strip("_").lower() in names and each.name not in served:
+            if _asks(each, names) and each.name not in served:
                 places[number] = _place(each, positional)
                 served.add(each.name)
                 break
@@ -146,13 +168,19 @@ def _places(
         and each.name not in served
         and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
-    free = [number for number, place in enumerate(places) if place is None]
+    if needing and places[0] is None:
+        places[0] = _place(needing.pop(0), positional)
+    free = [n for n, place in enumerate(places) if n and place is None]
     # Which of several is meant by one that has another name, nobody knows.
     if needing and (len(needing) != len(free) or needing[-1].kind not in _POSITIONAL):
         return None
     for number, each in zip(free, needing, strict=False):
         places[number] = _place(each, positional)
     return _without_gaps(places, positional)
+
+
+def _asks(parameter: inspect.Parameter, names: frozenset[str]) -> bool:
+    return parameter.name.strip("_").lower() in names
 
 
 def _place(
@@ -170,7 +198,7 @@ def _without_gaps(
 ) -> list[int | str | None] | None:
     """Give by name what stands behind a parameter that is left as it is."""
     taken = {place for place in places if isinstance(place, int)}
-    reached = 1
+    reached = 0
     while reached in taken:
         reached += 1
     for number, place in enumerate(places):
@@ -214,11 +242,11 @@ def defaulted(
     parameter = positional[at]
     if parameter.default is parameter.empty:
         return None
-    return None if parameter.name.strip("_").lower() in names else parameter.name
+    return None if _asks(parameter, names) else parameter.name
 
 
 def doubts(loss: Any, metrics: Mapping[str, Any], schedule: Any) -> Iterator[str]:
-    """Tell where a setting of a function is given something else than its default.
+    """Tell where a function is given something else than its parameters say.
 
     Parameters
     ----------
@@ -234,6 +262,15 @@ def doubts(loss: Any, metrics: Mapping[str, Any], schedule: Any) -> Iterator[str
                 f"the default of {name}. If that is a setting, give a function of "
                 f"both: lambda prediction, y: function(prediction, {name}=...)."
             )
+        if (names := _swapped(function)) is not None:
+            true, predicted = names
+            yield (
+                f"{place} is called with (prediction, y), as the losses of torch are, "
+                f"and its parameters are ({true}, {predicted}): {true} is given the "
+                f"prediction, and {predicted} the target. If that matters, as it does "
+                "where the function is not symmetrical, give it in that order: "
+                "lambda prediction, y: function(y, prediction)."
+            )
     if schedule is None or (name := defaulted(schedule, 0, COUNT)) is None:
         return
     yield (
@@ -241,3 +278,18 @@ def doubts(loss: Any, metrics: Mapping[str, Any], schedule: Any) -> Iterator[str
         f"takes the place of the default of {name}. If that is a setting, give a "
         f"function of the number: lambda gradients: function({name}=...)(gradients)."
     )
+
+
+def _swapped(function: Callable[..., Any]) -> tuple[str, str] | None:
+    """Give the names of two parameters that ask for target and prediction."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    positional = [each for each in parameters if each.kind in _POSITIONAL]
+    if len(positional) < 2:
+        return None
+    first, second = positional[:2]
+    if _asks(first, _TRUE) and _asks(second, _PREDICTED):
+        return first.name, second.name
+    return None

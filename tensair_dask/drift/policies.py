@@ -255,9 +255,9 @@ class Call(Policy):
     Parameters
     ----------
     function
-        See `Policy.on_drift`. It runs on one worker. Optimizers and drift are given to
-        parameters without a default, or of these names; one with a default of its own
-        keeps it.
+        See `Policy.on_drift`. It runs on one worker. Model, optimizers and drift are
+        given to parameters of these names, else to those without a default, in this
+        order; one with a default of its own keeps it.
 
     Raises
     ------

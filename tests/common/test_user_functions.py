@@ -57,6 +57,13 @@ class Resets:
         (lambda *both: both, ("m", "o")),
         (functools.partial(lambda model, std: (model, std), std=2), ("m", 2)),
         (functools.partial(lambda m, optimizer: (m, optimizer), optimizer=3), ("m", 3)),
+        (lambda optimizers: optimizers, "o"),
+        (lambda optimizers, model: (optimizers, model), ("o", "m")),
+        (lambda opt, m: (opt, m), ("o", "m")),
+        (lambda o, net: (o, net), ("o", "m")),
+        (lambda optimizers=(), model=None: (optimizers, model), ("o", "m")),
+        (lambda optim, *, model: (optim, model), ("o", "m")),
+        (lambda m, module=3: (m, module), ("m", 3)),
         (Resets(), ("m", "o")),
         (Resets().only, ("m", True)),
     ],
@@ -72,6 +79,11 @@ def test_optimizers_are_given_where_they_are_meant(function, given):
         (lambda a, b, c: (a, b, c), ("m", "o", "d")),
         (lambda model, drift: (model, drift), ("m", "d")),
         (lambda model, drift, optimizers: (model, drift, optimizers), ("m", "d", "o")),
+        (lambda drift: drift, "d"),
+        (lambda drift, model: (drift, model), ("d", "m")),
+        (lambda shift, model, opts: (shift, model, opts), ("d", "m", "o")),
+        (lambda optimizers, drift: (optimizers, drift), ("o", "d")),
+        (lambda drift, rest=7: (drift, rest), ("d", 7)),
         (lambda model, optimizers, f=5: (model, optimizers, f), ("m", "o", 5)),
         (lambda model, factor=5: (model, factor), ("m", 5)),
         (lambda model, factor=5, drift=None: (model, factor, drift), ("m", 5, "d")),
@@ -88,6 +100,7 @@ def test_a_policy_is_given_the_drift_where_it_is_meant(function, given):
         lambda model, optimizers, rate: None,
         lambda model, *, rate: None,
         lambda *, model: None,
+        lambda optimizers, model, rate: None,
     ],
 )
 def test_a_function_that_needs_something_else_is_refused(function):
@@ -206,6 +219,71 @@ def test_what_takes_the_place_of_a_setting_is_said(given, named):
 def test_nothing_is_said_of_usual_functions(given):
     sound = {"loss": torch.nn.functional.mse_loss, "metrics": {}, "schedule": None}
     assert not list(doubts(**{**sound, **given}))
+
+
+def pinball(y_true, y_pred):
+    return torch.maximum(0.9 * (y_true - y_pred), 0.1 * (y_pred - y_true)).mean()
+
+
+def r2_score(y_true, y_pred, *, sample_weight=None):
+    return 1 - ((y_true - y_pred) ** 2).sum() / ((y_true - y_true.mean()) ** 2).sum()
+
+
+class Reversed(torch.nn.Module):
+    def forward(self, target, logits):
+        return (target - logits).mean()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"loss": pinball}, "loss is called"),
+        ({"loss": Reversed()}, "(target, logits)"),
+        ({"metrics": {"a": r2_score}}, "metrics['a'] is called"),
+        ({"metrics": {"a": lambda labels, preds: 0.0}}, "labels is given the pred"),
+        ({"loss": functools.partial(lambda t, target, output: 0, 1)}, "(target, out"),
+    ],
+)
+def test_a_target_that_comes_first_is_said(given, named):
+    sound = {"loss": torch.nn.functional.mse_loss, "metrics": {}, "schedule": None}
+    (text,) = doubts(**{**sound, **given})
+    assert named in text
+    assert "lambda prediction, y: function(y, prediction)" in text
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y_pred, y_true: 0,
+        lambda prediction, y: 0,
+        lambda input, target: 0,
+        lambda true, other: 0,
+        lambda a, prediction: 0,
+        functools.partial(lambda target, output, t: 0, torch.zeros(1)),
+        torch.nn.CrossEntropyLoss(),
+        max,
+    ],
+)
+def test_nothing_is_said_of_other_names(function):
+    metrics = {"a": function, "b": ta.metrics.accuracy}
+    assert not list(doubts(loss=function, metrics=metrics, schedule=None))
+
+
+@one()
+async def test_the_trainer_says_it_of_targets_that_come_first(c, s, a):
+    async with ta.Trainer(c, **linear(metrics={"pinball": pinball})) as trainer:
+        assert notes_of(trainer, "y_true is given the prediction")
+
+
+@one()
+async def test_a_function_of_the_optimizers_alone_is_applied(c, s, a):
+    def slower(optimizers):
+        optimizers[0].param_groups[0]["lr"] *= 0.5
+
+    async with ta.Trainer(c, **classes()) as trainer:
+        await trainer.apply(slower)
+        rate = await trainer.apply(lambda optims: optims[0].param_groups[0]["lr"])
+        assert rate == 0.05
 
 
 @one()
