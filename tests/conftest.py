@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,28 @@ def nothing_left_behind() -> Iterator[None]:
         gc.collect()
         assert time.monotonic() < deadline, f"the test leaves behind: {found}"
         time.sleep(0.01)
+
+
+# Those whose levels a run from the command line changes, for the rest of its process.
+LOGGERS = ("asyncio", "distributed", "tensair_dask", "tornado")
+
+
+@pytest.fixture(autouse=True)
+def levels_of_loggers() -> Iterator[None]:
+    """Give the loggers the levels back that they had before the test."""
+    levels = {name: logger.level for name, logger in _loggers()}
+    yield
+    for name, logger in _loggers():
+        logger.setLevel(levels.get(name, logging.NOTSET))
+
+
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    known = list(logging.root.manager.loggerDict.items())
+    return [
+        (name, logger)
+        for name, logger in known
+        if isinstance(logger, logging.Logger) and name.startswith(LOGGERS)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import click
-import pytest
 from click.testing import CliRunner
 from distributed.utils_test import gen_cluster
 from helpers import classes
@@ -16,16 +13,6 @@ from streamz import Stream
 import tensair_dask.streams  # noqa: F401  gives Stream its train method
 from tensair_dask import Trainer
 from tensair_dask.runner import run as running
-
-
-@pytest.fixture(autouse=True)
-def log_levels() -> Iterator[None]:
-    """A run silences loggers for the rest of its process, here that of all tests."""
-    known = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
-    levels = [logger.level for logger in known]
-    yield
-    for logger, level in zip(known, levels, strict=True):
-        logger.setLevel(level)
 
 
 def test_what_fails_because_ctrl_c_has_cut_it_short_is_no_error():
