@@ -37,7 +37,7 @@ async def publish_in_parts(
         (view,) = exchange._arena.layout.views(exchange._compressor._buffers)
         left.append(view.double().clone())
         moves = (RATE if share == "gradient" else 1.0) * left[-1].abs().max()
-        assert moves > 10 * EXACT["atol"]
+        assert moves > 3 * EXACT["atol"]  # it would be seen
     return left
 
 
