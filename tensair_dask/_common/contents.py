@@ -39,7 +39,10 @@ _SAMPLE = 10_000
 
 _PLAIN = (int, bool, str, bytes, type(None))
 # Values, of which each look may find another object; NaN is what it was.
-_BY_TEXT = (float, complex, range, slice, np.generic, torch.device, PurePath, date)
+_BY_TEXT = (
+    *(float, complex, range, slice, np.generic, torch.device, PurePath, date),
+    itertools.count,
+)
 _SEQUENCES = (list, tuple, deque)
 _SETS = (set, frozenset)
 _MAPPINGS = (dict, OrderedDict, defaultdict)

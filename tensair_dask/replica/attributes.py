@@ -6,14 +6,18 @@ one, or a rate of dropout that is changed while it trains, differs between repli
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from tensair_dask._common.contents import Contents
+from tensair_dask._common.contents import Contents, parts
 from tensair_dask._common.notices import Notices
 from tensair_dask.errors import ModelError, OptimizerError
+from tensair_dask.replica.reachable import of_code
 
 __all__ = [
     "Attributes",
@@ -26,6 +30,10 @@ __all__ = [
 
 # How often it is looked at what a mini-batch changes.
 _LOOKS = 3
+
+# Where generators are looked for: in lists, dicts and objects, so many of each.
+_WITHIN = 2
+_MOST = 100
 
 # Others look after these.
 _OF_MODULES = ("_parameters", "_buffers")
@@ -106,12 +114,57 @@ class Habits:
                 f"The model changes {names} with each mini-batch. That is no parameter "
                 "and no buffer that is saved: no checkpoint holds it, a replica that "
                 "joins begins without it, and each replica has its own, of the "
-                "mini-batches that it learns itself; those of predict and evaluate "
-                "change it, too. If it matters, let it be a buffer: "
+                "mini-batches that it learns itself (of a class or a module, each "
+                "process may have one); those of predict and evaluate change it, too. "
+                "If it matters, let it be a buffer: "
                 "self.register_buffer(name, tensor).",
             )
 
-        return cls(lambda: contents_of(model, tied=tied), say)
+        def look() -> Contents:
+            known, named = unsaved(model, tied=tied)
+            return Contents(itertools.chain(named, of_code(model)), known)
+
+        return cls(look, say)
+
+    @classmethod
+    def of_generators(cls, model: torch.nn.Module, notices: Notices) -> Habits:
+        """Look at the generators of random numbers that a model has of its own."""
+
+        def say(names: str) -> None:
+            notices.say(
+                "generators",
+                f"The model draws random numbers from {names}, a generator of its own. "
+                "Each replica has a copy: if it was given a seed, all draw the same "
+                "numbers. No checkpoint holds how far it is: after a restore, and in a "
+                "replica that joins, it begins anew. Draw without it, from torch or "
+                "numpy.random, which seed= seeds otherwise for each replica.",
+            )
+
+        def look() -> Contents:
+            _, named = unsaved(model)
+            everything = itertools.chain(named, of_code(model))
+            return Contents(
+                (name, state)
+                for name, thing in everything
+                for state in _states_of_generators(thing, _WITHIN)
+            )
+
+        return cls(look, say)
+
+
+def _states_of_generators(thing: Any, depth: int) -> Iterator[int]:
+    """Stand for the states of generators in a thing, in an order that stays."""
+    if isinstance(thing, torch.Generator):
+        yield hash(thing.get_state().numpy().tobytes())
+    elif isinstance(thing, np.random.Generator):
+        yield hash(repr(thing.bit_generator.state))
+    elif isinstance(thing, np.random.RandomState):
+        yield hash(repr(thing.get_state()))
+    elif isinstance(thing, random.Random):
+        yield hash(thing.getstate())
+    elif depth and not isinstance(thing, (torch.nn.Module, torch.Tensor, str)):
+        for _, part in itertools.islice(parts(thing) or (), _MOST):
+            yield from _states_of_generators(part, depth - 1)
 
 
 def contents_of(

@@ -7,11 +7,9 @@ ask for gradients are refused.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,20 +19,10 @@ from tensair_dask._common.notices import Notices
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.replica.attributes import Habits
 from tensair_dask.replica.broadcasts import Broadcasts
+from tensair_dask.replica.reachable import DEPTH, is_full, leaves, parts
 from tensair_dask.replica.scalers import ADVICE, scales
 
 __all__ = ["Criterion"]
-
-# How deep it is looked for modules: partial, closure, helper function, list.
-_DEPTH = 5
-
-# Entries of a container that are looked at.
-_ENTRIES = 100
-
-_CONTAINERS = (Mapping, list, tuple, set)
-
-# What these hold is not the user's.
-_FOREIGN = ("torch", "numpy", "builtins", "functools", "tensair_dask")
 
 
 class Criterion:
@@ -63,7 +51,7 @@ class Criterion:
     def __init__(
         self, loss: Callable[[Any, Any], Any], device: torch.device, notices: Notices
     ) -> None:
-        found = list(_held(loss, "", _DEPTH, set()))
+        found = list(_held(loss, "", DEPTH, set()))
         _refuse_scalers(found)
         found = [
             (name, each)
@@ -116,8 +104,8 @@ class Criterion:
             )
 
     def _contents(self) -> Contents:
-        leaves = _leaves(self._loss, "", _DEPTH, set())
-        return Contents(pair for pair in leaves if pair[0] not in self._told)
+        found = leaves(self._loss, "", DEPTH, set())
+        return Contents(pair for pair in found if pair[0] not in self._told)
 
     def _say(self, names: str) -> None:
         self._notices.say(
@@ -129,30 +117,6 @@ class Criterion:
             "restore. If it matters, keep it in a buffer of the model, which changes "
             "it if self.training, and let forward return it with the prediction.",
         )
-
-
-def _leaves(
-    thing: Any, name: str, depth: int, seen: set[int]
-) -> Iterator[tuple[str, Any]]:
-    """Find what a loss may change, with names: attributes, variables, globals."""
-    if isinstance(thing, torch.nn.Module):
-        for path, module in thing.named_modules():
-            at = f"{name}.{path}".strip(".")
-            for key, part in {**vars(module), **module._buffers}.items():
-                if key not in ("_parameters", "_buffers", "_modules"):
-                    yield f"{at}.{key}".lstrip("."), part
-        return
-    if isinstance(thing, (int, float, str, type(None))):
-        yield name, thing  # may be the same object elsewhere
-        return
-    if depth < 0 or id(thing) in seen:
-        return
-    seen.add(id(thing))
-    parts = [] if isinstance(thing, _CONTAINERS) else _parts(thing)
-    if not parts:
-        yield name, thing
-    for inner, part in parts:
-        yield from _leaves(part, f"{name}.{inner}".lstrip("."), depth - 1, seen)
 
 
 def _refuse_scalers(found: list[tuple[str, Any]]) -> None:
@@ -197,61 +161,8 @@ def _held(
     if isinstance(value, (torch.nn.Module, torch.Tensor)) or scales(value):
         yield name, value
         return
-    for inner, part in _parts(value):
+    for inner, part in parts(value):
         yield from _held(part, f"{name}.{inner}".lstrip("."), depth - 1, seen)
-
-
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What something refers to, if that may be the user's."""
-    if isinstance(value, (str, bytes, int, float, type, types.ModuleType)):
-        return []
-    if isinstance(value, functools.partial):
-        named = enumerate((value.func, *value.args))
-        return [*((str(at), each) for at, each in named), *value.keywords.items()]
-    if isinstance(value, Mapping):
-        return [(str(key), each) for key, each in [*value.items()][:_ENTRIES]]
-    if isinstance(value, (list, tuple, set)):
-        return [(str(at), each) for at, each in enumerate([*value][:_ENTRIES])]
-    if str(getattr(value, "__module__", None)).partition(".")[0] in _FOREIGN:
-        return []
-    if inspect.ismethod(value):
-        return [("self", value.__self__), (value.__name__, value.__func__)]
-    if inspect.isfunction(value):
-        return _parts_of(value)
-    return [*getattr(value, "__dict__", {}).items()][:_ENTRIES]
-
-
-def _parts_of(function: types.FunctionType) -> list[tuple[str, Any]]:
-    free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-    found = [(name, cell.cell_contents) for name, cell in free if _is_full(cell)]
-    defaults = [
-        *(function.__defaults__ or ()),
-        *(function.__kwdefaults__ or {}).values(),
-    ]
-    found += [("default", each) for each in defaults]
-    names = set(_names(function.__code__))
-    found += [
-        (name, each) for name, each in function.__globals__.items() if name in names
-    ]
-    return found
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """Global names in a function, and in those within it."""
-    for each in dis.get_instructions(code):
-        if each.opname == "LOAD_GLOBAL":  # co_names has attributes as well
-            yield each.argval
-    for each in code.co_consts:
-        if isinstance(each, types.CodeType):
-            yield from _names(each)
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def _move_tensors(loss: Any, device: torch.device) -> None:
@@ -263,5 +174,5 @@ def _move_tensors(loss: Any, device: torch.device) -> None:
         _move_tensors(loss.func, device)
     elif inspect.isfunction(loss):
         for cell in loss.__closure__ or ():
-            if _is_full(cell) and isinstance(cell.cell_contents, torch.Tensor):
+            if is_full(cell) and isinstance(cell.cell_contents, torch.Tensor):
                 cell.cell_contents = cell.cell_contents.to(device)

@@ -203,7 +203,10 @@ class Learner:
         tied = ties.ids
         self._frozen = Frozen(self.model, tied)
         self._as_built = as_built(self.model, tied)
-        self._habits = Habits.of_model(self.model, self.notices, tied)
+        self._habits = [
+            Habits.of_model(self.model, self.notices, tied),
+            Habits.of_generators(self.model, self.notices),
+        ]
         if ties.left:
             self.notices.say("ties", _left_behind(ties.left, device))
         if not self.arena.parameters:
@@ -333,8 +336,9 @@ class Learner:
         """Tell, by the first steps, what changes that nobody saves."""
         if not self.criterion.knows:
             self.criterion.look()
-        if not self._habits.knows:
-            self._habits.look()
+        for habits in self._habits:
+            if not habits.knows:
+                habits.look()
 
     def _check_state(self) -> None:
         """Tell at the first step what would come out at the first checkpoint."""
