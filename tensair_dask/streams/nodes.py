@@ -403,6 +403,19 @@ class _TrainerNode(Stream):
                     f"not passed on {why}.",
                 )
 
+    def paired(self, pairs: Stream) -> None:
+        """Say that a zip pairs reports of this node with items that it has got."""
+        if self._is_dead:
+            return
+        self.trainer.tell(
+            f"paired {id(self)}",
+            f"{pairs} pairs the reports of {self} with items of the same stream, one "
+            "after the other. Reports come in the order in which replicas are done: "
+            "beside a report stands another item. report.index is the number of its "
+            "mini-batch, from 0 on, in the order in which they were given: keep the "
+            "items by that, and take items.pop(report.index) where the report comes.",
+        )
+
     def closed(self) -> None:
         """Give up what waits in the node."""
         if self._overload is not None:
@@ -678,6 +691,25 @@ class predict(_OrderedNode):
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self._collate = collate or Inputs(_form_of(upstream))
         self._details = details
+        # Which zip puts what it gives beside what it gets.
+        self._pairs: Stream | None = None
+
+    def paired(self, pairs: Stream) -> None:
+        """Say it where an item may have no prediction; else when one has none."""
+        self._pairs = pairs
+        if self._on_error != "raise" and not self._is_dead:
+            self._tell_of_pairs(f"with on_error={self._on_error!r} it leaves out")
+
+    def _tell_of_pairs(self, what: str) -> None:
+        self.trainer.tell(
+            f"paired {id(self)}",
+            f"{self._pairs} pairs the predictions of {self} with items of the same "
+            f"stream, one after the other; {what} items that the model cannot take, "
+            "and all predictions behind one stand beside another item. Let such items "
+            "out before the stream parts, for example with .try_map(check, trainer); "
+            "or predict in one place, .map_async(ask) with a coroutine ask(x) that "
+            "returns (x, await trainer.predict(x)).",
+        )
 
     def _passes_over(self, item: Any) -> bool:
         # An array without rows has an answer without rows; a window in which nothing
@@ -699,6 +731,8 @@ class predict(_OrderedNode):
                     await asyncio.wait([before])
             except BaseException as error:
                 self._let_go(metadata)
+                if self._pairs is not None and isinstance(error, _REFUSALS):
+                    self._tell_of_pairs("it has just left out one of the")
                 if self._on_error == "raise" or not isinstance(error, _REFUSALS):
                     raise
                 self.trainer.refuse_question(item, error, metadata, self._on_error)

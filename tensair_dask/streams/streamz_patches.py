@@ -9,7 +9,8 @@ waits for ever, or is taken items from that go nowhere. Importing this module me
 these classes: the error is kept with the node, and raised to those who emit into it.
 Streams that have no such node are left as they are.
 
-`zip`: an emit that waits for a partner does so for ``tensair.timeouts.room`` at most.
+`zip`: an emit that waits for a partner does so for ``tensair.timeouts.room`` at most;
+and nodes of trainers are told where what they give is paired with what they get.
 
 `flatten`: all that an item is made of counts as that item, for its source.
 """
@@ -314,6 +315,35 @@ def _mend_zip(kind: Any) -> None:
 
     kind.update = update
     kind._tensair_bounded = False
+    make, add = kind.__init__, kind._add_upstream
+
+    @functools.wraps(make)
+    def init(self: Any, *upstreams: Any, **kwargs: Any) -> None:
+        make(self, *upstreams, **kwargs)
+        _tell_of_pairs(self)
+
+    @functools.wraps(add)
+    def _add_upstream(self: Any, upstream: Stream) -> None:
+        add(self, upstream)
+        _tell_of_pairs(self)
+
+    kind.__init__, kind._add_upstream = init, _add_upstream
+
+
+def _tell_of_pairs(node: Stream) -> None:
+    """Let nodes of trainers know that what they give is paired with what they get.
+
+    A zip pairs by order; they may give in another order, or less than they get.
+    """
+    before = [{*nodes_before(each)} for each in node.upstreams if each is not None]
+    for at, one in enumerate(before):
+        for each in one:
+            if not hasattr(each, "paired"):
+                continue
+            own = {*nodes_before(each)} - {each}
+            others = (other for place, other in enumerate(before) if place != at)
+            if any(own & other and each not in other for other in others):
+                each.paired(node)
 
 
 async def _until_partners(node: Any, rest: Any, who: Stream) -> Any:
