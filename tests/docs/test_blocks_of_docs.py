@@ -21,6 +21,8 @@ import tensair_dask as ta
 sybil = pytest.importorskip("sybil", reason="needs sybil: pip install '.[test]'")
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("docs")  # one cluster for all of them
+
 READER = sybil.Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=0), SkipParser()]
 )

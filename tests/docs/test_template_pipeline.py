@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from tensair_dask.cli import tensair
 from tensair_dask.pipelines import template
 
+pytestmark = pytest.mark.xdist_group("template")  # one cluster for all of them
+
 
 @pytest.fixture
 def csv(tmp_path: Path) -> Path:
