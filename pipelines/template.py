@@ -7,6 +7,7 @@ Run it with ``tensair run template --csv my.csv --target price``. Then copy this
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 import click
 import numpy as np
@@ -49,6 +50,20 @@ def to_arrays(
     return x, np.array([classes.index(str(label)) for label in rows[target]])
 
 
+def inputs_of(head: pd.DataFrame, target: str) -> pd.DataFrame:
+    """Choose the columns that hold numbers; print which they are, and which are not."""
+    others = head.drop(columns=target)
+    numbers = others.select_dtypes(["number", "bool"]).astype(float)
+    print(f"Inputs: {', '.join(map(str, numbers)) or 'none'}")
+    for name in others.columns.difference(numbers.columns, sort=False):
+        column = others[name].dropna()
+        texts = [*column[pd.to_numeric(column, errors="coerce").isna()]] or [*column]
+        print(f"Left out: {name}, which holds {texts[:1]} ({len(texts)} such)")
+    if numbers.empty:
+        raise click.UsageError("No column but the target holds numbers only.")
+    return numbers
+
+
 def show(report: ta.Report) -> None:
     """Print some reports: how well a mini-batch was known before it was learned."""
     if report.index % EVERY == 0:
@@ -83,7 +98,7 @@ def main(
     head = pd.read_csv(csv, nrows=1000)  # tells the columns and their scale
     if target not in head:
         raise click.UsageError(f"{csv} has no column {target!r}, but {[*head]}.")
-    numbers = head.drop(columns=target).select_dtypes("number")
+    numbers = inputs_of(head, target)
     mean, spread = numbers.mean(), numbers.std().fillna(1).replace(0, 1)
     model = functools.partial(
         Model, mean.to_numpy(), spread.to_numpy(), len(labels) or 1
@@ -105,10 +120,15 @@ def main(
     ):
         source = Stream.from_csv_chunks(csv, batch_size, positions=trainer.positions)
         batches = source.try_map(to_arrays, trainer, [*numbers], target, labels)
-        batches.train(trainer).sink(show)
+        reports = batches.train(trainer)
+        reports.sink(show)
+        learned = Counter[bool]()
+        reports.sink(lambda report: learned.update([report.error is None]))
         source.start()
         source.join()
         trainer.drain()
+        if sum(trainer.refused.values()) > learned[True]:
+            raise click.ClickException(f"Most of it was refused: {trainer.refused}")
 
 
 if __name__ == "__main__":

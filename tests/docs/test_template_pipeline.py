@@ -79,3 +79,35 @@ def test_a_column_that_there_is_not_is_named_with_those_there_are(csv):
     told = " ".join(result.output.split())
     assert "no column 'cost'" in told
     assert "'price'" in told
+
+
+def frame_of(csv, **columns):
+    pd.read_csv(csv).assign(**columns).to_csv(csv, index=False)
+
+
+def test_a_column_with_a_text_among_its_numbers_is_named(csv, capsys):
+    head = pd.read_csv(csv).assign(odd="7", wet=True)
+    head.loc[5, "odd"] = "?"
+    numbers = template.inputs_of(head, "price")
+    assert [*numbers] == ["length", "width", "wet"]
+    told = capsys.readouterr().out
+    assert "Inputs: length, width, wet" in told
+    assert "Left out: odd, which holds ['?'] (1 such)" in told
+    assert "Left out: note, which holds ['none'] (6400 such)" in told
+
+
+@pytest.mark.parametrize("others", [{"length": "u", "width": "2024-01-01"}])
+def test_a_file_without_numbers_to_learn_from_is_refused(csv, others):
+    frame_of(csv, **others)
+    result = run("--csv", csv, "--target", "price")
+    assert result.exit_code == 2
+    assert "No column but the target holds numbers" in " ".join(result.output.split())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("lacking", ["width", "price"])
+def test_a_run_of_which_most_is_refused_fails(scheduler, csv, lacking):
+    frame_of(csv, **{lacking: np.nan})
+    result = run("--csv", csv, "--target", "price", "--scheduler", scheduler)
+    assert result.exit_code == 1, result.output
+    assert "Most of it was refused" in result.output
