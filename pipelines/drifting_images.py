@@ -347,7 +347,7 @@ def build(
         mode=mode,
         detector=detector,
         watch=_errors if detector == "ddm" else "loss",
-        convergence=convergence,
+        convergence=convergence if mode == "auto" else None,
         on_drift=POLICY.get(on_drift, on_drift),
         name=NAME,
         **continuation.arguments(),

@@ -37,7 +37,11 @@ from tensair_dask._common.functions import changed, described, name_of, settings
 from tensair_dask._common.held import Held
 from tensair_dask._common.loops import is_awaited, is_running_here
 from tensair_dask._common.notices import Notices
-from tensair_dask._common.other_libraries import checked_call, no_such_method
+from tensair_dask._common.other_libraries import (
+    checked_call,
+    no_such_method,
+    no_such_setting,
+)
 from tensair_dask._common.score_columns import columns
 from tensair_dask._common.serial_queue import OneByOne
 from tensair_dask._common.user_functions import OPTIMIZERS, as_called, doubts
@@ -335,6 +339,7 @@ class Trainer:
         # When there is somewhere to write it down.
         said = doubts(loss, metrics or {}, schedule)
         self._to_say = [*config.check(), *_annotated(), *said]
+        self._follows_loss = convergence is not None
         self.client = client
         self.run_id = uuid.uuid4().hex
         self.name = str(name or _name_of(model))
@@ -497,6 +502,7 @@ class Trainer:
             for text in self._to_say:
                 self.say_once(text, text)
             await self._go_on()
+            self._tell_unused()
             await self._adapting.start()
         except BaseException:
             self._state = "closed"
@@ -510,6 +516,15 @@ class Trainer:
         self._membership.watch()
         self._curves.begin()
         self._state = "open"
+
+    def _tell_unused(self) -> None:
+        if self._follows_loss and self.mode != "auto":
+            self.say_once(
+                "convergence",
+                "convergence= was given, and is looked at in mode 'auto' only: the "
+                f"mode is {self.mode!r}, which does not end training where the loss "
+                "has settled. Give mode='auto', or call trainer.set_mode('auto').",
+            )
 
     def _admitted(self) -> None:
         """Let more predictions be under way, if there are more replicas than ever."""
@@ -1926,6 +1941,11 @@ class Trainer:
                 "the replicas have been built with what Trainer(...) was given. Make a "
                 "new trainer, restored from a checkpoint of this one, or change the "
                 "model and the settings of its optimizers with trainer.apply."
+            )
+        if name not in dir(type(self)) and (advice := no_such_setting(name)):
+            raise ConfigurationError(
+                f"trainer.{name} = {shown(value)} was set, and would change nothing: "
+                f"a Trainer has no such setting. {advice[0].upper()}{advice[1:]}."
             )
         super().__setattr__(name, value)
 

@@ -1192,6 +1192,15 @@ async def test_what_a_trainer_was_given_cannot_be_set_later(c, s, a):
         for name in ("metrics", "loss", "clip_gradients", "checkpoint_every"):
             with pytest.raises(errors.ConfigurationError, match=f"trainer.{name} = "):
                 setattr(trainer, name, None)
+        for name in ("lr", "learning_rate", "weight_decay"):
+            own = "lr" if name == "learning_rate" else name
+            with pytest.raises(
+                errors.ConfigurationError, match=rf"update\({own}=\.\.\.\)"
+            ):
+                setattr(trainer, name, 0.001)
+        for name in ("optimizer", "model", "epochs", "batch_size", "scheduler"):
+            with pytest.raises(errors.ConfigurationError, match="would change nothing"):
+                setattr(trainer, name, 3)
         trainer.note = "one's own"
         assert trainer.note == "one's own"
 

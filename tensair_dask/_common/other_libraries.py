@@ -122,6 +122,11 @@ METHODS = {
 }
 
 
+# Settings of groups of an optimizer, by their names there.
+_SETTINGS = ("lr", "momentum", "weight_decay", "betas", "eps", "dampening", "alpha")
+_OF_OPTIMIZERS = {name: name for name in _SETTINGS} | {"learning_rate": "lr"}
+
+
 def no_such_method(thing: object, name: str) -> NoSuchMethodError:
     """Say that there is no such attribute, and which does what it is looked for for."""
     kind = type(thing).__name__
@@ -131,6 +136,18 @@ def no_such_method(thing: object, name: str) -> NoSuchMethodError:
     return NoSuchMethodError(
         f"{kind} has no attribute {name!r}{_instead(name, METHODS, known)}"
     )
+
+
+def no_such_setting(name: str) -> str | None:
+    """Say what to do in the place of setting an attribute; None of any other name."""
+    if name in _OF_OPTIMIZERS:
+        own = _OF_OPTIMIZERS[name]
+        return (
+            "trainer.apply(lambda model, optimizers: "
+            f"optimizers[0].param_groups[0].update({own}=...)) changes it on all "
+            "replicas; schedule= lets rates follow the number of gradients"
+        )
+    return METHODS.get(name) or ARGUMENTS.get(name)
 
 
 def no_such_argument(call: str, name: str, known: Iterable[str]) -> CallError:

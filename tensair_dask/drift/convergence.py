@@ -32,7 +32,7 @@ class Convergence:
         How many epochs are compared, from 2: more are slower and surer.
     factor
         How much the mean loss must fall to count as progress: as a share of the loss
-        with which training began (``relative=True``), or in units of the loss.
+        with which training began (``relative=True``), below 1, or in units of the loss.
     relative
         A share does not depend on the scale of the loss: the same 0.02 serves a cross
         entropy and minutes of delay.
@@ -83,6 +83,14 @@ class Convergence:
             raise ConfigurationError(
                 f"factor={factor!r} was given; a number from 0 is allowed, for example "
                 "0.02 for two per cent."
+            )
+        if relative is True and factor >= 1:
+            raise ConfigurationError(
+                f"factor={factor!r} was given, as a share of the loss with which "
+                "training began: the loss can never fall by more than that, and any "
+                "would have converged. A number from 0 to below 1 is allowed, for "
+                "example 0.02 for two per cent; or give relative=False for a factor in "
+                "units of the loss."
             )
         if not isinstance(relative, bool):
             raise ConfigurationError(

@@ -541,6 +541,21 @@ async def test_wrong_arguments_are_refused(c, s, a, arguments, words):
 
 
 @one()
+async def test_what_only_mode_auto_looks_at_is_told_in_others(c, s, a):
+    def told(trainer):
+        return [each for each in trainer.events.text if "convergence= was" in each]
+
+    for mode in ("always", "never", None):
+        given = linear(convergence=CONVERGENCE, mode=mode)
+        async with ta.Trainer(c, **given) as trainer:
+            [text] = told(trainer)
+            assert repr(mode or "always") in text
+    for given in (linear(convergence=CONVERGENCE, mode="auto"), linear()):
+        async with ta.Trainer(c, **given) as trainer:
+            assert not told(trainer)
+
+
+@one()
 async def test_what_happens_is_written_into_dasks_event_log(c, s, a):
     data = steady()
     async with ta.Trainer(c, **auto()) as trainer:

@@ -144,6 +144,9 @@ def test_a_pickled_one_goes_on_where_it_was():
         ({"factor": float("nan")}, "factor=nan"),
         ({"factor": "much"}, "factor='much'"),
         ({"factor": True}, "factor=True"),
+        ({"factor": 2}, "factor=2 was given, as a share .* relative=False"),
+        ({"factor": 1.0}, "from 0 to below 1 is allowed"),
+        ({"factor": np.float32(1.5)}, "below 1"),
         ({"epoch": True}, "epoch=True"),
         ({"relative": "absolute"}, "relative='absolute' was given; True is allowed"),
     ],
@@ -151,6 +154,10 @@ def test_a_pickled_one_goes_on_where_it_was():
 def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(ConfigurationError, match=words):
         Convergence(**arguments)
+
+
+def test_in_units_of_the_loss_a_factor_may_be_large():
+    assert Convergence(factor=20, relative=False).factor == 20
 
 
 def test_numbers_may_be_those_of_numpy():

@@ -132,7 +132,7 @@ def test_it_is_shown_the_newest_epoch_before_it_is_to_look():
 def test_a_drift_right_after_convergence_is_found(seed, highest):
     """Also where the loss has fallen all through the newest epoch."""
     random = np.random.default_rng(seed)
-    convergence = Convergence(epoch=100, factor=1.0)
+    convergence = Convergence(epoch=100, factor=0.999)
     auto = modes(detector=OPTWIN(confidence=0.998), convergence=convergence)
     levels = np.concatenate([np.full(100, 2.3), np.linspace(highest, 0.01, 100)])
     losses = levels * random.gamma(4, 0.25, 200)

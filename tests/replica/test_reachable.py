@@ -194,17 +194,12 @@ class DrawingGlobally(Base):
         (np.random.RandomState, lambda each: each.rand()),
         (random.Random, lambda each: each.random()),
         (lambda: [np.random.default_rng(1)], lambda each: each[0].normal()),
-        (lambda: {"a": (torch.Generator(),)}, lambda g: g["a"][0].manual_seed(STEPS)),
     ],
 )
 def test_generators_that_are_drawn_from_are_said(make, draw):
-    bump()
     text = said(lambda: Drawing(make(), draw), "generators")
-    if draw.__code__.co_names[-1] == "STEPS":  # the same state each time
-        assert text is None
-    else:
-        assert "'generator'" in text
-        assert "numpy.random" in text
+    assert "'generator'" in text
+    assert "numpy.random" in text
 
 
 def test_one_that_lies_in_a_module_is_said_too():
