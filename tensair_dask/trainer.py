@@ -45,7 +45,6 @@ from tensair_dask._common.other_libraries import (
 from tensair_dask._common.score_columns import columns
 from tensair_dask._common.serial_queue import OneByOne
 from tensair_dask._common.user_functions import OPTIMIZERS, as_called, doubts
-from tensair_dask._common.waiting import within
 from tensair_dask.batches.batch import ABSENT, Block, as_refusal, made_of, refusing
 from tensair_dask.batches.column_names import ColumnNames
 from tensair_dask.batches.copies import as_values
@@ -710,8 +709,9 @@ class Trainer:
         self._awaited.add(done)
         try:
             seconds = config.get_seconds("timeouts.request")
-            report = await within(done, seconds)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(seconds):
+                report = await done
+        except TimeoutError:
             raise late_error("A report", seconds, "request") from None
         finally:
             self._awaited.discard(done)

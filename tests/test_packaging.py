@@ -1,19 +1,12 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 import yaml
 from installed import PROJECT, ROOT
 
 import tensair_dask
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = pytest.importorskip("tomli")
-
 
 # PyPI's name: conda-forge's name.
 CONDA_NAMES = {

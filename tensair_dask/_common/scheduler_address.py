@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from tensair_dask._common.waiting import within
-
 __all__ = ["CONNECT_TIMEOUT", "LOOPBACK", "SCHEDULER_PORT", "complete", "reach"]
 
 LOOPBACK = "127.0.0.1"
@@ -43,6 +41,6 @@ async def reach(address: str) -> None:
     scheme, location = parse_address(address)
     if scheme in ("tcp", "tls"):
         host, port = parse_host_port(location, SCHEDULER_PORT)
-        connecting = asyncio.open_connection(host, port)
-        _, writer = await within(connecting, CONNECT_TIMEOUT)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, writer = await asyncio.open_connection(host, port)
         writer.close()

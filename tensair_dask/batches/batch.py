@@ -51,7 +51,7 @@ __all__ = [
 
 # How the leaves of one side hang together: None is a bare array, an int a tuple of
 # so many arrays, a tuple of names a dict. "absent" stands for no target at all.
-Structure: TypeAlias = "int | tuple[str, ...] | str | None"
+Structure: TypeAlias = int | tuple[str, ...] | str | None
 
 ABSENT = "absent"
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from distributed.comm import CommClosedError
 
 from tensair_dask import config
-from tensair_dask._common.waiting import within
 from tensair_dask.coordinator.dispatcher import Dispatcher, nobody_alive
 from tensair_dask.coordinator.start import ReplicaHandle
 from tensair_dask.errors import (
@@ -191,8 +190,9 @@ class Calls:
     @contextlib.asynccontextmanager
     async def _one_suspect(self, what: str, seconds: float) -> AsyncIterator[None]:
         try:
-            await within(self._suspects.acquire(), seconds)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(seconds):
+                await self._suspects.acquire()
+        except TimeoutError:
             raise late_error(
                 f"A replica for {what} alone", seconds, "request"
             ) from None

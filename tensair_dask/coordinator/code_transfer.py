@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _NEVER = ("__main__", "__mp_main__", "tensair_dask")
 
 # Of each module the digests of its files, by their paths within it.
-Sources: TypeAlias = "dict[str, dict[str, str]]"
+Sources: TypeAlias = dict[str, dict[str, str]]
 
 _OWN = uuid.uuid4().hex
 

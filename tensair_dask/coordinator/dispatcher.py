@@ -8,6 +8,7 @@ its own is lost before, another one gets it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
@@ -19,7 +20,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tensair_dask._common.waiting import within
 from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.batches.predictions import unknown_type
 from tensair_dask.errors import (
@@ -427,14 +427,16 @@ class Dispatcher:
         heapq.heappush(self._waiting, entry)
         self._waiting_since[room] = pending.taken
         try:
-            await within(room, self._limits.room)
-        except asyncio.TimeoutError:
-            raise TensairTimeoutError(
-                f"No replica had room for a mini-batch within "
-                f"{self._limits.room:g} s ({self.backlog} mini-batches wait). The "
-                "replicas are stopped, or a step takes longer than that: look at "
-                "the workers, or raise tensair.timeouts.room."
-            ) from None
+            # Unlike asyncio.timeout, this loses no room that comes at the last moment.
+            await asyncio.wait({room}, timeout=self._limits.room)
+            if not room.done():
+                raise TensairTimeoutError(
+                    f"No replica had room for a mini-batch within "
+                    f"{self._limits.room:g} s ({self.backlog} mini-batches wait). The "
+                    "replicas are stopped, or a step takes longer than that: look at "
+                    "the workers, or raise tensair.timeouts.room."
+                )
+            room.result()
         except asyncio.CancelledError:
             self._wake()  # the room may have been ours
             raise
@@ -685,17 +687,17 @@ class Dispatcher:
         TensairTimeoutError
             If the replicas take longer than ``timeout`` seconds.
         """
-        self._held = asyncio.get_running_loop().create_future()
+        held = self._held = asyncio.get_running_loop().create_future()
         self._notice_rest()
-        try:
-            await within(asyncio.shield(self._held), timeout)
-        except asyncio.TimeoutError:
+        await asyncio.wait({held}, timeout=timeout)
+        if not held.done():
             count = sum(len(sent) for lane in self.lanes for sent in lane.sent.values())
             raise TensairTimeoutError(
                 f"{count} mini-batches at the replicas were not reported within "
                 f"{timeout:g} s. Raise tensair.timeouts.drain if the steps are slow; "
                 "look at the workers if they are not."
-            ) from None
+            )
+        held.result()
 
     def go_on(self) -> None:
         """End `hold`."""
@@ -905,21 +907,24 @@ class Dispatcher:
         TensairTimeoutError
             If that takes longer than ``timeout`` seconds.
         """
-        deadline = time.monotonic() + timeout
-        while self._unreported or self._waiting_since:
-            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if self._unreported:
-                self._idle.append(idle)
-            else:  # those that wait for room are just about to be taken in
-                idle.get_loop().call_soon(idle.set_result, None)
-            try:
-                await within(idle, max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise TensairTimeoutError(
-                    f"{self.backlog} mini-batches were not reported within "
-                    f"{timeout:g} s. Raise tensair.timeouts.drain if the steps are "
-                    "slow; look at the workers if they are not."
-                ) from None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._unreported or self._waiting_since:
+                    await self._next_rest()
+        if self._unreported or self._waiting_since:
+            raise TensairTimeoutError(
+                f"{self.backlog} mini-batches were not reported within {timeout:g} s. "
+                "Raise tensair.timeouts.drain if the steps are slow; look at the "
+                "workers if they are not."
+            )
+
+    async def _next_rest(self) -> None:
+        if not self._unreported:  # those that wait for room are about to be taken in
+            await asyncio.sleep(0)
+            return
+        idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(idle)
+        await idle
 
     async def close(self) -> None:
         """Stop sending; what has not been reported is given up."""

@@ -12,7 +12,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
 from tensair_dask import config
-from tensair_dask._common.waiting import within
 from tensair_dask.errors import PackageMissingError
 
 __all__ = ["NAME", "PREFIX", "ReplicaGuard", "install"]
@@ -163,10 +162,9 @@ class ReplicaGuard(SchedulerPlugin):
             return
         timeout = config.get_seconds("timeouts.leave")
         try:
-            left = await within(
-                self.scheduler.rpc(worker.address).tensair_leave(timeout=timeout),
-                timeout + MARGIN,
-            )
+            async with asyncio.timeout(timeout + MARGIN):
+                rpc = self.scheduler.rpc(worker.address)
+                left = await rpc.tensair_leave(timeout=timeout)
         except Exception as error:  # it is gone, or hangs: others still leave theirs
             logger.warning(
                 "Replicas on %s have not left, so that Dask will not retire it: %s. "

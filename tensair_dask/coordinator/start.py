@@ -16,7 +16,6 @@ from distributed.actor import ProxyRPC
 from distributed.protocol import to_serialize
 
 from tensair_dask import config
-from tensair_dask._common.waiting import within
 from tensair_dask._wording import in_words
 from tensair_dask.batches.batch import Block
 from tensair_dask.coordinator.code_transfer import UserModules, compare
@@ -442,13 +441,14 @@ class Starter:
 
         Raises
         ------
-        asyncio.TimeoutError
+        TimeoutError
             If the workers do not answer in time.
         NoWorkersError, SchedulerLostError, PackageMissingError
             If they cannot hold replicas.
         """
         seconds = config.get_seconds("timeouts.start")
-        facts = await within(self.look(addresses), seconds)
+        async with asyncio.timeout(seconds):
+            facts = await self.look(addresses)
         running = [each for each in facts if not each.paused]
         return place_more(running, present, count, self.device)
 
@@ -570,10 +570,11 @@ class Starter:
         waiting: Sequence[ReplicaHandle] = (),
     ) -> T:
         try:
-            return await within(work, seconds)
+            async with asyncio.timeout(seconds):
+                return await work
         except TensairError:
             raise
-        except asyncio.TimeoutError:
+        except TimeoutError:
             advice = await self._advice(waiting or self._waited_for)
             raise TensairTimeoutError(
                 f"The replicas were not ready within {seconds:g} s. {advice}"
@@ -772,7 +773,8 @@ async def _reached(client: Client, places: Sequence[Place]) -> set[str]:
     addresses = sorted({place.address for place in places})
 
     async def connect(address: str) -> None:
-        await within(client.rpc(address).identity(), seconds)
+        async with asyncio.timeout(seconds):
+            await client.rpc(address).identity()
 
     answers = await asyncio.gather(*map(connect, addresses), return_exceptions=True)
     failed = {
@@ -781,7 +783,7 @@ async def _reached(client: Client, places: Sequence[Place]) -> set[str]:
         if isinstance(answer, BaseException)
     }
     for error in failed.values():
-        if not isinstance(error, (OSError, asyncio.TimeoutError)):
+        if not isinstance(error, (TimeoutError, OSError)):
             raise error
     if failed:
         logger.warning(

@@ -19,7 +19,7 @@ SAMPLE = 64
 FIRST = 8
 
 # Count of writes, place, values.
-_Seen: TypeAlias = "tuple[int, int, bytes]"
+_Seen: TypeAlias = tuple[int, int, bytes]
 
 
 class Frozen:

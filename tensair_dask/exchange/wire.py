@@ -30,7 +30,7 @@ __all__ = [
     "unpack",
 ]
 
-Frame: TypeAlias = "memoryview | bytearray | bytes"
+Frame: TypeAlias = memoryview | bytearray | bytes
 # Of a tensor: the name of its dtype, and its shape.
 Described: TypeAlias = "Sequence[Any]"
 

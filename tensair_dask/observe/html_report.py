@@ -391,5 +391,5 @@ def _megabytes(count: int | None) -> float | None:
 
 
 def _utc(moment: float, precision: str = "seconds") -> str:
-    when = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    when = datetime.datetime.fromtimestamp(moment, datetime.UTC)
     return when.replace(tzinfo=None).isoformat(" ", precision)

@@ -14,7 +14,6 @@ from distributed.utils import sync
 from tornado.ioloop import PeriodicCallback
 
 from tensair_dask import config
-from tensair_dask._common.waiting import within
 from tensair_dask.errors import (
     ClusterError,
     PackageMissingError,
@@ -209,7 +208,7 @@ class Endpoint:
         while not participant.closed and participant.id == identity.id:
             try:
                 answer = await self._ask(participant, timeout)
-            except (OSError, asyncio.TimeoutError) as error:
+            except (TimeoutError, OSError) as error:
                 reason, answer = error, {"status": UNKNOWN}
             if answer["status"] != UNKNOWN:
                 if answer["status"] == OK and participant.id == identity.id:
@@ -225,16 +224,14 @@ class Endpoint:
 
     async def _ask(self, participant: Participant, timeout: float) -> dict[str, Any]:
         await self._install_on_scheduler()
-        answer = await within(
-            self.scheduler.tensair_pubsub_register(
+        # The scheduler itself may wait so long for the publishers.
+        async with asyncio.timeout(2 * timeout):
+            answer = await self.scheduler.tensair_pubsub_register(
                 topic=participant.topic,
                 role=participant.role,
                 member=list(participant.identity),
                 timeout=timeout,
-            ),
-            # The scheduler itself may wait so long for the publishers.
-            2 * timeout,
-        )
+            )
         if answer is None:  # another scheduler has taken over: it has no plugin yet
             self._installed = False
             return {"status": UNKNOWN}
@@ -473,10 +470,9 @@ class ClientEndpoint(Endpoint):
         if address not in self._reaches:
             pool = self.node.rpc
             self._reaches[address] = False
-            with contextlib.suppress(OSError, asyncio.TimeoutError):
-                comm = await within(
-                    pool.connect(address), config.get_seconds("pubsub.connect")
-                )
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(config.get_seconds("pubsub.connect")):
+                    comm = await pool.connect(address)
                 pool.reuse(address, comm)
                 self._reaches[address] = True
         return self._reaches[address]

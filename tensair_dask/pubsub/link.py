@@ -203,7 +203,7 @@ class Link:
             start = time.perf_counter()
             try:
                 answer = await self._send_once(parcels)
-            except (OSError, asyncio.TimeoutError) as error:
+            except (TimeoutError, OSError) as error:
                 self._resent += 1
                 logger.debug("Delivery to %s: %r", self.destination, error)
                 await asyncio.sleep(self._retry)

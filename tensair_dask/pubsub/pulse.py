@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from tensair_dask._common.waiting import within
 from tensair_dask.errors import TensairTimeoutError
 
 __all__ = ["Pulse"]
@@ -45,14 +44,12 @@ class Pulse:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not predicate():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TensairTimeoutError(f"{what}: not within {timeout:g} s")
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             try:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise asyncio.TimeoutError
-                await within(waiter, left)
-            except asyncio.TimeoutError:
-                raise TensairTimeoutError(f"{what}: not within {timeout:g} s") from None
+                await asyncio.wait({waiter}, timeout=left)
             finally:
                 self._waiters.discard(waiter)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tensair_dask._common.waiting import within
 from tensair_dask.errors import ReplicaLeavingError, TensairTimeoutError
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.replica.thread import TrainingThread
@@ -146,8 +145,9 @@ class Departure:
             # The client may start another one that takes over the model, and says when
             # it has, or that there is nowhere to.
             try:
-                await within(self._free.wait(), timeout)
-            except asyncio.TimeoutError:
+                async with asyncio.timeout(timeout):
+                    await self._free.wait()
+            except TimeoutError:
                 logger.warning(
                     "%s leaves with its worker %s, and has no peers: what it learned "
                     "in %d steps goes with it",
@@ -166,18 +166,20 @@ class Departure:
         try:
             if not await self._all_answered(LEARNING * timeout):
                 refusal = self._refusal()
-                await within(
-                    self._thread.call(lambda: self._thread.refuse_waiting(refusal)),
-                    left(),
-                )
+                async with asyncio.timeout(left()):
+                    await self._thread.call(
+                        lambda: self._thread.refuse_waiting(refusal)
+                    )
                 if not await self._all_answered(left()):
-                    raise asyncio.TimeoutError
+                    raise TimeoutError
             self.alone = not exchange.peers
             self._decided.set()
-            await within(self._thread.call(exchange.publish_all), left())
+            async with asyncio.timeout(left()):
+                await self._thread.call(exchange.publish_all)
             await exchange.flushed(left())
-            await within(exchange.leave(), left())
-        except (asyncio.TimeoutError, TensairTimeoutError) as error:
+            async with asyncio.timeout(left()):
+                await exchange.leave()
+        except (TimeoutError, TensairTimeoutError) as error:
             raise self._late(timeout) from error
         finally:
             self._decided.set()  # after a failure, too: somebody may wait to copy

@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 # By its name, of a parameter: shape, dtype, and whether it is trained.
-Parameters: TypeAlias = "dict[str, list[Any]]"
+Parameters: TypeAlias = dict[str, list[Any]]
 # Names of the parameters of each group of each optimizer.
-Groups: TypeAlias = "list[list[list[str]]]"
+Groups: TypeAlias = list[list[list[str]]]
 
 # Attributes of modules that checkpoints hold where the structure was changed: the
 # numbers of classes of a layer, for one.

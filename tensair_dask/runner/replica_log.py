@@ -9,7 +9,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tensair_dask._common.waiting import within
 from tensair_dask.observe.telemetry.events import KINDS
 
 if TYPE_CHECKING:
@@ -91,8 +90,10 @@ class Happenings:
         if self._processes and new:
             # One may be gone again; its address has to do, then.
             with contextlib.suppress(Exception):
-                asking = self._trainer.client.run(os.getpid, workers=new)
-                self._processes |= await within(asking, 1)
+                async with asyncio.timeout(1):
+                    self._processes |= await self._trainer.client.run(
+                        os.getpid, workers=new
+                    )
 
     def _line(self, event: Event) -> str:
         text = event.text

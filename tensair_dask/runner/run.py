@@ -30,7 +30,6 @@ from tensair_dask._common.interrupts import Interrupts, kept_from_children
 from tensair_dask._common.program import execute
 from tensair_dask._common.rate_limiter import Pace
 from tensair_dask._common.scheduler_address import CONNECT_TIMEOUT, LOOPBACK, reach
-from tensair_dask._common.waiting import within
 from tensair_dask.checkpoints.schedule import parse_every
 from tensair_dask.coordinator.refused import verdict
 from tensair_dask.errors import (
@@ -184,10 +183,11 @@ class Run:
             await reach(self.scheduler)
             client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
             # Its own timeout is for connecting, not for the first answer.
-            await within(_opened(client), 2 * CONNECT_TIMEOUT)
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT):
+                await _opened(client)
+        except (TimeoutError, OSError, ValueError) as error:
             if client is not None:
-                with contextlib.suppress(OSError, ValueError, asyncio.TimeoutError):
+                with contextlib.suppress(TimeoutError, OSError, ValueError):
                     await client.close(timeout=1)
             raise SchedulerLostError(
                 f"No scheduler answers at {self.scheduler}. Start one with "

@@ -13,7 +13,6 @@ import streamz.core
 from streamz import Stream
 from tornado.gen import convert_yielded
 
-from tensair_dask._common.waiting import within
 from tensair_dask.batches.copies import as_values
 from tensair_dask.errors import TensairTimeoutError
 from tensair_dask.streams.streamz_patches import nodes_before
@@ -176,8 +175,9 @@ async def pass_on_held(nodes: Iterable[Stream], timeout: float) -> None:
             continue
         left = max(0.01, end - time.monotonic())
         try:
-            await within(_on_its_loop(node, _pass_on(node)), left)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(left):
+                await _on_its_loop(node, _pass_on(node))
+        except TimeoutError:
             raise TensairTimeoutError(
                 f"{_holds(node)} items were still in the stream node {node} after "
                 f"{timeout:g} s. Raise tensair.timeouts.drain if it passes them on "

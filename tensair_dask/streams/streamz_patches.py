@@ -31,7 +31,6 @@ from tornado.gen import convert_yielded, is_coroutine_function
 
 from tensair_dask import config
 from tensair_dask._common.loops import is_running_here
-from tensair_dask._common.waiting import within
 from tensair_dask._wording import in_words
 from tensair_dask.errors import (
     RaisedError,
@@ -349,8 +348,9 @@ def _tell_of_pairs(node: Stream) -> None:
 async def _until_partners(node: Any, rest: Any, who: Stream) -> Any:
     seconds = config.get_seconds("timeouts.room")
     try:
-        return await within(convert_yielded(rest), seconds)
-    except asyncio.TimeoutError:
+        async with asyncio.timeout(seconds):
+            return await convert_yielded(rest)
+    except TimeoutError:
         lacking = [str(each) for each, held in node.buffers.items() if not held]
         raise TensairTimeoutError(
             f"The stream node {node} holds {len(node.buffers[who])} items of {who}, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import time
 from typing import Any
 
 import numpy as np
@@ -214,6 +216,23 @@ async def test_waiting_for_room_is_bounded_and_says_what_to_do():
     with pytest.raises(TensairTimeoutError, match=r"tensair\.timeouts\.room"):
         await bench.submit(1)
     assert bench.dispatcher.backlog == 1
+    await bench.dispatcher.close()
+
+
+@gen_test()
+async def test_room_that_comes_at_the_last_moment_is_taken():
+    bench = Bench(Peer(free=False), batches=1, room=0.02)
+    await bench.submit(1)
+    waiting = asyncio.ensure_future(bench.submit(1))
+    await asyncio.sleep(0)
+
+    def make_room() -> None:
+        bench.dispatcher.lanes[0].batches -= 1
+        bench.dispatcher._wake()
+
+    asyncio.get_running_loop().call_later(0.01, make_room)
+    time.sleep(0.03)  # so that room and the end of the wait come in one turn
+    await waiting
     await bench.dispatcher.close()
 
 
@@ -452,6 +471,31 @@ async def test_draining_waits_for_what_receives_the_reports():
         await bench.dispatcher.drained(0.01)
     gate.set()
     await bench.dispatcher.drained(5)
+
+
+@pytest.mark.parametrize("seconds", [0, 5])
+@gen_test()
+async def test_where_nothing_is_under_way_there_is_nothing_to_drain(seconds):
+    bench = Bench(Peer())
+    await bench.dispatcher.drained(seconds)
+
+
+@gen_test()
+async def test_who_drains_may_give_up_before_the_trainer_is_closed():
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    bench = Bench(Peer(free=False))
+    await bench.submit(1)
+    draining = asyncio.ensure_future(bench.dispatcher.drained(5))
+    await asyncio.sleep(0)
+    draining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await draining
+    await bench.dispatcher.close()
+    del draining
+    gc.collect()
+    assert not complaints
 
 
 @gen_test()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -173,7 +173,7 @@ def test_whole_numbers_are_records_and_all_else_is_time():
 @pytest.mark.parametrize(
     "time",
     [
-        datetime(2013, 1, 1, tzinfo=timezone.utc),
+        datetime(2013, 1, 1, tzinfo=UTC),
         datetime(2013, 1, 1),
         pd.Timestamp("2013-01-01"),
         pd.Timestamp("2013-01-01 01:00", tz="Europe/Berlin"),

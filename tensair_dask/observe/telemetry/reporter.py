@@ -10,7 +10,6 @@ from typing import Any
 
 from distributed.protocol.pickle import dumps
 
-from tensair_dask._common.waiting import within
 from tensair_dask._wording import in_words
 
 __all__ = ["Reporter"]
@@ -144,7 +143,7 @@ class Reporter:
     def _tolerated(self) -> Any:
         try:
             yield
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             logger.debug("The scheduler was not told how training stands: %r", error)
         except Exception as error:
             self._off(in_words(error))
@@ -156,4 +155,5 @@ class Reporter:
 
 
 async def _soon(answer: Any) -> Any:
-    return await within(answer, PATIENCE)
+    async with asyncio.timeout(PATIENCE):
+        return await answer

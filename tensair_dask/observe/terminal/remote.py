@@ -15,7 +15,6 @@ from distributed.utils import format_dashboard_link
 
 from tensair_dask import config
 from tensair_dask._common.scheduler_address import CONNECT_TIMEOUT, complete, reach
-from tensair_dask._common.waiting import within
 from tensair_dask.errors import (
     ClusterError,
     ConfigurationError,
@@ -89,7 +88,7 @@ class RemoteTelemetry:
         """Connect, and ask who is there."""
         try:
             await reach(self.address)
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise SchedulerLostError(
                 f"No scheduler answers at {self.address}. Start one with 'dask "
                 "scheduler' and give the address that it prints, for example: "
@@ -101,10 +100,11 @@ class RemoteTelemetry:
                 timeout=CONNECT_TIMEOUT,
                 connection_args=Security().get_connection_args("client"),
             )
-            about = await within(self._scheduler.identity(), self._patience)
+            async with asyncio.timeout(self._patience):
+                about = await self._scheduler.identity()
             self._scheduler.timeout = _AGAIN
             return about
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise SchedulerLostError(
                 f"Something listens at {self.address}, but does not answer as a Dask "
                 "scheduler. Give the address that 'dask scheduler' prints; with TLS it "
@@ -169,8 +169,9 @@ class RemoteTelemetry:
 
     async def _answer(self, asked: Awaitable[Answer]) -> Answer:
         try:
-            return await within(asked, self._patience)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(self._patience):
+                return await asked
+        except TimeoutError:
             raise SchedulerLostError(
                 f"The scheduler at {self.address} has not answered for "
                 f"{self._patience:g} s. If it is only busy, wait longer: "

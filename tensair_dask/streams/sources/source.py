@@ -16,7 +16,6 @@ from streamz.core import RefCounter, get_io_loop, thread_state
 from tornado.gen import convert_yielded
 
 from tensair_dask import config
-from tensair_dask._common.waiting import within
 from tensair_dask._wording import in_words
 from tensair_dask.errors import RaisedError, SourceError, TensairTimeoutError
 from tensair_dask.streams.downstream import Takers, takers_of, trainers_after
@@ -328,8 +327,9 @@ class Source(Stream):
     async def _pause(self, seconds: float) -> None:
         """Wait so long, or until the source is told to stop."""
         assert self._woken is not None
-        with contextlib.suppress(asyncio.TimeoutError):
-            await within(self._woken.wait(), seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
 
     # ---- the inside -----------------------------------------------------------------
 
