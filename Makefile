@@ -21,6 +21,7 @@ help:
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff, mypy and the layers of imports"
 	@echo "make docs       the documentation, in build/docs/index.html"
+	@echo "make environment.yml  for conda, from pyproject.toml"
 	@echo "make benchmark  the figures of docs/benchmarks (about 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
 
@@ -49,6 +50,10 @@ format: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
+
+environment.yml: pyproject.toml tools/environment.py
+	$(PYTHON) tools/environment.py > $@.new
+	mv $@.new $@
 
 benchmark: $(VENV)/.test
 	$(BIN)/python benchmarks/training.py

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -42,6 +44,21 @@ def test_environment_yml_lists_the_same_dependencies_as_pyproject():
     assert listed.pop("python") == PROJECT["project"]["requires-python"]
     listed.pop("pip")
     assert listed == requirements()
+
+
+def test_environment_yml_is_what_its_command_prints():
+    command = (sys.executable, "tools/environment.py")
+    printed = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert printed.stdout == (ROOT / "environment.yml").read_text()
+
+
+def test_environment_yml_gives_pip_only_what_a_file_of_requirements_may_hold():
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (each["pip"] for each in entries if isinstance(each, dict))
+    options = [each for each in pip if each.startswith("-")]
+    assert options == ["--editable ."]
 
 
 def test_the_packages_are_those_on_disk():
