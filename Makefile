@@ -12,7 +12,7 @@ LOWEST_TESTS := tests/checkpoints tests/observe/dashboard/test_dashboard_charts.
 	tests/streams/sources/test_files_source.py tests/batches/test_batches.py tests/replica/test_learner.py tests/streams/test_streamz_patches.py \
 	tests/common/test_plain_state.py tests/observe/figures/test_score_figure.py tests/streams/test_train.py tests/text/test_vocabulary.py
 
-.PHONY: demo test test-lowest unit lint format docs benchmark clean help
+.PHONY: demo test test-lowest unit lint format docs wheel benchmark clean help
 
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
@@ -21,6 +21,7 @@ help:
 	@echo "make unit       only the tests that start no processes"
 	@echo "make lint       ruff, mypy and the layers of imports"
 	@echo "make docs       the documentation, in build/docs/index.html"
+	@echo "make wheel      the wheel, in dist/, tried in a fresh environment"
 	@echo "make environment.yml  for conda, from pyproject.toml"
 	@echo "make benchmark  the figures of docs/benchmarks (about 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
@@ -50,6 +51,9 @@ format: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
+
+wheel:
+	$(PYTHON) tools/try_wheel.py
 
 environment.yml: pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py > $@.new
