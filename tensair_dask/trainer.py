@@ -442,6 +442,7 @@ class Trainer:
         }
         self._functions = described({"loss": loss, **of_metrics, "schedule": schedule})
         self._restore = restore, or_begin
+        self._goes_on = False
         self._awaited: set[asyncio.Future[Report]] = set()
         self._predictions_each = _max_predictions()
         self._most_predictions = 0
@@ -498,10 +499,12 @@ class Trainer:
             await self._membership.hear()  # what they share, and have to say
             self._adapting.interventions.modules = self._starter.modules
             self._adapting.interventions.changes = self._starter.changes
-            for text in self._to_say:
+            for text in (*self._to_say, *_left_open(self)):
                 self.say_once(text, text)
             await self._go_on()
             self._tell_unused()
+            for scores in self._saving.scores.values():
+                self.scored_by(scores)
             await self._adapting.start()
         except BaseException:
             self._state = "closed"
@@ -515,6 +518,7 @@ class Trainer:
         self._membership.watch()
         self._curves.begin()
         self._state = "open"
+        _open.setdefault(self.client, weakref.WeakSet()).add(self)
 
     def _tell_unused(self) -> None:
         if self._follows_loss and self.mode != "auto":
@@ -541,6 +545,7 @@ class Trainer:
         await self._saving.check(None if checkpoint is None else path)
         if checkpoint is not None:
             notices = await self._saving.restore(checkpoint)
+            self._goes_on = True
             notices += self._compared(checkpoint)
             self._column_names.load_state_dict(checkpoint.columns)
             self._index = checkpoint.index
@@ -1764,6 +1769,7 @@ class Trainer:
             settled = self._membership.settled
             settled &= self._dispatcher.redispatched == sent_again
         self._tell_refused()
+        self._tell_not_scored()
         for node in list(self.nodes):
             node.check()
 
@@ -1822,8 +1828,46 @@ class Trainer:
             return False
         return any(node.holds for node in list(self.nodes))
 
+    def scored_by(self, scores: Any) -> None:
+        """Take note of what scores it; say if that counts for another trainer yet."""
+        try:
+            owner = _scored.get(scores)
+            _scored[scores] = weakref.ref(self)
+        except TypeError:  # an object of the user's own without weak references
+            return
+        records = getattr(scores, "records", 0)
+        restored = self._goes_on and any(
+            each is scores for each in self._saving.scores.values()
+        )
+        if owner is None or owner() is self or not records or restored:
+            return
+        self.tell(
+            f"scores of another {id(scores)}",
+            f"The scores ({type(scores).__name__}) hold {records:,} records of another "
+            "trainer, and count on from there: what they tell is of both. Give each "
+            "trainer scores of its own, made anew.",
+        )
+
+    def _tell_not_scored(self) -> None:
+        """Say which of scores= have got nothing, although something was learned."""
+        if not self._refused.sound:
+            return
+        for name, scores in self._saving.scores.items():
+            if getattr(scores, "touched", True) or any(
+                getattr(node, "_scores", None) is scores for node in self.nodes
+            ):
+                continue
+            self.say_once(
+                f"not scored {name}",
+                f"scores[{name!r}] has scored nothing: scores= of a trainer keeps "
+                "them in its checkpoints, and feeds them nothing. Give them to the "
+                "stream as well, source.predict_then_train(trainer, scores), or call "
+                "scores.add(y, prediction).",
+            )
+
     def _take_no_more(self) -> None:
         self._tell_refused(at_the_end=True)
+        self._tell_not_scored()
         while self._heard:
             self._heard.popitem()[1]()
         for node in list(self.nodes):
@@ -2076,6 +2120,36 @@ def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
         return finish(rest)
     settle()
     return None
+
+
+# Which trainer was scored last by an object.
+_scored: weakref.WeakKeyDictionary[Any, weakref.ref[Trainer]] = (
+    weakref.WeakKeyDictionary()
+)
+
+# The trainers of each client that were opened.
+_open: weakref.WeakKeyDictionary[Client, weakref.WeakSet[Trainer]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _left_open(trainer: Trainer) -> Iterator[str]:
+    """Say that trainers of the same name are open, as if a cell was run again."""
+    others = [
+        each
+        for each in list(_open.get(trainer.client, ()))
+        if each._state == "open" and each.name == trainer.name
+    ]
+    if not others:
+        return
+    held = sum(info.alive for each in others for info in each.replicas)
+    yield (
+        f"{len(others)} other trainer(s) of the name {trainer.name!r} are open on this "
+        f"client, and hold {held} replica(s) on the workers. If a cell was run again "
+        "that makes the trainer, call trainer.close() before it makes another, or use "
+        "with Trainer(...) as trainer: ...; those that no variable names any more end "
+        "with client.close(). If all of them are meant, give each a name=."
+    )
 
 
 # Whose a detector is: it would mix the streams of two.

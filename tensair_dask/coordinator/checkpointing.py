@@ -87,7 +87,7 @@ class Saving:
         self._complete = complete
         self._modes = modes
         self._ledger = ledger
-        self._scores = scores
+        self.scores = scores
         self._facts = facts
         self._failed = failed
         # Whether the folder had too little room when the newest was written.
@@ -153,7 +153,7 @@ class Saving:
         held = self._ledger.take()
         positions = self._ledger.positions()
         adaptation = self._modes.state_dict(self._facts()["index"])
-        scores = {name: each.state_dict() for name, each in self._scores.items()}
+        scores = {name: each.state_dict() for name, each in self.scores.items()}
         facts = self._facts()
         packed = await self._interventions.checkpoint()
         if packed is None:
@@ -276,7 +276,7 @@ class Saving:
         CheckpointError
             If it does not fit.
         """
-        missing = sorted(set(self._scores) - set(checkpoint.scores))
+        missing = sorted(set(self.scores) - set(checkpoint.scores))
         if missing:
             raise CheckpointError(
                 f"scores={missing} was given, and the checkpoint holds "
@@ -296,11 +296,11 @@ class Saving:
             await self._grow(checkpoint.structure)
         await self._interventions.go_on_from(pack(snapshot))
         notices = self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
-        for name, each in self._scores.items():
+        for name, each in self.scores.items():
             each.load_state_dict(checkpoint.scores[name])
         self._ledger.restored(checkpoint.positions)
         self._safe = checkpoint.index
-        if left := sorted(set(checkpoint.scores) - set(self._scores)):
+        if left := sorted(set(checkpoint.scores) - set(self.scores)):
             notices.append(
                 f"The checkpoint holds scores of {left}, which are not gone on with: "
                 "scores= was given without. The next checkpoints will not hold them; "

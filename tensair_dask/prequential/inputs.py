@@ -283,6 +283,10 @@ def _check_finite(values: np.ndarray, name: str) -> None:
         raise NonFiniteError(_NOT_FINITE.format(name=name, value=value))
 
 
+# In seconds since the epoch.
+_YEAR_10000 = 253_402_300_800
+
+
 def as_seconds(time: Any, count: int) -> list[float]:
     """Read the times of records.
 
@@ -311,6 +315,12 @@ def as_seconds(time: Any, count: int) -> list[float]:
             raise _no_time(time)
     if not all(map(math.isfinite, seconds)):
         raise NonFiniteError(_NOT_FINITE.format(name="time", value=time))
+    if max(map(abs, seconds), default=0) > _YEAR_10000:
+        raise DtypeError(
+            f"time={time!r} is in seconds a date behind the year 10000: perhaps it "
+            "is in ms or ns. Give seconds, or a date: pandas.to_datetime(time, "
+            'unit="ms"), as of Kafka and JavaScript, or unit="ns".'
+        )
     if len(seconds) == 1:
         return seconds * count
     if len(seconds) != count:

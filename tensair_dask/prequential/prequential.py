@@ -459,6 +459,11 @@ class Prequential:
             return len(known)
 
     @property
+    def touched(self) -> bool:
+        """Whether it was given any prediction, or any label."""
+        return bool(self._come or self.records or self.unmatched)
+
+    @property
     def waiting(self) -> int:
         """Predictions that wait for their labels."""
         return self._by_key.waiting + self._simulated.waiting

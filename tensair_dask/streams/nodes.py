@@ -46,6 +46,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.prequential import Prequential
+from tensair_dask.prequential.common_label import CommonLabel
 from tensair_dask.prequential.delayed_labels import Delay, UntilDue
 from tensair_dask.prequential.inputs import as_seconds
 from tensair_dask.reports import Report
@@ -904,7 +905,10 @@ class predict_then_train(_OrderedNode):
         self._scores = scores
         self._delay, self._later = later, delay
         self._collate = collate or Pairs(_form_of(upstream))
-        self._decide = decide or _decided
+        self._decide = _decided if decide is None else functools.partial(_told, decide)
+        self._labels = CommonLabel() if scores is not None else None
+        if scores is not None:
+            trainer.scored_by(scores)
         self._moment = moment
         self._pending = pending
         self._one_pass = delay is None and trainer._recipe.keep_predictions
@@ -1048,6 +1052,7 @@ class predict_then_train(_OrderedNode):
             return
         try:
             guess = self._decide(prediction)
+            self._compare(labels, guess)
             scores.foreseen(labels, guess, key, asked.moments, later)
         except BaseException as error:
             self._not_scored(asked.samples, RaisedError.caught(error))
@@ -1090,6 +1095,15 @@ class predict_then_train(_OrderedNode):
             )
         self.unscored += records
 
+    def _compare(self, labels: Any, guess: Any) -> None:
+        """Say where labels and what is taken for the model's have none in common."""
+        if self._labels is None:
+            return
+        if text := self._labels.compare(labels, guess):
+            self.trainer.say_once(f"no common label {id(self)}", text)
+        if self._labels.is_settled:
+            self._labels = None
+
     # ---- both in one pass ----------------------------------------------------------
 
     def _train_at_once(self, item: Any, metadata: list[Any]) -> Awaitable[Any] | None:
@@ -1129,7 +1143,9 @@ class predict_then_train(_OrderedNode):
             if ready is not None and self._scores is not None:
                 y, prediction, samples = ready
                 try:
-                    self._scores.add(y, self._decide(prediction))
+                    guess = self._decide(prediction)
+                    self._compare(y, guess)
+                    self._scores.add(y, guess)
                 except BaseException as error:
                     self._not_scored(samples, RaisedError.caught(error))
 
@@ -1167,11 +1183,29 @@ def _check_delay(
             f"delay={delay!r} is a time, so the time of each item is needed: give "
             "moment=, a function of the item, or the delay in records (delay=500)."
         )
+    if moment is not None and not later.in_time:
+        raise ConfigurationError(
+            f"moment= was given, and delay={delay!r} is no time, so that it would "
+            'never be called: give the delay as a time, such as delay="2h", or leave '
+            "moment= out."
+        )
     if not later.in_time and later.amount > pending:
         raise ConfigurationError(
             f"delay={delay!r} records was given, and pending={pending} may wait; give "
             "a pending= that is larger by a mini-batch or more."
         )
+
+
+def _told(decide: Callable[[Any], Any], output: Any) -> Any:
+    """Call a function of the user's that says what is scored."""
+    made = decide(output)
+    if made is None:
+        raise BatchError(
+            f"decide ({getattr(decide, '__name__', shown(decide))}) returned None, and "
+            "so there is nothing to score: let it return the labels, numbers or "
+            "probabilities that it makes of the model's output."
+        )
+    return made
 
 
 def _decided(output: Any) -> Any:
