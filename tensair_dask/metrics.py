@@ -20,7 +20,7 @@ _TELLING = 16
 
 
 class Mean(float):
-    """A mean that knows over how many it was taken; else a float.
+    """A float that also says over how many values it is the mean.
 
     Metrics may return one: `Trainer.evaluate` then weights the mini-batch by ``count``,
     and not by its samples, which is right where samples are left out.

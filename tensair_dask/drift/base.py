@@ -26,7 +26,7 @@ MOST = 100_000_000
 
 @dataclass(frozen=True)
 class Shift:
-    """What changed at a drift.
+    """Mean, spread and size of a change, as a detector saw it.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Shift:
 
 
 class Detector(ABC):
-    """Base of all detectors: tells when the values of a stream change for the worse.
+    """Base of all detectors: raises an alarm when the values of a stream get worse.
 
     Values are losses, error rates or other figures of which more is worse. A detector
     takes them one by one and holds a bounded state, whatever the length of the stream.
