@@ -1696,6 +1696,11 @@ class Trainer:
             self.client.loop.add_callback(self.say_once, key, text)
 
     @property
+    def keeps(self) -> bool:
+        """Whether it writes checkpoints by itself, with the positions of sources."""
+        return self._keeps
+
+    @property
     def is_closed(self) -> bool:
         """Whether it takes no more."""
         return self._state == "closed"

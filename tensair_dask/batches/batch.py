@@ -589,6 +589,11 @@ def _why_no_batch(item: Any) -> str:
         y = item[1]
         if y is None:
             return " y is None: where there is no target, give x as y again."
+        if not hasattr(y, "__len__") or isinstance(y, str):  # one label
+            return (
+                f" y is {_in_short(y)}, and no array: where each item is one record, "
+                "gather some with .partition(n), for example .partition(64)."
+            )
         return f" y is {_in_short(y)}, and no array: give numpy.asarray(y)."
     for place, record in enumerate(item):
         if why := why_not_here(record, "record"):

@@ -33,6 +33,7 @@ from tensair_dask import config
 from tensair_dask._common.loops import is_running_here
 from tensair_dask._wording import in_words
 from tensair_dask.errors import (
+    ConfigurationError,
     RaisedError,
     StreamError,
     TensairError,
@@ -376,6 +377,11 @@ def _mend_emit(kind: Any) -> None:
     def emit(
         self: Any, x: Any, asynchronous: bool = False, metadata: Any = None
     ) -> Any:
+        if asynchronous is not None and not isinstance(asynchronous, bool):
+            raise ConfigurationError(
+                f"emit was given two things, the second a {type(asynchronous).__name__}"
+                "; it takes one item: emit((x, y)), with the parentheses of a pair."
+            )
         loop = self.loop and self.loop.asyncio_loop
         nested = getattr(streamz.core.thread_state, "asynchronous", False)
         waits = not (asynchronous or self.asynchronous or nested)

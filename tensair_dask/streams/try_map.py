@@ -9,6 +9,7 @@ from typing import Any
 
 from streamz import Stream
 
+from tensair_dask._common.checks import allow, shown
 from tensair_dask._common.held import Held
 from tensair_dask._wording import in_words
 from tensair_dask.coordinator.on_error import check_on_error
@@ -65,6 +66,18 @@ class try_map(Stream):
         stream_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        allow(
+            callable(function) and not isinstance(function, Trainer),
+            f"function={shown(function)}",
+            "give a function of a record first, and then the trainer: "
+            "stream.try_map(function, trainer)",
+        )
+        allow(
+            isinstance(trainer, Trainer),
+            f"trainer={shown(trainer)}",
+            "give an open tensair_dask.Trainer, which keeps the records for which the "
+            "function raises: stream.try_map(function, trainer)",
+        )
         self.function = function
         self.refused = 0
         self._trainer = Held(trainer)

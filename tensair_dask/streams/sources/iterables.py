@@ -19,7 +19,9 @@ from streamz import Stream
 from tensair_dask._common.user_functions import START, defaulted
 from tensair_dask._wording import in_words
 from tensair_dask.errors import ConfigurationError, RaisedError, SourceError
+from tensair_dask.streams.downstream import trainers_after
 from tensair_dask.streams.sources.positions import Positions, named
+from tensair_dask.streams.sources.repeatable import why_not_repeatable
 from tensair_dask.streams.sources.source import Source
 
 __all__ = ["from_batches"]
@@ -55,7 +57,9 @@ class from_batches(Source):
     Raises
     ------
     SourceError
-        At `ended`: if the iterable ends before the position, or raises.
+        At `ended`: if the iterable ends before the position, or raises; and where
+        there is a position, if it has another order each time, as a set or a
+        `DataLoader` that shuffles without a generator of its own, freshly seeded.
 
     Notes
     -----
@@ -174,8 +178,21 @@ class from_batches(Source):
         return items
 
     def _skipped(self, items: Items, count: int) -> Items:
+        why = why_not_repeatable(items)
         if not count:
+            if why and any(
+                getattr(each, "keeps", False) for each in trainers_after(self)
+            ):
+                self._note(
+                    f"{self.name} cannot be gone on with from a checkpoint in the "
+                    f"middle of a pass: {why}."
+                )
             return items
+        if why:
+            raise SourceError(
+                f"{self.name} cannot go on behind item {count}, which would be another "
+                f"one now; some items would be learned twice, and others never: {why}."
+            )
         if isinstance(items, Iterable):
             iterator = iter(items)
             self._check_skipped(sum(1 for _ in islice(iterator, count)), count)
