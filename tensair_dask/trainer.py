@@ -68,6 +68,7 @@ from tensair_dask.coordinator.membership.keep import Membership
 from tensair_dask.coordinator.on_error import is_raised, policy_for
 from tensair_dask.coordinator.refused import Refused, kind_of, told
 from tensair_dask.coordinator.start import ReplicaHandle, Starter
+from tensair_dask.coordinator.unclosed import Unclosed
 from tensair_dask.drift import Detector
 from tensair_dask.drift.convergence import Convergence
 from tensair_dask.drift.modes import Modes, as_convergence, as_detector, as_watch
@@ -379,6 +380,7 @@ class Trainer:
         self._heard: dict[Letters[Any], Callable[[], None]] = {}
         self._events = Events()
         self._notices = Notices()
+        self._unclosed: Unclosed | None = None
         self._curves = Curves(
             names,
             self._now,
@@ -516,6 +518,7 @@ class Trainer:
             await self._reporter.close({})
             raise
         self._membership.watch()
+        self._unclosed = Unclosed(self.client, self.run_id, self._left_open)
         self._curves.begin()
         self._state = "open"
         _open.setdefault(self.client, weakref.WeakSet()).add(self)
@@ -1871,6 +1874,8 @@ class Trainer:
             )
 
     def _take_no_more(self) -> None:
+        if self._unclosed is not None:
+            self._unclosed.end()
         self._tell_refused(at_the_end=True)
         self._tell_not_scored()
         while self._heard:
@@ -1947,8 +1952,35 @@ class Trainer:
 
     def _tell_unsaved(self) -> None:
         """Say what is lost where a block has raised."""
-        if text := self._saving.unsaved(self._index):
+        why = (
+            "none is written where the block raises or is interrupted. Call "
+            "trainer.save() there, within the block, to keep what was learned, or give "
+            "checkpoint_every=."
+        )
+        if text := self._saving.unsaved(self._index, why):
             self.say_once("unsaved", text)
+
+    def _left_open(self, what: str) -> None:
+        """Say what is lost where a trainer was not closed; on any thread."""
+        if self._state != "open":
+            return
+        self._membership.expect_the_end()
+        waiting = self.backlog
+        lost = [f"{waiting:,} mini-batches were not learned."] if waiting else []
+        if any(node.holds for node in list(self.nodes)):
+            lost.append("Nodes of streams before it, such as partition, held items.")
+        if unsaved := self._saving.unsaved(self._index, "the last one is not written."):
+            lost.append(unsaved)
+        if not lost:
+            return
+        text = (
+            f"Trainer {self.name!r} was still open when {what}. {' '.join(lost)} Leave "
+            "it through 'with Trainer(...) as trainer:', which waits for all that was "
+            "emitted, and saves; or call trainer.drain(), trainer.save() and "
+            "trainer.close()."
+        )
+        logger.warning("%s", text)
+        self._events.append(Event("note", text, index=self._index))
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         try:

@@ -207,22 +207,22 @@ class Saving:
         await self._ledger.released()
         return written
 
-    def unsaved(self, index: int) -> str:
+    def unsaved(self, index: int, why: str) -> str:
         """Tell what is lost if no checkpoint is written any more; empty if nothing.
 
         Parameters
         ----------
         index
             That of the next mini-batch.
+        why
+            There is none written.
         """
         if self._store is None or index <= self._safe:
             return ""
         newest = f"; the newest is {self.last_path}" if self.last_path else ""
         return (
             f"Up to {index - self._safe:,} of {index:,} mini-batches are in no "
-            f"checkpoint of {self._store.path}{newest}: none is written where the "
-            "block raises or is interrupted. Call trainer.save() there, within the "
-            "block, to keep what was learned, or give checkpoint_every=."
+            f"checkpoint of {self._store.path}{newest}: {why}"
         )
 
     async def finish(self) -> None:

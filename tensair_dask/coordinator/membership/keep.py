@@ -99,10 +99,11 @@ class Membership:
             self._delay,
         )
         self._catching_up = CatchingUp(calls, interventions, dispatcher, note)
+        self._inheritance = Inheritance(starter, workers, self._admit, note)
         self._recovery = Recovery(
             handles,
             workers,
-            Inheritance(starter, workers, self._admit, note),
+            self._inheritance,
             calls,
             interventions,
             dispatcher,
@@ -145,6 +146,10 @@ class Membership:
         # Apart, since a replica that is silent must not keep any from being given up.
         for care in (self._give_up_the_lost, self._confirm_the_idle, self._provide):
             self._background.go_on_with(self._watch(care))
+
+    def expect_the_end(self) -> None:
+        """Take note that all workers may go now, and none inherits the model."""
+        self._inheritance.is_wanted = False
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""

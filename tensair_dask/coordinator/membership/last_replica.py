@@ -37,6 +37,11 @@ class Inheritance:
         Called with the heir when it takes part.
     note
         Called with kind and text of each event, and the name of the replica.
+
+    Attributes
+    ----------
+    is_wanted
+        Whether there is to be an heir; not where the client and all workers end.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Inheritance:
         self._workers = workers
         self._admit = admit
         self._note = note
+        self.is_wanted = True
 
     async def hand_over(self, seeing: dict[ReplicaHandle, asyncio.Task[None]]) -> bool:
         """Start a replica that takes over the model of those that leave; tell if so.
@@ -61,7 +67,7 @@ class Inheritance:
         """
         heir = None
         source, version = await self._keeper(seeing)
-        if source is not None:
+        if source is not None and self.is_wanted:
             refuges = await self._refuges(list(seeing))
             for address in refuges:
                 # One that is busy delays the others for no longer than need be.
@@ -73,7 +79,8 @@ class Inheritance:
             self._admit(heir)
             text = f"the replica on {heir.place.address}, from the last one that leaves"
             self._note("joined", text, heir.name)
-        elif seeing and version != 0:  # a model as it was built is no loss
+        # A model as it was built is no loss.
+        elif seeing and version != 0 and self.is_wanted:
             logger.warning("The model could not be handed over to another worker")
         await asyncio.gather(*(self._let_go(each) for each in seeing))
         return heir is not None
