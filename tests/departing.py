@@ -68,7 +68,7 @@ class FleetOf:
 
     async def start(self) -> FleetOf:
         recipe = Recipe(self.model, linear_loss, SGD, {}, "gradient", 0, False)
-        payload = dumps(recipe, ["helpers", "replicas"], "The recipe")
+        payload = dumps(recipe, ["departing", "helpers"], "The recipe")
         for number, address in enumerate(self.addresses):
             plan = ReplicaPlan(
                 self.run_id,
