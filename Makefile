@@ -23,7 +23,7 @@ help:
 	@echo "make docs       the documentation, in build/docs/index.html"
 	@echo "make wheel      the wheel, in dist/, tried in a fresh environment"
 	@echo "make environment.yml  for conda, from pyproject.toml"
-	@echo "make benchmark  the figures of docs/benchmarks (about 40 minutes, on a quiet machine)"
+	@echo "make benchmark  the throughput table of docs/benchmarks (25 to 40 minutes, on a quiet machine)"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(VENV)/.demo
