@@ -1183,7 +1183,8 @@ class Trainer:
         """Predict with the model as it is now, while training goes on.
 
         The replica answers between two mini-batches: it first applies what has come
-        from its peers, and the answer waits for one step at most.
+        from its peers, and the answer waits for one step at most. What was emitted and
+        is not learned yet is not in it: call `drain` first for that.
 
         Parameters
         ----------
@@ -1294,6 +1295,9 @@ class Trainer:
     def evaluate(self, batches: Iterable[tuple[Any, Any]]) -> Any:
         """Score held-out mini-batches in evaluation mode, without learning from them.
 
+        The model is that of this moment. What was emitted and is not learned yet
+        (``trainer.backlog``) is not in it: call `drain` first to score that, too.
+
         Parameters
         ----------
         batches
@@ -1398,7 +1402,9 @@ class Trainer:
         """Write a checkpoint now, while training goes on.
 
         It holds the model, the states of the optimizers, mode, detector and scores, and
-        the positions of the sources. It appears whole or not at all.
+        the positions of the sources. It appears whole or not at all. What was emitted
+        and is not learned yet is not in it, nor in the positions: a restored stream
+        gives it again, if its sources know positions. Call `drain` first for all.
 
         Parameters
         ----------
