@@ -24,7 +24,7 @@ from tensair_dask.errors import (
     ForwardError,
     ModelError,
     PackageMissingError,
-    ReplicaLeavingError,
+    ReplicaLostError,
     TensairError,
     TrainerClosedError,
 )
@@ -219,7 +219,8 @@ class Replica:
         Raises
         ------
         ClusterError
-            If the peer is lost, or leaves.
+            If the peer is lost, ends, or leaves; and nothing more specific, which is
+            said of the replica that is asked.
         """
         try:
             answer = await self._worker.rpc(peer.address).actor_execute(
@@ -234,10 +235,14 @@ class Replica:
                 f"{self._plan.place.address} had taken over its model."
             ) from error
         if answer["status"] != "OK":
-            if isinstance(answer["exception"], ReplicaLeavingError):
-                # As it is, it would say that this replica leaves.
-                raise ClusterError(str(answer["exception"])) from answer["exception"]
-            raise answer["exception"]
+            raised = answer["exception"]
+            if isinstance(raised, (ReplicaLostError, TrainerClosedError)):
+                # As it is, it would say that this replica leaves, or is lost.
+                raise ClusterError(
+                    f"The replica on {peer.address} has gone before "
+                    f"{self._plan.place.address} had taken over its model: {raised}"
+                ) from raised
+            raise raised
         snapshot = unpack(answer["result"])
 
         def take_over() -> None:

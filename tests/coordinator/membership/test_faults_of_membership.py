@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import Linear, feed, linear, linear_data, spread, train_all, until
 from lab import (
+    SILENT,
     assert_learned_once,
     cut_off,
     exchange_of,
@@ -19,7 +20,7 @@ from lab import (
 from losses import cluster, dead, kill, take_away, worker_of
 
 import tensair_dask as ta
-from tensair_dask.errors import TensairTimeoutError
+from tensair_dask.errors import ReplicaFailedError, TensairTimeoutError
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
 from tensair_dask.pubsub.moments import Moment
@@ -114,6 +115,88 @@ async def test_a_source_that_is_retired_while_others_copy_it_leaves_alone(
         assert len(trainer._calls.alive()) == 2
         for state in (await trainer.state_dicts()).values():
             assert state["weight"].eq(6.0).all()
+
+
+def close(replica: Any) -> None:
+    replica._thread.stop()
+
+
+def fail(replica: Any) -> None:
+    def end() -> None:
+        raise ReplicaFailedError("The exchange raised an error")
+
+    replica._thread.call(end).add_done_callback(lambda answer: answer.exception())
+
+
+def ends_as_it_is_copied(workers: Any, end: Any) -> tuple[Any, list[Any]]:
+    """End the first replica that others copy: its worker and its actor stay.
+
+    Returns
+    -------
+    strike, ended
+        What to inject at `Moment.COPYING`, and whom it has struck.
+    """
+    ended: list[Any] = []
+
+    def strike(source: Any) -> None:
+        if not ended:
+            ended.append(source)
+            replica = worker_of(workers, source).state.actors[source.key]
+            end(replica)
+            replica._thread._thread.join(10)
+
+    return strike, ended
+
+
+def gone(trainer: Any) -> list[Any]:
+    return [each for each in trainer._handles if not each.lane.alive]
+
+
+@cluster(3)
+@pytest.mark.parametrize("end", [close, fail])
+async def test_who_copies_one_that_ends_is_not_taken_for_the_one_that_ended(
+    c, s, *workers, end
+):
+    def shift(model: Any, optimizers: Any) -> None:
+        with torch.no_grad():
+            model.weight.add_(5.0)
+
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        strike, ended = ends_as_it_is_copied(workers, end)
+        with faults.inject(Moment.COPYING, strike):
+            await trainer.apply(shift)
+        assert gone(trainer) == ended != []
+        for state in (await trainer.state_dicts()).values():
+            assert state["weight"].eq(6.0).all()
+
+
+@cluster(3, **SILENT)
+@pytest.mark.parametrize("end", [close, fail])
+async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
+    c, s, *workers, end
+):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=3)) as trainer:
+        first, second, third = trainer._handles
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) == len(data))
+
+        def delay(destination: Any) -> float:
+            is_second = destination.address == second.place.address
+            return 60.0 if is_second and first.lane.alive else 0.0
+
+        strike, ended = ends_as_it_is_copied(workers, end)
+        with faults.inject(Moment.COPYING, strike), faults.inject(Fault.DELAY, delay):
+            # What the first one has learned reaches the third one alone.
+            teller = worker_of(workers, first).state.actors[first.key]
+            await teller._thread.call(teller.exchange.publish_all)
+            clock = exchange_of(trainer, worker_of(workers, third)).clock
+            await until(lambda: clock[first.name])
+            cut_off(trainer, worker_of(workers, first))
+            await trainer.drain()
+        assert ended == [third]
+        assert gone(trainer) == [first, third]
+        await assert_learned_once(trainer, data)
 
 
 # ------------------------------------------------------------------------- departures
