@@ -393,12 +393,14 @@ class Membership:
             await asyncio.wait({fitting}, timeout=left)
             if fitting.done():
                 fitting.result()
+            least = self._clamped(len(await self._workers.usable()))
+            most = max(least, self._clamped(len(await self._workers.there())))
+            # All of one moment: while the workers are asked an heir may take over, and
+            # those that are gone be judged.
             open_now = sum(handle.lane.open for handle in self._handles)
             ended = not any(
                 each.lane.alive and each.lane.leaving for each in self._handles
             )
-            least = self._clamped(len(await self._workers.usable()))
-            most = max(least, self._clamped(len(await self._workers.there())))
             if ended and least <= open_now <= most:
                 break
             if not (open_now or self._dispatcher.expecting):

@@ -223,6 +223,35 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
         await assert_learned_once(trainer, data)
 
 
+@cluster(3)
+async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *workers):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=2, model=Slow)) as trainer:
+        membership = trainer._membership
+        first, second = trainer._handles
+        reports = feed(trainer, data)
+        await until(lambda: len(reports) > 4 and first.lane.sent and second.lane.sent)
+        scaling = asyncio.ensure_future(trainer.scale(1))
+        await until(lambda: second.lane.leaving)
+        usable, slow = membership._workers.usable, []
+
+        async def slowly() -> list[str]:
+            """Answer who scales, while none is there, when the heir has taken over."""
+            if asyncio.current_task() is scaling and not trainer._calls.alive():
+                slow.append(second)
+                await until(lambda: second.lane.judged)
+            return await usable()
+
+        membership._workers.usable = slowly
+        cut_off(trainer, worker_of(workers, first))
+        await scaling
+        assert slow
+        await until(lambda: len(reports) == len(data))
+        await trainer.drain()
+        assert len(trainer._calls.alive()) == 1
+        await assert_learned_once(trainer, data)
+
+
 @cluster(1)
 async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
     data = linear_data(40)
