@@ -2118,7 +2118,8 @@ async def _contained(function: Callable[..., Awaitable[Any]], *args: Any) -> Any
 _BETWEEN = (
     __name__,
     "tensair_dask._common.other_libraries",
-    "tensair_dask.streams.nodes",
+    "tensair_dask.streams.node",
+    "tensair_dask.streams.train_node",
 )
 
 

@@ -22,10 +22,10 @@ STREAMZ = "streamz"
 
 # Where they are defined. Methods of a stream, and of the class.
 NODES = {
-    "predict": "tensair_dask.streams.nodes",
-    "predict_then_train": "tensair_dask.streams.nodes",
-    "train": "tensair_dask.streams.nodes",
-    "try_map": "tensair_dask.streams.try_map",
+    "predict": "tensair_dask.streams.predict_node",
+    "predict_then_train": "tensair_dask.streams.predict_then_train_node",
+    "train": "tensair_dask.streams.train_node",
+    "try_map": "tensair_dask.streams.try_map_node",
 }
 SOURCES = {
     "from_batches": "tensair_dask.streams.sources",

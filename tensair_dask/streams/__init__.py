@@ -15,7 +15,7 @@ __all__ = ["predict", "predict_then_train", "train", "try_map"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.nodes"), name)
+    return getattr(importlib.import_module(f"{__name__}.{name}_node"), name)
 
 
 def __dir__() -> list[str]:

@@ -107,15 +107,17 @@ def test_the_entry_points_need_no_import_at_all():
     code = ENTRY_POINTS.format(groups=chosen, path=str(Path(__file__)))
     lines = run(code).splitlines()
     assert lines[:2] == ["False stub", "ConfigurationError"]
-    assert lines[2].startswith("tensair_dask.streams.nodes ")
+    assert lines[2].startswith("tensair_dask.streams.train_node ")
     assert lines[3] == "from_lines"
 
 
 def test_all_that_the_package_adds_is_in_every_list():
     rooms = (
-        "tensair_dask.streams.nodes",
+        "tensair_dask.streams.predict_node",
+        "tensair_dask.streams.predict_then_train_node",
         "tensair_dask.streams.sources",
-        "tensair_dask.streams.try_map",
+        "tensair_dask.streams.train_node",
+        "tensair_dask.streams.try_map_node",
     )
     for room in rooms:
         importlib.import_module(room)
@@ -131,3 +133,14 @@ def test_all_that_the_package_adds_is_in_every_list():
         (stream_methods.SOURCES, "streamz.sources"),
     ):
         assert groups[group] == {name: f"{at}:{name}" for name, at in names.items()}
+
+
+def test_the_names_of_the_room_are_nodes_whatever_is_loaded():
+    code = (
+        "import tensair_dask.streams as streams; from streamz import Stream\n"
+        "kinds = [getattr(streams, name) for name in streams.__all__]\n"
+        "assert all(issubclass(kind, Stream) for kind in kinds)\n"
+        "assert all(getattr(Stream, name) for name in streams.__all__)\n"
+        "assert kinds == [getattr(streams, name) for name in streams.__all__]"
+    )
+    assert run(code) == ""
