@@ -468,8 +468,21 @@ class Replica:
         """Give what was kept."""
         return pack(self._kept)
 
-    async def let_go(self) -> None:
-        """Forget what was kept; nobody waits for the model any more."""
+    async def let_go(self, joined: bool) -> None:
+        """Forget what was kept for newcomers.
+
+        Parameters
+        ----------
+        joined
+            Whether any has taken it over. If this replica leaves already, that one is
+            its heir; if it leaves later, it waits for one as any other does.
+        """
+        self._kept = None
+        if joined and self._departure.begun:
+            self._departure.set_free()
+
+    async def set_free(self) -> None:
+        """Forget what was kept; nobody waits for the model any more: it may end."""
         self._kept = None
         self._departure.set_free()
 

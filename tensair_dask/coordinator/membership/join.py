@@ -195,7 +195,7 @@ class Newcomers:
             self._admit(handle)
         seconds = config.get_seconds("timeouts.join")
         try:
-            await self._calls.ask(source, "let_go", timeout=seconds)
+            await self._calls.ask(source, "let_go", bool(joined), timeout=seconds)
         except TensairError as error:
             # No fault of the newcomers: the next ones have another source.
             logger.warning("A replica was lost from which others joined: %s", error)

@@ -82,7 +82,7 @@ class Inheritance:
         # A model as it was built is no loss.
         elif seeing and version != 0 and self.is_wanted:
             logger.warning("The model could not be handed over to another worker")
-        await asyncio.gather(*(self._let_go(each) for each in seeing))
+        await asyncio.gather(*(self._set_free(each) for each in seeing))
         return heir is not None
 
     async def _keeper(
@@ -156,8 +156,8 @@ class Inheritance:
             return None
         return heir
 
-    async def _let_go(self, handle: ReplicaHandle) -> None:
+    async def _set_free(self, handle: ReplicaHandle) -> None:
         """Tell one that leaves that nobody waits for it any more."""
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(OSError, TensairError):
-            await handle.call_within(seconds, "let_go")
+            await handle.call_within(seconds, "set_free")

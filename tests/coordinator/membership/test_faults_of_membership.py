@@ -269,6 +269,31 @@ async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
         await assert_learned_once(trainer, data)
 
 
+@cluster(3, **{"tensair.timeouts.release": "1ms"})
+async def test_one_from_which_others_joined_waits_for_its_heir(c, s, *workers):
+    data = linear_data(60)
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        (first,) = trainer._handles
+        await train_all(trainer, data[:20])
+        await trainer.scale(2)
+        await trainer.scale(1)
+        assert trainer._calls.alive() == [first]
+        await train_all(trainer, data[20:40])
+        departure = worker_of(workers, first).state.actors[first.key]._departure
+        build = trainer._starter.build
+
+        async def slow(places: Any, **how: Any) -> Any:
+            """Build when the last one has nothing more to do, or is gone."""
+            await until(lambda: departure._free._waiters or first.is_lost)
+            return await build(places, **how)
+
+        trainer._starter.build = slow
+        await c.retire_workers([first.place.address])
+        assert len(trainer._calls.alive()) == 1
+        await train_all(trainer, data[40:])
+        await assert_learned_once(trainer, data)
+
+
 @cluster(4)
 async def test_heirs_are_tried_until_one_has_the_model(c, s, *workers):
     data = linear_data(40)
