@@ -443,6 +443,9 @@ class Trainer:
             f"metrics[{key!r}]": each for key, each in (metrics or {}).items()
         }
         self._functions = described({"loss": loss, **of_metrics, "schedule": schedule})
+        # No function, and told in the same way.
+        clipping = {"clip_gradients": repr(clip_gradients)}
+        self._functions["the trainer"] = {"name": "Trainer", "settings": clipping}
         self._restore = restore, or_begin
         self._goes_on = False
         self._awaited: set[asyncio.Future[Report]] = set()
@@ -575,11 +578,12 @@ class Trainer:
         if not checkpoint.functions:
             return []
         same_python = checkpoint.versions.get("python") == platform.python_version()
-        found = changed(checkpoint.functions, self._functions, same_python)
+        was = {"the trainer": self._functions["the trainer"], **checkpoint.functions}
+        found = changed(was, self._functions, same_python)
         if not found:
             return []
         return [
-            f"Other functions were given than when the checkpoint was saved: "
+            f"Other settings were given than when the checkpoint was saved: "
             f"{'; '.join(found)}. Those that were given hold."
         ]
 
@@ -1318,7 +1322,8 @@ class Trainer:
         -----
         Mini-batches are weighted by the targets that count, as if all were one, for
         torch's losses of classes (``ignore_index``, ``weight``) and for
-        `tensair_dask.metrics`. Losses and metrics of one's own are weighted by samples;
+        `tensair_dask.metrics`. Losses that are sums (``reduction="sum"``, or ``.sum()``
+        at their end) are added up. Others, and metrics, are weighted by samples;
         a metric may return a `tensair_dask.metrics.Mean`, which has its own weight.
         Mini-batches whose metric is NaN are left out of its mean. A metric that keeps
         something from call to call is copied as it was given, for each mini-batch.

@@ -51,6 +51,7 @@ class ColumnNames:
         BatchError
             As `MiniBatch.of`; and a `ShapeError` if a frame has other columns.
         """
+        _check_rows(x, y)
         found: dict[str, Any] = {}
         ordered_x = self._ordered(x, "x", found)
         ordered_y = self._ordered(y, "y", found)
@@ -166,3 +167,19 @@ def _plain(name: Any) -> Any:
     if isinstance(name, np.generic):
         name = name.item()
     return name if isinstance(name, (str, int, float, bool)) else None
+
+
+def _check_rows(x: Any, y: Any) -> None:
+    """Refuse frames whose rows belong together by their labels, and not by place."""
+    if not (hasattr(x, "iloc") and hasattr(y, "iloc")):
+        return
+    one, other = x.index, y.index
+    if len(one) != len(other) or one.equals(other):
+        return
+    if one.is_unique and one.sort_values().equals(other.sort_values()):
+        raise ShapeError(
+            f"The rows of x and y have the same labels in another order: x begins with "
+            f"{one[0]!r}, and y with {other[0]!r}. A mini-batch pairs rows by their "
+            "place. Align them, for example y = y.loc[x.index]; or, where the place is "
+            "meant, give y.to_numpy()."
+        )

@@ -38,6 +38,9 @@ __all__ = ["Prequential"]
 
 logger = logging.getLogger(__name__)
 
+# Labels without a prediction, and none with one: that is said then.
+_UNMATCHED = 20
+
 # Attributes, here and in what is held, that are what it was made with.
 _NO_STATE = ("_lock", "_new", "_parameters", "_reader", "delay")
 
@@ -446,7 +449,10 @@ class Prequential:
                     if kept is not None:
                         found.append(kept)
                         known.append(label)
+            before = self.unmatched
             self.unmatched += count - len(known)
+            if before < _UNMATCHED <= self.unmatched and not self.records:
+                self._tell_of_no_match(key)
             if found:
                 self._measure(found, times if len(known) == count else None)
                 columns = [
@@ -486,6 +492,19 @@ class Prequential:
         total, count = self._lateness
         made = [at for kept in asked for at in kept]
         self._lateness = (total + sum(times) - sum(made), count + len(made))
+
+    def _tell_of_no_match(self, key: Any) -> None:
+        waiting = self.waiting
+        if waiting:
+            logger.warning(
+                "None of %d labels had a key for which a prediction waits, and %d "
+                "predictions wait. The last key was %.80r. Give predicted(y_pred, key) "
+                "and labelled(key, y_true) the same keys; mind the order of their "
+                "arguments.",
+                self.unmatched,
+                waiting,
+                key,
+            )
 
     def _warn(self, gone: int, total: int) -> None:
         if gone and gone == total:

@@ -64,8 +64,25 @@ def as_built(model: torch.nn.Module, tied: Collection[int] = ()) -> dict[str, An
             if description.counts:
                 digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
                 found[name] = [digest, description.numbers, description.has_arrays]
+        found.update(_layers(model))
     except Exception:  # looking does not decide whether a model can be trained
         return {}
+    return found
+
+
+def _layers(model: torch.nn.Module) -> dict[str, Any]:
+    """Describe layers of torch without values of their own: activations, dropout.
+
+    Others with other shapes are found when their values are taken over.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        of_torch = type(module).__module__.startswith("torch.nn.modules")
+        if not of_torch or next(module.children(), None) is not None:
+            continue
+        if not module._parameters and not module._buffers and len(found) < _NAMES:
+            text = f"{type(module).__name__}({module.extra_repr()})"
+            found[name] = [text, [], True]
     return found
 
 

@@ -1,7 +1,8 @@
 """Counted: over how many targets a loss takes its mean.
 
 torch's losses of classes leave out targets (``ignore_index``), and weigh the others
-(``weight``). Their mean is not over the samples then, and the mean of nothing is NaN.
+(``weight``). Their mean is not over the samples then, and the mean of nothing is NaN. A
+loss may also be a sum, which has no mean.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ _SIGNATURES = {
 }
 
 
+# What one's own loss ends with that is a sum.
+_SUMS = (torch.sum, torch.Tensor.sum)
+
+
 class Counted:
     """What was seen of the targets while a loss was computed.
 
@@ -33,12 +38,15 @@ class Counted:
         Whether any target was seen to count; None if nothing was seen.
     leaves_out
         Whether a target was seen that does not count.
+    sums
+        Whether the loss is a sum, of which mini-batches are to be added up.
     """
 
     def __init__(self) -> None:
         self.weight: float | None = None
         self.counts: bool | None = None
         self.leaves_out = False
+        self.sums = False
 
 
 def counted(loss: Callable[[], Any]) -> tuple[Any, Counted]:
@@ -64,6 +72,7 @@ def counted(loss: Callable[[], Any]) -> tuple[Any, Counted]:
         seen.leaves_out |= left_out
         if answer is value:
             seen.weight = weight
+    seen.sums = any(answer is value for answer in watch.sums)
     return value, seen
 
 
@@ -73,6 +82,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Any, float, bool]] = []
+        self.sums: list[Any] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -82,6 +92,8 @@ class _Watch(TorchFunctionMode):
             given = _SIGNATURES[func].bind(*args, **(kwargs or {}))
             given.apply_defaults()
             self._take(answer, given.arguments)
+        if func in _SUMS or (kwargs or {}).get("reduction") == "sum":
+            self.sums.append(answer)
         return answer
 
     def _take(self, answer: Any, given: dict[str, Any]) -> None:

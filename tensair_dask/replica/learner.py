@@ -1144,6 +1144,10 @@ class Evaluation:
         if seen.counts is False and math.isnan(loss):
             return  # the mean of nothing
         self._not_finite += not math.isfinite(loss)
+        if seen.sums:
+            self._loss += loss
+            self._weight = 1.0
+            return
         weight = samples if seen.weight is None else seen.weight
         if seen.weight is None and seen.leaves_out:
             self._learner.notices.say(
@@ -1453,9 +1457,10 @@ def _left_behind(names: list[str], device: torch.device) -> str:
 def _built_otherwise(names: list[str], of_checkpoint: bool) -> str:
     where = "in the run of the checkpoint" if of_checkpoint else "on another replica"
     return (
-        f"The model factory has set {_some(names)} to other values than {where}. That "
-        "is no parameter and no buffer that is saved, so that each keeps its own: the "
-        "models compute different functions of the same parameters. seed= holds for "
+        f"The model factory has made {_some(names)} otherwise than {where}. That is no "
+        "parameter and no buffer that is saved, so that each keeps its own: the models "
+        "compute different functions of the same parameters. Where a layer, or a "
+        "setting, was changed on purpose, that is all. seed= holds for "
         "torch, numpy.random and random, not for generators of one's own, the time and "
         "the order of sets. Make it a buffer: self.register_buffer(name, tensor); or "
         "give a generator in the factory a fixed seed."

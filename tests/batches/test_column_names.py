@@ -294,3 +294,19 @@ def test_names_that_cannot_be_kept_are_left_out():
     days = pd.date_range("2026-01-01", periods=2)
     known.batch(pd.DataFrame(np.eye(2), columns=days))
     assert known.state_dict() == {}
+
+
+@pytest.mark.parametrize("make_y", [lambda y: y, lambda y: y.to_frame()])
+def test_rows_whose_labels_are_in_another_order_are_refused(make_y):
+    frame = pd.DataFrame({"a": np.arange(4.0), "b": np.ones(4)}, index=list("wxyz"))
+    y = make_y(pd.Series(np.arange(4.0), index=frame.index))
+    shuffled = frame.iloc[[2, 0, 3, 1]]
+    with pytest.raises(ShapeError, match=r"y = y\.loc\[x\.index\]"):
+        ColumnNames().batch(shuffled, y)
+    for x, target in [
+        (shuffled, y.loc[shuffled.index]),
+        (shuffled, y.to_numpy()),
+        (shuffled.reset_index(drop=True), y),
+        (shuffled, y.set_axis([0, 0, 1, 1])),
+    ]:
+        assert ColumnNames().batch(x, target).samples == 4

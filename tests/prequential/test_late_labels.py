@@ -420,3 +420,13 @@ def test_streams_that_cannot_be_gone_through_say_why():
         list(questions_and_answers([(1, 2), 3], 5))
     with pytest.raises(errors.ConfigurationError, match="pending=3"):
         list(questions_and_answers([(1, 2)] * 9, 8, pending=3))
+
+
+def test_labels_of_which_none_has_a_prediction_are_told_once(caplog):
+    scores = ta.Prequential({"accuracy": metrics.Accuracy()})
+    for number in range(30):
+        scores.predicted(1, ("order", number))
+    for number in range(30):
+        assert scores.labelled(f"order {number}", 1) == 0
+    assert caplog.text.count("None of 20 labels") == 1
+    assert scores.labelled(("order", 3), 1) == 1

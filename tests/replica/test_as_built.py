@@ -134,7 +134,8 @@ def generated() -> nn.Module:
 
 
 def told(trainer: ta.Trainer) -> list[str]:
-    return [each for each in trainer.events.text if "The model factory has set" in each]
+    texts = trainer.events.text
+    return [each for each in texts if "The model factory has made" in each]
 
 
 @two()
@@ -178,3 +179,45 @@ async def test_a_checkpoint_tells_of_another_model(c, s, *workers):
             await train_all(trainer, class_data(4))
             [text] = told(trainer)
             assert "the run of the checkpoint" in text
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Dropout(0.1)), ["1"]),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout(0.9)), ["2"]),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout(0.1)), []),
+    ],
+)
+def test_layers_without_values_of_their_own_are_compared(other, named):
+    one = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout(0.1))
+    found = differing(as_built(one), as_built(other), only_arrays=True)
+    assert found == named
+
+
+@two()
+async def test_another_activation_and_clipping_are_told_at_a_restore(
+    c, s, a, b, tmp_path
+):
+    def model(activation):
+        return nn.Sequential(
+            nn.Linear(FEATURES, 8), activation(), nn.Linear(8, CLASSES)
+        )
+
+    first = classes(model=functools.partial(model, nn.ReLU), clip_gradients=1.0)
+    async with ta.Trainer(c, **first) as trainer:
+        await train_all(trainer, class_data(5))
+        path = await trainer.save(tmp_path / "model.tensair")
+    async with ta.Trainer.restore(path, c, **first) as trainer:
+        await train_all(trainer, class_data(5))
+        assert not any("otherwise" in text for text in trainer.events["text"])
+        assert not any("Other settings" in text for text in trainer.events["text"])
+    second = classes(model=functools.partial(model, nn.Tanh))
+    async with ta.Trainer.restore(path, c, **second) as trainer:
+        await train_all(trainer, class_data(5))
+        texts = list(trainer.events["text"])
+        assert (
+            sum("has made '1' otherwise than in the run" in text for text in texts) == 1
+        )
+        (told,) = [text for text in texts if "Other settings" in text]
+        assert "clip_gradients=None (was 1.0)" in told

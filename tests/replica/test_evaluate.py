@@ -235,3 +235,27 @@ async def test_users_hear_of_it_from_an_evaluation_alone(c, s, a):
         await train_all(trainer, class_data(5))
         again = (await trainer.evaluate(class_data(2)))["running"]
         assert 0 <= again <= 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(reduction="sum"),
+        functools.partial(functional.cross_entropy, reduction="sum"),
+        lambda p, y: functional.mse_loss(p[:, 0], y.float(), reduction="sum"),
+        lambda p, y: (p[:, 0] - y).square().sum(),
+        lambda p, y: torch.sum((p[:, 0] - y).abs()),
+    ],
+)
+def test_losses_that_are_sums_are_added_up(loss):
+    ours = learner(loss=loss)
+    batches = [tensors(20, 1), tensors(8, 2), tensors(1, 3)]
+    scores = evaluated(ours, *batches)
+    assert scores == pytest.approx(evaluated(ours, joined(*batches)))
+
+
+def test_a_sum_that_is_divided_is_a_mean_over_samples():
+    ours = learner(loss=lambda p, y: (p[:, 0] - y).square().sum() / len(y))
+    batches = [tensors(20, 1), tensors(8, 2)]
+    scores = evaluated(ours, *batches)
+    assert scores == pytest.approx(evaluated(ours, joined(*batches)))

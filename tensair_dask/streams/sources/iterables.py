@@ -87,7 +87,7 @@ class from_batches(Source):
         if not callable(items) and not isinstance(items, (Iterable, AsyncIterable)):
             raise ConfigurationError(
                 f"{name} was given {type(items).__name__}; an iterable is needed, or a "
-                "function that returns one: from_batches(lambda start: data[start:])."
+                f"function that returns one.{_example(items)}"
             )
         if not isinstance(items, (Iterable, AsyncIterable)):
             _check_function(items, name)
@@ -216,6 +216,16 @@ class from_batches(Source):
                 "items. Give it the data that the checkpoint was made with, and an "
                 "iterable that begins anew each time."
             )
+
+
+def _example(items: Any) -> str:
+    if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
+        return (
+            " Of a torch Dataset, for example from_batches(DataLoader(data, "
+            "batch_size=64)); or its records one by one, from_batches(lambda start: "
+            "(data[i] for i in range(start, len(data)))).partition(64)."
+        )
+    return " For example from_batches(lambda start: islice(make(), start, None))."
 
 
 def _check_function(function: Callable[[int], Items], name: str) -> None:
