@@ -152,6 +152,24 @@ async def test_one_without_peers_says_that_its_model_goes_with_it(c, s, a):
     fleet.release()
 
 
+@one()
+@pytest.mark.parametrize("word", [("let_go", True), ("set_free",)])
+async def test_one_without_peers_waits_for_a_word_of_after_it_began_to_leave(
+    c, s, a, word
+):
+    fleet = await FleetOf(c, [a.address]).start()
+    await fleet.learn(linear_data(4), 0)
+    await fleet.call(0, "let_go", True)  # one has joined from it, and is gone since
+    leaving = asyncio.create_task(fleet.call(0, "leave", 30.0))
+    free = replica(a)._departure._free
+    await until(lambda: free._waiters or leaving.done())
+    await fleet.call(0, "let_go", False)  # another one has tried in vain
+    assert not free.is_set()
+    await fleet.call(0, *word)
+    assert (await leaving).leaving
+    fleet.release()
+
+
 @three()
 async def test_a_block_for_which_time_is_short_is_refused_as_a_whole(c, s, *workers):
     fleet = await FleetOf(c, [w.address for w in workers], model=Slow).start()
