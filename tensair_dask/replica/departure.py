@@ -141,7 +141,9 @@ class Departure:
         if not done:
             raise self._late(timeout)
         self._task.result()
-        if self.alone and exchange.steps and not self._free.is_set():
+        # Its own steps, and those of others whose model it has taken over.
+        steps = exchange.clock.version
+        if self.alone and steps and not self._free.is_set():
             # The client may start another one that takes over the model, and says when
             # it has, or that there is nowhere to.
             try:
@@ -153,7 +155,7 @@ class Departure:
                     "in %d steps goes with it",
                     self._name,
                     self._address,
-                    exchange.steps,
+                    steps,
                 )
 
     async def _leave(self, exchange: Exchange, timeout: float) -> None:

@@ -269,6 +269,34 @@ async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
         await assert_learned_once(trainer, data)
 
 
+def slow_heir(trainer: Any, workers: Any, last: Any) -> None:
+    """Build replicas when the last one has nothing more to do, or is gone."""
+    departure = worker_of(workers, last).state.actors[last.key]._departure
+    build = trainer._starter.build
+
+    async def slow(places: Any, **how: Any) -> Any:
+        await until(lambda: departure._free._waiters or last.is_lost)
+        return await build(places, **how)
+
+    trainer._starter.build = slow
+
+
+@cluster(3, **{"tensair.timeouts.release": "1ms"})
+async def test_one_that_has_made_no_step_itself_waits_for_its_heir(c, s, *workers):
+    data = linear_data(40)
+    async with ta.Trainer(c, **linear(replicas=1)) as trainer:
+        (first,) = trainer._handles
+        await train_all(trainer, data[:20])
+        await trainer.scale(2)
+        await c.retire_workers([first.place.address])
+        (last,) = trainer._calls.alive()
+        slow_heir(trainer, workers, last)
+        await c.retire_workers([last.place.address])
+        assert len(trainer._calls.alive()) == 1
+        await train_all(trainer, data[20:])
+        await assert_learned_once(trainer, data)
+
+
 @cluster(3, **{"tensair.timeouts.release": "1ms"})
 async def test_one_from_which_others_joined_waits_for_its_heir(c, s, *workers):
     data = linear_data(60)
@@ -279,15 +307,7 @@ async def test_one_from_which_others_joined_waits_for_its_heir(c, s, *workers):
         await trainer.scale(1)
         assert trainer._calls.alive() == [first]
         await train_all(trainer, data[20:40])
-        departure = worker_of(workers, first).state.actors[first.key]._departure
-        build = trainer._starter.build
-
-        async def slow(places: Any, **how: Any) -> Any:
-            """Build when the last one has nothing more to do, or is gone."""
-            await until(lambda: departure._free._waiters or first.is_lost)
-            return await build(places, **how)
-
-        trainer._starter.build = slow
+        slow_heir(trainer, workers, first)
         await c.retire_workers([first.place.address])
         assert len(trainer._calls.alive()) == 1
         await train_all(trainer, data[40:])
