@@ -106,7 +106,7 @@ def check() -> list[str]:
     given = dask.config.get("tensair", {})
     if not isinstance(given, Mapping):
         raise _not_allowed("tensair", given, "a section")
-    notices = []
+    notices = [_dotted(name) for name in _names(given) if "." in name]
     for key, value in _flat(given):
         if key in _defaults():
             _check_one(key, value)
@@ -115,6 +115,22 @@ def check() -> list[str]:
         else:
             notices.append(_unknown(key))
     return notices
+
+
+def _names(section: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in section.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from _names(value)
+
+
+def _dotted(name: str) -> str:
+    outer, _, inner = name.partition(".")
+    return (
+        f"{name!r} is configured below tensair, with a dot in its name, and has no "
+        f"effect. In YAML, write {inner!r} on a line of its own, indented below "
+        f"{outer + ':'!r}."
+    )
 
 
 def _unknown(key: str) -> str:

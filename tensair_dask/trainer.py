@@ -824,7 +824,8 @@ class Trainer:
         if report.error is None:
             self._refused.learned(report.samples)
             return
-        self._misfit(report.error)
+        # What was refused here was at no replica, where the first may still be.
+        self._misfit(report.error, 0 if pending.batch is None else 1)
         if is_raised(report.error, pending.on_error):
             pending.settle = None  # its source is to read it again
         self._bury(
@@ -839,9 +840,17 @@ class Trainer:
             pending.on_error,
         )
 
-    def _misfit(self, error: TensairError) -> None:
-        """Let other frames decide on the columns, if the first do not fit the model."""
-        if not self._refused.sound and self._dispatcher.backlog <= 1:
+    def _misfit(self, error: TensairError, itself: int = 0) -> None:
+        """Let other frames decide on the columns, if the first do not fit the model.
+
+        Parameters
+        ----------
+        error
+            Of what was refused.
+        itself
+            How many of those that are under way are that one.
+        """
+        if not self._refused.sound and self._dispatcher.backlog <= itself:
             self._column_names.refused(error)
             self._structures.clear()
 

@@ -96,6 +96,15 @@ def test_what_is_configured_by_default_is_allowed():
     assert "no key, and has no effect" in said
 
 
+@pytest.mark.parametrize(
+    "section", [{"checkpoints.keep": 1}, {"checkpoints": {"a.keep": 1}}]
+)
+def test_a_key_with_a_dot_in_a_file_is_told(section):
+    with dask.config.set({"tensair": section}):
+        said = config.check()
+    assert any("'keep' on a line of its own" in each for each in said)
+
+
 @pytest.mark.parametrize("section", [{}, {"dispatch": {"max_in_flight": 7}}])
 def test_keys_that_are_not_set_are_the_defaults(section):
     with dask.config.set({"tensair": section}):

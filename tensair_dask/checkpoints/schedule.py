@@ -268,7 +268,7 @@ def parse_every(every: Any) -> tuple[int | None, float | None]:
         batches = every
     elif isinstance(every, (float, str, timedelta)):
         # A number in a string would be read as a time.
-        if not isinstance(every, str) or any(map(str.isalpha, every)):
+        if not isinstance(every, str) or not _is_number(every):
             with contextlib.suppress(ValueError, KeyError):
                 seconds = float(parse_timedelta(every, default="s"))
     elif every is None:
@@ -281,6 +281,14 @@ def parse_every(every: Any) -> tuple[int | None, float | None]:
             "timedelta, or as a float in seconds (10.0), above 0."
         )
     return batches, seconds
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return not any(map(str.isalpha, text))
+    return True
 
 
 def _tell(function: Callable[..., Any] | None, *arguments: Any) -> None:

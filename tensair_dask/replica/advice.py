@@ -293,7 +293,12 @@ def _dtype_of_y(text: str, prediction: torch.Tensor, y: torch.Tensor) -> Advice 
             "the classes, y.argmax(1), or cast with y.astype('float32')."
         )
     wanted = prediction.dtype
-    if _are_classes(prediction, y) and y.dtype != torch.int64:
+    if _are_classes(prediction, y):
+        if y.dtype == torch.int64 and "Double" in text:
+            return DtypeError, (
+                "The loss holds tensors of float64, such as the weight= of its "
+                "classes: make them float32, weight.float()."
+            )
         wanted = torch.int64
     if y.dtype == wanted:
         return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 
 import numpy as np
 import pytest
+import torch
 from distributed.utils_test import gen_cluster
-from helpers import linear, linear_data
+from helpers import expected_weight, linear, linear_data
 from streamz import Stream
 
 import tensair_dask as ta
@@ -310,3 +312,24 @@ def test_rows_whose_labels_are_in_another_order_are_refused(make_y):
         (shuffled, y.set_axis([0, 0, 1, 1])),
     ]:
         assert ColumnNames().batch(x, target).samples == 4
+
+
+@one()
+async def test_a_frame_that_is_refused_does_not_make_the_first_one_forgotten(c, s, a):
+    data = linear_data(3)
+    names = list("abcdef")
+    frames = [pd.DataFrame(x, columns=names) for x, _ in data]
+    other = frames[1].rename(columns={"a": "z"})
+    turned = frames[2][names[::-1]]
+    async with ta.Trainer(c, **linear()) as trainer:
+        # In one go: the first is under way when the second is refused.
+        reports = await asyncio.gather(
+            trainer.train(frames[0], data[0][1]),
+            trainer.train(other, data[1][1]),
+            trainer.train(turned, data[2][1]),
+        )
+        await trainer.drain()
+        assert [each.error is None for each in reports] == [True, False, True]
+        (weight,) = [each["weight"] for each in (await trainer.state_dicts()).values()]
+    expected = expected_weight([data[0], data[2]])
+    assert torch.allclose(weight.double(), expected, atol=1e-5)

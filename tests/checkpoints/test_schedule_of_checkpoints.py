@@ -420,7 +420,8 @@ def test_how_often_has_two_kinds(every, expected):
 
 
 @pytest.mark.parametrize(
-    "every", [0, -1, 0.0, -1.5, True, "", "100", "often", float("nan"), [], "-3s"]
+    "every",
+    [0, -1, 0.0, -1.5, True, "", "100", "1e3", "2e0", "often", float("nan"), [], "-3s"],
 )
 def test_other_kinds_are_refused(every):
     with pytest.raises(ConfigurationError, match="whole number of mini-batches"):

@@ -378,6 +378,13 @@ def test_no_cast_is_advised_where_the_dtype_is_right():
     assert "int64" not in str(error).partition("Given")[2].partition(".")[2]
 
 
+def test_a_loss_whose_own_tensors_are_float64_is_named():
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64))
+    error = refused(linear(), weighted, (X, Y))
+    assert "weight.float()" in str(error)
+    assert "astype" not in str(error)
+
+
 def test_a_dtype_that_only_the_backward_pass_finds_is_named_too():
     prediction, y = torch.zeros(4, 1), torch.zeros(4, 1, dtype=torch.float64)
     kind, advice = on_backward("Found dtype Double but expected Float", prediction, y)
