@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -32,10 +31,22 @@ async def silent(function: str, *args: Any) -> Any:
     await asyncio.Event().wait()
 
 
-class Slow(Linear):
+# Whether replicas get on with what they learn: all are in this process.
+going = threading.Event()
+
+
+class Stoppable(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
+        going.wait(30)
         return super().forward(x)
+
+
+@pytest.fixture(autouse=True)
+def all_get_on() -> Any:
+    """Let replicas get on, until a test stops them, and after it."""
+    going.set()
+    yield
+    going.set()
 
 
 # ------------------------------------------------------------------ at each moment
@@ -207,14 +218,18 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
     c, s, *workers
 ):
     data = linear_data(60)
-    async with ta.Trainer(c, **linear(replicas=2, model=Slow)) as trainer:
+    async with ta.Trainer(c, **linear(replicas=2, model=Stoppable)) as trainer:
         first, second = trainer._handles
-        reports = feed(trainer, data)
-        await until(lambda: len(reports) > 4 and first.lane.sent and second.lane.sent)
+        reports = feed(trainer, data[:10])
+        await until(lambda: len(reports) > 4)
+        going.clear()
+        feed(trainer, data[10:], reports)
+        await until(lambda: first.lane.sent and second.lane.sent)
         scaling = asyncio.ensure_future(trainer.scale(1))
         await until(lambda: second.lane.leaving)
         assert second.lane.alive
         cut_off(trainer, worker_of(workers, first))
+        going.set()
         await scaling
         await until(lambda: len(reports) == len(data))
         assert all(report.error is None for report in reports)
@@ -226,11 +241,14 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
 @cluster(3)
 async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *workers):
     data = linear_data(60)
-    async with ta.Trainer(c, **linear(replicas=2, model=Slow)) as trainer:
+    async with ta.Trainer(c, **linear(replicas=2, model=Stoppable)) as trainer:
         membership = trainer._membership
         first, second = trainer._handles
-        reports = feed(trainer, data)
-        await until(lambda: len(reports) > 4 and first.lane.sent and second.lane.sent)
+        reports = feed(trainer, data[:10])
+        await until(lambda: len(reports) > 4)
+        going.clear()
+        feed(trainer, data[10:], reports)
+        await until(lambda: first.lane.sent and second.lane.sent)
         scaling = asyncio.ensure_future(trainer.scale(1))
         await until(lambda: second.lane.leaving)
         usable, slow = membership._workers.usable, []
@@ -242,8 +260,16 @@ async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *wor
                 await until(lambda: second.lane.judged)
             return await usable()
 
+        build = trainer._starter.build
+
+        async def when_asked(places: Any, **how: Any) -> Any:
+            await until(lambda: slow)
+            return await build(places, **how)
+
         membership._workers.usable = slowly
+        trainer._starter.build = when_asked
         cut_off(trainer, worker_of(workers, first))
+        going.set()
         await scaling
         assert slow
         await until(lambda: len(reports) == len(data))
