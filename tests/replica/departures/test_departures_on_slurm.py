@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from departing import FleetOf, Steady, until
-from distributed import Client
+from distributed import Client, utils_test
 from helpers import linear_data
 from slurm_lab import SlurmLab, missing, slurm_lab
 
 import tensair_dask
 
 SLURMCluster = pytest.importorskip("dask_jobqueue").SLURMCluster
+# gen_cluster puts back what was configured before dask_jobqueue was imported.
+utils_test.original_config.setdefault(
+    "jobqueue", copy.deepcopy(dask.config.get("jobqueue"))
+)
 
 pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("slurm")]
 
