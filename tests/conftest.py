@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ resource_tracker.ensure_running()
 
 # Seconds that threads, connections and processes get to end by themselves.
 PATIENCE = 10.0
+
+
+def pytest_collection_finish() -> None:
+    """Let Ctrl-C be one: dask_jobqueue makes a SystemExit of it when imported."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
