@@ -189,6 +189,8 @@ async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
         first, second, third = trainer._handles
+        for worker in workers:  # nothing is published before it is asked for
+            exchange_of(trainer, worker).due = lambda busy: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
 
@@ -204,6 +206,7 @@ async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
             clock = exchange_of(trainer, worker_of(workers, third)).clock
             await until(lambda: clock[first.name])
             cut_off(trainer, worker_of(workers, first))
+            await until(lambda: not first.lane.alive)  # from here on none is delayed
             await trainer.drain()
         assert ended == [third]
         assert gone(trainer) == [first, third]
