@@ -2036,18 +2036,9 @@ class Trainer:
             raise no_such_method(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ARGUMENTS and name not in dir(type(self)):
-            raise ConfigurationError(
-                f"trainer.{name} = {shown(value)} was set, and would change nothing: "
-                "the replicas have been built with what Trainer(...) was given. Make a "
-                "new trainer, restored from a checkpoint of this one, or change the "
-                "model and the settings of its optimizers with trainer.apply."
-            )
-        if name not in dir(type(self)) and (advice := no_such_setting(name)):
-            raise ConfigurationError(
-                f"trainer.{name} = {shown(value)} was set, and would change nothing: "
-                f"a Trainer has no such setting. {advice[0].upper()}{advice[1:]}."
-            )
+        # Those of its own change with each mini-batch: no look at the others for these.
+        if not name.startswith("_") and not hasattr(type(self), name):
+            _check_set(name, value)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -2147,6 +2138,23 @@ def _caller() -> FrameType | None:
 
 # What may not be set later, but for what the trainer holds itself.
 _ARGUMENTS = {*inspect.signature(Trainer.__init__).parameters} - {"client", "name"}
+
+
+def _check_set(name: str, value: Any) -> None:
+    """Refuse what is set on a trainer that would change nothing."""
+    if name in _ARGUMENTS:
+        why = (
+            "the replicas have been built with what Trainer(...) was given. Make a new "
+            "trainer, restored from a checkpoint of this one, or change the model and "
+            "the settings of its optimizers with trainer.apply."
+        )
+    elif advice := no_such_setting(name):
+        why = f"a Trainer has no such setting. {advice[0].upper()}{advice[1:]}."
+    else:
+        return
+    raise ConfigurationError(
+        f"trainer.{name} = {shown(value)} was set, and would change nothing: {why}"
+    )
 
 
 def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
