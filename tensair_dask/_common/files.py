@@ -47,16 +47,21 @@ def check_writable(path: Path, option: str) -> None:
             raise PermissionError("it may not be written")
         if is_device(path):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = _beside(path)
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        _probe(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
             f"{option} {path} cannot be written: {reason}. Give the path of a file in "
             "a folder that you may write to."
         ) from error
+
+
+def _probe(path: Path) -> None:
+    """Write a file beside this one, and take it away; make the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = _beside(path)
+    probe.touch(exist_ok=False)
+    probe.unlink()
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -75,10 +80,7 @@ def check_folder(path: Path, option: str) -> None:
         If it cannot: one line that says why.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = _beside(path / "probe")
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        _probe(path / "probe")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(
