@@ -22,9 +22,9 @@ from tensair_dask._common.files import check_writable, write_atomically
 from tensair_dask.errors import TensairError
 from tensair_dask.observe import templates
 from tensair_dask.observe.figures import run as charts
-from tensair_dask.observe.notebook import number
 from tensair_dask.observe.snapshot import replica_rows
 from tensair_dask.observe.telemetry.events import KINDS
+from tensair_dask.observe.wording import number
 
 __all__ = ["Ending", "Page", "Table", "written"]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tensair_dask.observe.snapshot import Overview, look_at
+from tensair_dask.observe.wording import number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -206,8 +207,6 @@ def _table(overview: Overview) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from tensair_dask.observe.notebook import number
-
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in ("replica", "worker", "state"):
         table.add_column(name)
@@ -223,14 +222,16 @@ def _table(overview: Overview) -> RenderableType:
         f"{number(now['samples_per_second'], 0)} samples/s",
         f"loss {number(now['loss'], 4)}",
         *(f"{name} {number(now[name], 4)}" for name in overview.metrics),
-        f"backlog {overview.backlog}",
-        f"lag {overview.lag:.2f} s",
+        f"backlog {number(overview.backlog)}",
+        f"lag {number(overview.lag, 2)} s",
     ]
     if overview.dead_letters:
-        parts.append(f"dead letters {overview.dead_letters}")
+        parts.append(f"dead letters {number(overview.dead_letters)}")
     if overview.dropped:
-        parts.append(f"dropped {overview.dropped:,}")
-    title = f"{overview.name}: {_state(overview)}, {overview.steps:,} mini-batches"
+        parts.append(f"dropped {number(overview.dropped)}")
+    title = (
+        f"{overview.name}: {_state(overview)}, {number(overview.steps)} mini-batches"
+    )
     happened = [f"  {each.kind}: {each.text}" for each in overview.events[-3:]]
     lines = [Text(line) for line in ("  ".join(parts), *happened)]
     return Group(Text(title, style="bold"), *lines, table)

@@ -148,7 +148,7 @@ async def test_a_scored_run_shows_scores_beside_the_baselines(c, s, a, b):
     overall = scores.overall()
     assert f"model 500 {overall.accuracy:.3f} {overall.log_loss:.3f}" in text
     assert "majority 500" in text
-    assert re.search(r"last label 500 0\.\d+ – 0\.\d+", text)  # noqa: RUF001
+    assert re.search(r"last label 500 0\.\d+ - 0\.\d+", text)
     assert "Scores over the last 100 flights" in text
     assert "departure" in page
 

@@ -18,7 +18,6 @@ from shown import Checked
 import tensair_dask as ta
 from tensair_dask import errors
 from tensair_dask.observe import notebook
-from tensair_dask.observe.notebook import number, sparkline
 from tensair_dask.observe.snapshot import look_at, replica_rows
 
 one = functools.partial(
@@ -268,57 +267,6 @@ def client():
         processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
     ) as client:
         yield client
-
-
-# ---- numbers and sparklines ----------------------------------------------------------
-
-
-def test_numbers_for_people():
-    assert number(1234567) == "1,234,567"
-    assert number(1234.56) == "1,234.6"
-    assert number(0.12345, 4) == "0.1235"
-    assert number(math.nan) == number(None) == number(math.inf) == "–"  # noqa: RUF001
-
-
-def frame(seconds: list[float], values: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"seconds": seconds, "speed": values}, dtype=float)
-
-
-def heights(drawing: dict) -> list[float]:
-    """Height above the bottom for each of the strokes, between 0 and 1."""
-    ys = re.findall(r"(?:V|M\d+ )(-?[\d.]+)h2", drawing["path"])
-    bottom, span = drawing["height"] - 1, drawing["height"] - 2
-    return [(bottom - float(y)) / span for y in ys]
-
-
-def test_a_sparkline_is_a_mean_over_time():
-    drawing = sparkline(frame([9.0, 1.0], [1.0, 10.0]), "speed", floor=0.0)
-    drawn = heights(drawing)
-    assert (drawing["low"], drawing["high"]) == (0, 10)
-    assert drawn[0] == pytest.approx(0.1, abs=0.01)
-    assert drawn[-1] == 1
-    assert np.mean(drawn) == pytest.approx(0.19, abs=0.01)
-
-
-def test_a_sparkline_is_as_short_for_a_long_run():
-    rows = 5_000
-    drawing = sparkline(frame([1.0] * rows, list(range(rows))), "speed")
-    assert len(heights(drawing)) == drawing["width"] / 2
-    assert len(drawing["path"]) < 2_000
-
-
-def test_a_sparkline_has_a_gap_where_nothing_is_known():
-    drawing = sparkline(frame([1, 1, 2], [1.0, math.nan, 2.0]), "speed")
-    assert len(re.findall("M", drawing["path"])) == 2
-    assert len(heights(drawing)) == 3 / 4 * drawing["width"] / 2
-
-
-@pytest.mark.parametrize("values", [[], [math.nan], [5.0], [5.0, 5.0]])
-def test_a_sparkline_of_next_to_nothing(values):
-    drawing = sparkline(frame([1.0] * len(values), values), "speed")
-    known = bool(values) and not math.isnan(values[0])
-    assert bool(drawing["path"]) == known
-    assert "nan" not in drawing["path"]
 
 
 @one()

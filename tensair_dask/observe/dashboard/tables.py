@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from typing import Any
 
 from bokeh.models import (
@@ -19,6 +18,7 @@ from tensair_dask.observe.dashboard.feed import Feed
 from tensair_dask.observe.palette import EVENTS
 from tensair_dask.observe.telemetry.events import KINDS
 from tensair_dask.observe.telemetry.trainers import TrainerRecord
+from tensair_dask.observe.wording import number
 
 __all__ = ["Events", "Headline", "Replicas"]
 
@@ -59,18 +59,18 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
         *_phase(record),
         ("replicas", f"{alive} of {record.told.get('target', alive)}"),
         *_share(record),
-        ("samples/s", f"{row['samples']:,.0f}"),
-        ("mini-batches/s", f"{row['steps']:,.0f}"),
-        ("samples", f"{record.totals['samples']:,.0f}"),
-        ("loss", _short(row["loss"])),
+        ("samples/s", number(row["samples"], 0)),
+        ("mini-batches/s", number(row["steps"], 0)),
+        ("samples", number(record.totals["samples"], 0)),
+        ("loss", number(row["loss"], 3)),
         *(
-            (name, _short(row[f"metric_{number}"]))
-            for number, name in enumerate(record.metrics[:2])
+            (name, number(row[f"metric_{place}"], 3))
+            for place, name in enumerate(record.metrics[:2])
         ),
-        ("staleness", _short(row.get("staleness", math.nan), 1)),
-        ("lag", f"{_short(row['lag'], 2)} s"),
-        ("dead letters", f"{row['dead_letters']:,}"),
-        *([("dropped", f"{row['dropped']:,}")] if row["dropped"] else []),
+        ("staleness", number(row.get("staleness"))),
+        ("lag", f"{number(row['lag'], 2)} s"),
+        ("dead letters", number(row["dead_letters"])),
+        *([("dropped", number(row["dropped"]))] if row["dropped"] else []),
     ]
     return "".join(
         f'<div style="display:inline-block;margin:0 18px 0 0;white-space:nowrap">'
@@ -93,10 +93,6 @@ def _share(record: TrainerRecord) -> list[tuple[str, str]]:
     """What the replicas send each other, once that is known."""
     share = record.told.get("share")
     return [("they share", f"{share}s")] if share else []
-
-
-def _short(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 # Of the table of replicas: title, format of a number, width in pixels.

@@ -11,10 +11,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from tensair_dask.observe.sparkline import BLOCKS, sparkline
 from tensair_dask.observe.telemetry.events import KINDS
 from tensair_dask.observe.terminal.replica_table import replica_table
-from tensair_dask.observe.terminal.sparkline import BLOCKS, sparkline
-from tensair_dask.observe.terminal.wording import (
+from tensair_dask.observe.wording import (
     amount,
     duration,
     plain,

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tensair_dask.observe.terminal.wording import (
+from tensair_dask.observe.wording import (
     amount,
     clipped,
     duration,

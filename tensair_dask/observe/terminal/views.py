@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from tensair_dask.observe.sparkline import BLOCKS, PLAIN
 from tensair_dask.observe.terminal.drawing import RECENT, drawing
-from tensair_dask.observe.terminal.sparkline import BLOCKS, PLAIN
 
 __all__ = ["Lines", "Pages", "Screen", "View", "nobody_reads", "view"]
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from tensair_dask.observe.sparkline import PLAIN
 from tensair_dask.observe.telemetry.counters import Counters
 from tensair_dask.observe.telemetry.scheduler import Telemetry
 from tensair_dask.observe.terminal.drawing import RECENT, drawing
 from tensair_dask.observe.terminal.replica_table import chosen
-from tensair_dask.observe.terminal.sparkline import PLAIN
 
 STEPS_A_SECOND = 10
 

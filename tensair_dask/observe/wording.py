@@ -1,4 +1,4 @@
-"""Numbers and texts for a terminal, in few characters; a dash for what is unknown."""
+"""Numbers and texts for people, in few characters; a dash for what is unknown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ __all__ = [
     "amount",
     "clipped",
     "duration",
+    "number",
     "plain",
     "rate_of_bytes",
     "share",
@@ -20,6 +21,13 @@ UNKNOWN = "-"
 
 def _known(number: float | None) -> bool:
     return number is not None and math.isfinite(number)
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """All digits before the point, so many after it: ``1,580,800``, ``31.2``."""
+    if value is None or not _known(value):
+        return UNKNOWN
+    return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
 
 def amount(number: float | None) -> str:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tensair_dask.observe.terminal import wording
+from tensair_dask.observe import wording
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ from tensair_dask.observe.terminal import wording
 )
 def test_amounts(number, text):
     assert wording.amount(number) == text
+
+
+def test_numbers_with_all_their_digits():
+    assert wording.number(1234567) == "1,234,567"
+    assert wording.number(1234.56) == "1,234.6"
+    assert wording.number(0.12345, 4) == "0.1235"
+    for unknown in (math.nan, math.inf, None):
+        assert wording.number(unknown) == "-"
 
 
 @pytest.mark.parametrize(
