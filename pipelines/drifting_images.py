@@ -44,12 +44,19 @@ from tensair_dask.drift.run_record import Alarms, Detections, Record
 from tensair_dask.observe.figures import drift as drift_plots
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
-from tensair_dask.runner import run as running
 from tensair_dask.runner import terminal
 from tensair_dask.runner.images import NAMES, Images, ImageSet, load
-from tensair_dask.runner.modes_run import mode_options
+from tensair_dask.runner.modes_run import ON_DRIFT, ModesRun
+from tensair_dask.runner.options import (
+    FOLDER,
+    FROM_ZERO,
+    PATH,
+    POSITIVE,
+    Number,
+    option,
+)
 from tensair_dask.runner.resume import Continuation
-from tensair_dask.runner.run import Run
+from tensair_dask.runner.run import command
 
 # The pairs that TensAIR's demonstration swaps, in its order; what comes after is drawn.
 PAIRS = [(3, 7), (2, 8), (5, 1), (0, 9), (4, 2)]
@@ -301,7 +308,7 @@ def build(
     images: ImageSet,
     *,
     mode: str = "auto",
-    detector: str = "optwin",
+    detector: str | None = "optwin",
     on_drift: str = "train",
     convergence: Convergence | None = None,
     learning_rate: float = 0.1,
@@ -365,90 +372,45 @@ def _errors(report: ta.Report) -> float:
 
 
 @dataclass
-class ImagesRun(Run):
-    """What ``tensair run drifting-images`` was asked for; see its options."""
+class ImagesRun(ModesRun):
+    """A run over images whose labels are swapped."""
 
-    data: Path | None = None
-    dataset: str | None = None
+    records: str = "images"
+    rate: float | None = 3_000
+    data: Path | None = option(
+        None,
+        "Images of your own: the files of MNIST or Fashion-MNIST, or the binary "
+        "version of CIFAR-10.",
+        type=PATH,
+        metavar="FOLDER",
+        shown="the digits of scikit-learn",
+    )
+    dataset: str | None = option(
+        None, "Which of them, where the files do not tell.", type=click.Choice(NAMES)
+    )
     mode: str = "auto"
-    detector: str = "optwin"
-    on_drift: str = "train"
-    swaps: int = 4
-    every: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    warm_up: int | None = None
-    seed: int = 0
-    output: Path = Path("tensair-output")
+    detector: str | None = "optwin"
+    on_drift: str = option("train", ON_DRIFT, type=click.Choice(ANSWERS))
+    swaps: int = option(4, "How often two labels are swapped.", type=FROM_ZERO)
+    every: int = option(1000, "Mini-batches between two swaps.", type=POSITIVE)
+    batch_size: int = option(32, "Images in a mini-batch.", type=POSITIVE)
+    learning_rate: float = option(
+        0.1, "Of plain SGD.", type=Number(min=0, min_open=True)
+    )
+    warm_up: int | None = option(
+        None,
+        "Mini-batches to learn in mode never, before it stops for ever.",
+        type=FROM_ZERO,
+        shown="half of --every",
+    )
+    seed: int = option(0, "Of the stream and of the model.", type=FROM_ZERO)
+    output: Path = option(Path("tensair-output"), "Folder for the plots.", type=FOLDER)
 
     images: ImageSet | None = field(default=None, init=False, repr=False)
     stream: SwappedLabels | None = field(default=None, init=False, repr=False)
     record: Record = field(default_factory=lambda: Record(0), init=False, repr=False)
     alarms: Alarms = field(default_factory=lambda: Alarms(list), init=False, repr=False)
     held_out: dict[str, float] = field(default_factory=dict, init=False, repr=False)
-
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields; see `Run.options`."""
-        positive = click.IntRange(min=1)
-        option = functools.partial(click.option, show_default=True)
-        return [
-            option(
-                "--data",
-                metavar="FOLDER",
-                type=click.Path(path_type=Path),
-                help="Images of your own: the files of MNIST or Fashion-MNIST, or the "
-                "binary version of CIFAR-10.  [default: the digits of scikit-learn]",
-            ),
-            option(
-                "--dataset",
-                type=click.Choice(NAMES),
-                help="Which of them, where the files do not tell.",
-            ),
-            *mode_options(cls, ANSWERS),
-            option(
-                "--swaps",
-                type=click.IntRange(min=0),
-                default=cls.swaps,
-                help="How often two labels are swapped.",
-            ),
-            option(
-                "--every",
-                type=positive,
-                default=cls.every,
-                help="Mini-batches between two swaps.",
-            ),
-            option(
-                "--batch-size",
-                type=positive,
-                default=cls.batch_size,
-                help="Images in a mini-batch.",
-            ),
-            option(
-                "--learning-rate",
-                type=running.Number(min=0, min_open=True),
-                default=cls.learning_rate,
-            ),
-            option(
-                "--warm-up",
-                type=click.IntRange(min=0),
-                help="Mini-batches to learn in mode never, before it stops for ever.  "
-                "[default: half of --every]",
-            ),
-            option(
-                "--seed",
-                type=click.IntRange(min=0),
-                default=cls.seed,
-                help="Of the stream and of the model.",
-            ),
-            option(
-                "--output",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=cls.output,
-                help="Folder for the plots.",
-            ),
-            *super().options(records, rate),
-        ]
 
     @property
     def stops_after(self) -> int | None:
@@ -631,7 +593,7 @@ async def emitted(
         yield batch
 
 
-@running.command(ImagesRun, records="images", rate=3_000)
+@command(ImagesRun)
 async def main(run: ImagesRun) -> None:
     """Learn images whose labels are swapped, and notice it without help."""
     run.images = images = load(run.data, run.dataset)

@@ -26,7 +26,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import numpy as np
 import pandas as pd
 import torch
@@ -37,9 +36,10 @@ from torch import nn
 import tensair_dask as ta
 from tensair_dask._common.rate_limiter import Pace
 from tensair_dask.prequential import BinaryPrequential
-from tensair_dask.runner import run as running
 from tensair_dask.runner.modes_run import AdaptiveRun
+from tensair_dask.runner.options import option
 from tensair_dask.runner.resume import Continuation
+from tensair_dask.runner.run import command
 
 LATE = 15  # minutes after the scheduled arrival
 
@@ -593,17 +593,23 @@ class FlightsRun(AdaptiveRun):
 
     Attributes
     ----------
-    kafka
-        Address of a broker; None reads the flights of the package.
-    topic, group
-        What to read, and as whom.
     positions
         Where the next run goes on; known when the run is over.
     """
 
-    kafka: str | None = None
-    topic: str = "flights"
-    group: str = "tensair-flights"
+    records: str = "flights"
+    rate: float | None = 5_500
+    kafka: str | None = option(
+        None,
+        "Read the flights from a topic of the broker at this address, for example "
+        "127.0.0.1:9092, until --limit or Ctrl-C.",
+        metavar="ADDRESS",
+    )
+    topic: str = option("flights", "Topic to read.")
+    group: str = option(
+        "tensair-flights",
+        "Group of consumers; its next run goes on where this one stops.",
+    )
 
     positions: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
 
@@ -622,30 +628,8 @@ class FlightsRun(AdaptiveRun):
             )
         return super().without_effect(given)
 
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields; see `Run.options`."""
-        return [
-            *super().options(records, rate),
-            click.option(
-                "--kafka",
-                metavar="ADDRESS",
-                help="Read the flights from a topic of the broker at this address, for "
-                "example 127.0.0.1:9092, until --limit or Ctrl-C.",
-            ),
-            click.option(
-                "--topic", default=cls.topic, show_default=True, help="Which topic."
-            ),
-            click.option(
-                "--group",
-                default=cls.group,
-                show_default=True,
-                help="Group of consumers; its next run goes on where this one stops.",
-            ),
-        ]
 
-
-@running.command(FlightsRun, records="flights", rate=5_500)
+@command(FlightsRun)
 async def main(run: FlightsRun) -> None:
     """Learn which flights arrive late while the flights of 2013 go by."""
     origin = "year" if run.kafka is None else f"topic {run.topic}"

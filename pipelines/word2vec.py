@@ -31,7 +31,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 import numpy as np
@@ -45,10 +45,10 @@ from streamz import Stream
 
 import tensair_dask as ta
 from tensair_dask._common.files import check_writable
-from tensair_dask.runner import run as running
 from tensair_dask.runner import terminal
+from tensair_dask.runner.options import FILE, FROM_ZERO, POSITIVE, Number, option
 from tensair_dask.runner.resume import Continuation
-from tensair_dask.runner.run import Run
+from tensair_dask.runner.run import Run, command
 from tensair_dask.runner.summary import Tally
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
 from tensair_dask.text.export import is_binary
@@ -417,124 +417,92 @@ class _WordCounts:
 
 @dataclass
 class WordsRun(Run):
-    """What ``tensair run word2vec`` was asked for; see its options."""
+    """A run over a text."""
 
-    cut: ClassVar[str] = ", at the end of the 64 kB of text in which they are"
-
-    text: str | None = None
-    passes: int | None = None
-    model: str = "skip-gram"
-    width: int = 100
-    context: int = 5
-    negatives: int = 5
-    learning_rate: float = 0.03
-    min_count: int = 5
-    size: int = 50_000
-    hashed: int = 5_000
-    compression: str = "none"
-    probes: str | None = None
-    every: float = 5.0
-    evaluate: tuple[str, ...] = ()
-    export: tuple[Path, ...] = ()
+    records: str = "words"
+    text: str | None = option(
+        None,
+        "Text to learn, packed or not, here or at an address such as s3://...; - for "
+        "standard input.",
+        metavar="FILE|-",
+        shown="a piece of Wikipedia that comes with gensim",
+    )
+    passes: int | None = option(
+        None,
+        "How often to go through the text, with a learning rate that falls to zero.",
+        type=POSITIVE,
+        shown="1; 10 for the piece of Wikipedia",
+    )
+    model: str = option(
+        "skip-gram",
+        "Predict the context of each word, or each word from its context.",
+        type=click.Choice(MODELS),
+    )
+    width: int = option(100, "Of the vectors.", type=POSITIVE)
+    context: int = option(
+        5,
+        "Words to each side that are context, at most.",
+        "--window",
+        type=click.IntRange(1, 31),
+    )
+    negatives: int = option(5, "Noise words for each pair.", type=POSITIVE)
+    learning_rate: float = option(
+        0.03,
+        "For each pair; lower it for more than two replicas.",
+        type=Number(min=0, min_open=True),
+    )
+    min_count: int = option(
+        5,
+        "How often a word must be seen to get a vector of its own.",
+        type=POSITIVE,
+    )
+    size: int = option(
+        50_000,
+        "Words that can get a vector of their own.",
+        "--vocabulary",
+        type=POSITIVE,
+    )
+    hashed: int = option(
+        5_000,
+        "Vectors that all other words share; 0 leaves those words out.",
+        type=FROM_ZERO,
+    )
+    compression: str = option(
+        "none",
+        "Of what the replicas exchange.",
+        type=click.Choice(["none", "bfloat16", "float16", "int8"]),
+    )
+    probes: str | None = option(
+        None,
+        "Words whose neighbours are shown, with commas between.",
+        metavar="WORDS",
+        shown="a few nouns, or else what is frequent",
+    )
+    every: float = option(
+        5.0, "Seconds between two looks at the neighbours.", type=Number(min=0.1)
+    )
+    evaluate: tuple[str, ...] = option(
+        (),
+        "Score against pairs of words judged by people: wordsim353, simlex999 (with "
+        "gensim installed), or a file; may be repeated.",
+        metavar="SET",
+    )
+    export: tuple[Path, ...] = option(
+        (),
+        "Write the vectors for gensim and others: binary if it ends in .bin, else "
+        "text; packed if it ends in .gz, .bz2 or .xz; may be repeated.",
+        type=FILE,
+    )
+    limit: int | None = option(
+        None,
+        "Stop after so many {records}, at the end of the 64 kB of text in which they "
+        "are.",
+        type=POSITIVE,
+    )
 
     read: float = field(default=0.0, init=False)
     told: list[dict[str, Any]] = field(default_factory=list, init=False)
     has_replaced: bool = field(default=False, init=False)
-
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields; see `Run.options`."""
-        positive = click.IntRange(min=1)
-        option = functools.partial(click.option, show_default=True)
-        return [
-            option(
-                "--text",
-                metavar="FILE|-",
-                help="Text to learn, packed or not, here or at an address such as "
-                "s3://...; - for standard input.  [default: a piece of Wikipedia that "
-                "comes with gensim]",
-            ),
-            option(
-                "--passes",
-                type=positive,
-                help="How often to go through the text, with a learning rate that "
-                "falls to zero.  [default: 1; 10 for the piece of Wikipedia]",
-            ),
-            option("--model", type=click.Choice(list(MODELS)), default=cls.model),
-            option("--width", type=positive, default=cls.width, help="Of the vectors."),
-            option(
-                "--window",
-                "context",
-                type=click.IntRange(1, 31),
-                default=cls.context,
-                help="Words to each side that are context, at most.",
-            ),
-            option(
-                "--negatives",
-                type=positive,
-                default=cls.negatives,
-                help="Noise words for each pair.",
-            ),
-            option(
-                "--learning-rate",
-                type=running.Number(min=0, min_open=True),
-                default=cls.learning_rate,
-                help="For each pair; lower it for more than two replicas.",
-            ),
-            option(
-                "--min-count",
-                type=positive,
-                default=cls.min_count,
-                help="How often a word must be seen to get a vector of its own.",
-            ),
-            option(
-                "--vocabulary",
-                "size",
-                type=positive,
-                default=cls.size,
-                help="Words that can get a vector of their own.",
-            ),
-            option(
-                "--hashed",
-                type=click.IntRange(min=0),
-                default=cls.hashed,
-                help="Vectors that all other words share; 0 leaves those words out.",
-            ),
-            option(
-                "--compression",
-                type=click.Choice(["none", "bfloat16", "float16", "int8"]),
-                default=cls.compression,
-                help="Of what the replicas exchange.",
-            ),
-            option(
-                "--probes",
-                metavar="WORDS",
-                help="Words whose neighbours are shown, with commas between.  "
-                "[default: a few nouns, or else what is frequent]",
-            ),
-            option(
-                "--every",
-                type=running.Number(min=0.1),
-                default=cls.every,
-                help="Seconds between two looks at the neighbours.",
-            ),
-            option(
-                "--evaluate",
-                multiple=True,
-                metavar="SET",
-                help="Score against pairs of words judged by people: wordsim353, "
-                "simlex999 (with gensim installed), or a file; may be repeated.",
-            ),
-            option(
-                "--export",
-                type=click.Path(path_type=Path, dir_okay=False),
-                multiple=True,
-                help="Write the vectors for gensim and others: binary if it ends in "
-                ".bin, else text; packed if it ends in .gz, .bz2 or .xz; may be "
-                "repeated.",
-            ),
-            *super().options(records, rate),
-        ]
 
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect; see `Run.without_effect`."""
@@ -809,7 +777,7 @@ class Looks:
         return Group(Text(title), table)
 
 
-@running.command(WordsRun, records="words")
+@command(WordsRun)
 async def main(run: WordsRun) -> None:
     """Learn word vectors from a text while it is read."""
     judged = [load_judged(source) for source in run.evaluate]

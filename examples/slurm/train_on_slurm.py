@@ -22,11 +22,10 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import click
 import dask
 from dask.distributed import Client
 from dask.utils import parse_bytes
@@ -36,7 +35,8 @@ from distributed.deploy.spec import ProcessInterface
 
 from tensair_dask.errors import ClusterError
 from tensair_dask.pipelines import flights
-from tensair_dask.runner import run as running
+from tensair_dask.runner.options import FOLDER, FROM_ZERO, POSITIVE, option
+from tensair_dask.runner.run import command
 from tensair_dask.runner.scored_run import ScoredRun
 
 Item = TypeVar("Item")
@@ -72,34 +72,38 @@ class TidyCluster(SLURMCluster):
 class SlurmRun(ScoredRun):
     """A run whose workers are jobs of a SLURM; the scheduler lives in this process.
 
-    Attributes
-    ----------
-    queue, account, interface
-        As the site calls them; None for what its ``jobqueue.yaml`` says.
-    walltime
-        Of a job, in minutes. The stream ends before it is over.
-    jobs
-        How many to submit.
-    gpus
-        GPUs of a job, each with a worker of its own; 0 for one worker on the CPU.
-    cores, memory
-        Of a worker; torch computes with so many threads.
-    tls
-        Whether to let in only who has the certificate that is made for this run.
-    logs
-        Folder for the logs of the jobs and for the certificate.
+    Partition, account and interface that are not given are those of the site's
+    ``jobqueue.yaml``. The stream ends before the ``walltime`` is over.
     """
 
-    queue: str | None = None
-    account: str | None = None
-    interface: str | None = None
-    walltime: int = 60
-    jobs: int = 2
-    gpus: int = 0
-    cores: int = 1
-    memory: str = "4 GB"
-    tls: bool = True
-    logs: Path = Path("slurm-logs")
+    records: str = "flights"
+    # No options of this run: its workers are the jobs.
+    scheduler: None = field(default=None, init=False)
+    workers: None = field(default=None, init=False)
+    queue: str | None = option(None, "Partition of the jobs.", "--queue", "--partition")
+    account: str | None = option(None, "Account that pays for the jobs.")
+    interface: str | None = option(
+        None, "Network interface of scheduler and workers, for example ib0."
+    )
+    walltime: int = option(
+        60, "How long a job may run.", type=POSITIVE, metavar="MINUTES"
+    )
+    jobs: int = option(2, "How many jobs to submit.", type=POSITIVE)
+    gpus: int = option(
+        0, "GPUs of a job, each with a worker of its own.", type=FROM_ZERO
+    )
+    cores: int = option(1, "Cores of a worker.", type=POSITIVE)
+    memory: str = option("4 GB", "Memory of a worker.")
+    tls: bool = option(
+        True,
+        "Encrypt, and let in only who has this run's certificate.",
+        "--tls/--no-tls",
+    )
+    logs: Path = option(
+        Path("slurm-logs"),
+        "Folder for the logs of the jobs, and for the certificate.",
+        type=FOLDER,
+    )
 
     deadline = float("inf")  # on the clock of time.monotonic
 
@@ -175,69 +179,8 @@ class SlurmRun(ScoredRun):
                 return
             yield item
 
-    @classmethod
-    def cluster_options(cls) -> list[Any]:
-        """Make the click options of the fields."""
-        positive = click.IntRange(min=1)
-        return [
-            click.option("--queue", "--partition", help="Partition of the jobs."),
-            click.option("--account", help="Account that pays for the jobs."),
-            click.option(
-                "--interface",
-                help="Network interface of scheduler and workers, for example ib0.",
-            ),
-            click.option(
-                "--walltime",
-                type=positive,
-                default=cls.walltime,
-                show_default=True,
-                metavar="MINUTES",
-                help="How long a job may run.",
-            ),
-            click.option(
-                "--jobs",
-                type=positive,
-                default=cls.jobs,
-                show_default=True,
-                help="How many jobs to submit.",
-            ),
-            click.option(
-                "--gpus",
-                type=click.IntRange(min=0),
-                default=cls.gpus,
-                show_default=True,
-                help="GPUs of a job, each with a worker of its own.",
-            ),
-            click.option(
-                "--cores",
-                type=positive,
-                default=cls.cores,
-                show_default=True,
-                help="Cores of a worker.",
-            ),
-            click.option(
-                "--memory",
-                default=cls.memory,
-                show_default=True,
-                help="Memory of a worker.",
-            ),
-            click.option(
-                "--tls/--no-tls",
-                default=cls.tls,
-                show_default=True,
-                help="Encrypt, and let in only who has this run's certificate.",
-            ),
-            click.option(
-                "--logs",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=cls.logs,
-                show_default=True,
-                help="Folder for the logs of the jobs.",
-            ),
-        ]
 
-
-@running.command(SlurmRun, records="flights")
+@command(SlurmRun)
 async def main(run: SlurmRun) -> None:
     """Learn which flights arrive late, on the jobs of a SLURM."""
     data = flights.load(run.limit)

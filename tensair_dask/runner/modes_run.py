@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
@@ -21,49 +20,37 @@ from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MAJORITY, MODEL, BinaryPrequential, Scores
 from tensair_dask.runner import terminal
+from tensair_dask.runner.options import FROM_ZERO, option
+from tensair_dask.runner.run import Run
 from tensair_dask.runner.scored_run import ScoredRun
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DETECTORS", "AdaptiveRun", "Side", "mode_options"]
+__all__ = ["DETECTORS", "ON_DRIFT", "AdaptiveRun", "ModesRun", "Side"]
 
 DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
 
+ON_DRIFT = "What is done when a drift is detected, beside learning again."
 
-def mode_options(cls: Any, answers: Iterable[str] = POLICIES) -> list[Any]:
-    """Make the click options ``--mode``, ``--detector`` and ``--on-drift``.
 
-    Parameters
-    ----------
-    cls
-        Of the run; its fields tell the defaults.
-    answers
-        Names that ``--on-drift`` takes.
-    """
-    option = functools.partial(click.option, show_default=True)
-    return [
-        option(
-            "--mode",
-            type=click.Choice(MODES),
-            default=cls.mode,
-            help="When to learn: auto stops when the loss has settled, and begins "
-            "again when a drift is detected.",
-        ),
-        option(
-            "--detector",
-            type=click.Choice(DETECTORS),
-            default=cls.detector,
-            help="What finds drift."
-            + ("" if cls.detector else "  [default in mode auto: optwin]"),
-        ),
-        option(
-            "--on-drift",
-            type=click.Choice(list(answers)),
-            default=cls.on_drift,
-            help="What is done when a drift is detected, beside learning again.",
-        ),
-    ]
+@dataclass
+class ModesRun(Run):
+    """A run whose model may stop learning, and begin again when a drift is detected."""
+
+    mode: str = option(
+        "always",
+        "When to learn: auto stops when the loss has settled, and begins again when a "
+        "drift is detected.",
+        type=click.Choice(MODES),
+    )
+    detector: str | None = option(
+        None,
+        "What finds drift.",
+        type=click.Choice(DETECTORS),
+        shown="in mode auto: optwin",
+    )
+    on_drift: str = option("train", ON_DRIFT, type=click.Choice(POLICIES))
 
 
 @dataclass
@@ -94,25 +81,17 @@ class Side:
 
 
 @dataclass
-class AdaptiveRun(ScoredRun):
-    """A run of a scored pipeline in one of the modes, or in all of them side by side.
+class AdaptiveRun(ModesRun, ScoredRun):
+    """A run that is scored, in one of the modes, or in all of them side by side."""
 
-    Attributes
-    ----------
-    mode, detector, on_drift
-        As a `Trainer` takes them.
-    warm_up
-        Records that mode never learns before it stops for ever; with ``compare``, what
-        is compared comes after them.
-    compare
-        Whether to learn the same stream in all three modes at once.
-    """
-
-    mode: str = "always"
-    detector: str | None = None
-    on_drift: str = "train"
-    warm_up: int = 27_000
-    compare: bool = False
+    warm_up: int = option(
+        27_000,
+        "How many {records} mode never learns before it stops for ever.",
+        type=FROM_ZERO,
+    )
+    compare: bool = option(
+        False, "Learn the same stream in all three modes, side by side."
+    )
 
     sides: list[Side] = field(default_factory=list, init=False, repr=False)
 
@@ -333,26 +312,6 @@ class AdaptiveRun(ScoredRun):
             drawn = plots.panels(curves, moments, axis=self.axis)
             figures.append(("The modes side by side", drawn))
         return figures
-
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields; see `Run.options`."""
-        return [
-            *super().options(records, rate),
-            *mode_options(cls),
-            click.option(
-                "--warm-up",
-                type=click.IntRange(min=0),
-                default=cls.warm_up,
-                show_default=True,
-                help=f"How many {records} mode never learns before it stops for ever.",
-            ),
-            click.option(
-                "--compare",
-                is_flag=True,
-                help="Learn the same stream in all three modes, side by side.",
-            ),
-        ]
 
 
 # In the order of the table: what all else is measured by comes first.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import socket
 import sys
@@ -20,7 +19,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -30,7 +29,6 @@ from tensair_dask._common.interrupts import Interrupts, kept_from_children
 from tensair_dask._common.program import execute
 from tensair_dask._common.rate_limiter import Pace
 from tensair_dask._common.scheduler_address import CONNECT_TIMEOUT, LOOPBACK, reach
-from tensair_dask.checkpoints.schedule import parse_every
 from tensair_dask.coordinator.refused import verdict
 from tensair_dask.errors import (
     ConfigurationError,
@@ -39,6 +37,14 @@ from tensair_dask.errors import (
     SourceError,
 )
 from tensair_dask.observe.html_report import Table, written
+from tensair_dask.runner.options import (
+    PATH,
+    POSITIVE,
+    Every,
+    Rate,
+    option,
+    options_of,
+)
 from tensair_dask.runner.replica_log import Happenings
 from tensair_dask.runner.resume import Continuation
 from tensair_dask.runner.summary import Tally
@@ -47,7 +53,7 @@ from tensair_dask.runner.terminal import LiveLine, View
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Number", "Run", "command"]
+__all__ = ["Run", "command"]
 
 AnyRun = TypeVar("AnyRun", bound="Run")
 
@@ -58,30 +64,12 @@ DASHBOARD_PORT = 8787
 class Run:
     """One run of a pipeline: what the user asked for, and the steps that all share.
 
+    What an `option` describes is what the user asked for.
+
     Attributes
     ----------
     records
         What the records are called, such as "flights".
-    scheduler
-        Address of the scheduler to join; None starts a cluster on this machine.
-    workers
-        How many workers to start, or how many of the cluster's to use; None for two,
-        or all.
-    rate
-        Records per second; None for as fast as they are learned.
-    limit
-        How many records to stream; None for all.
-    as_json
-        Print the result as one JSON object on standard output, and all else on
-        standard error.
-    debug
-        Show tracebacks and the logs of the cluster.
-    checkpoint
-        Folder for checkpoints, and to go on from; None for neither.
-    checkpoint_every
-        How often: mini-batches, or a time such as "10s".
-    report
-        Where to write a page that tells of the run; None for nowhere.
     command
         How it was called.
     title
@@ -92,19 +80,44 @@ class Run:
         Where it goes on.
     """
 
-    # Where a limit stops, if that is not right behind the last one.
-    cut: ClassVar[str] = ""
-
     records: str = "records"
-    scheduler: str | None = None
-    workers: int | None = None
-    rate: float | None = None
-    limit: int | None = None
-    as_json: bool = False
-    debug: bool = False
-    checkpoint: str | None = None
-    checkpoint_every: int | str = "10s"
-    report: Path | None = None
+    scheduler: str | None = option(
+        None,
+        "Join the cluster of this scheduler, for example tcp://127.0.0.1:8786, instead "
+        "of starting one.",
+        metavar="ADDRESS",
+    )
+    workers: int | None = option(
+        None,
+        "Workers to start, or to use of those of the scheduler.",
+        type=POSITIVE,
+        shown="2, or all of the scheduler's",
+    )
+    rate: float | None = option(
+        None, "How many {records} a second, or max.", type=Rate(), shown="max"
+    )
+    limit: int | None = option(None, "Stop after so many {records}.", type=POSITIVE)
+    as_json: bool = option(
+        False,
+        "Print the result as JSON on standard output, all else on standard error.",
+        "--json",
+    )
+    checkpoint: str | None = option(
+        None,
+        "Save checkpoints there, on any file system that fsspec knows; if there are "
+        "some, go on from the newest.",
+        metavar="FOLDER",
+    )
+    checkpoint_every: int | str = option(
+        "10s", "How often to save checkpoints: mini-batches, or a time.", type=Every()
+    )
+    report: Path | None = option(
+        None,
+        "Write a page that tells of the whole run, one HTML file that opens without a "
+        "network.",
+        type=PATH,
+    )
+    debug: bool = option(False, "Show tracebacks and logs.")
 
     command: str = field(default="", init=False, repr=False)
     title: str = field(default="", init=False, repr=False)
@@ -380,153 +393,16 @@ class Run:
         """Titles and bokeh figures for the page of the run; the same."""
         return []
 
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields.
-
-        Parameters
-        ----------
-        records
-            What the records are called, such as "flights".
-        rate
-            Default of ``--rate`` in records per second; None for no limit.
-        """
-        positive = click.IntRange(min=1)
-        return [
-            *cls.cluster_options(),
-            click.option(
-                "--rate",
-                type=_Rate(),
-                default="max" if rate is None else f"{rate:g}",
-                show_default=True,
-                help=f"How many {records} a second, or max.",
-            ),
-            click.option(
-                "--limit", type=positive, help=f"Stop after so many {records}{cls.cut}."
-            ),
-            click.option(
-                "--json",
-                "as_json",
-                is_flag=True,
-                help="Print the result as JSON on standard output, all else on "
-                "standard error.",
-            ),
-            click.option(
-                "--checkpoint",
-                metavar="FOLDER",
-                help="Save checkpoints there, on any file system that fsspec knows; "
-                "if there are some, go on from the newest.",
-            ),
-            click.option(
-                "--checkpoint-every",
-                type=_Every(),
-                default=cls.checkpoint_every,
-                show_default=True,
-                help="How often: mini-batches, or a time.",
-            ),
-            click.option(
-                "--report",
-                type=click.Path(path_type=Path),
-                help="Write a page that tells of the whole run, one HTML file that "
-                "opens without a network.",
-            ),
-            click.option("--debug", is_flag=True, help="Show tracebacks and logs."),
-        ]
-
-    @classmethod
-    def cluster_options(cls) -> list[Any]:
-        """Make the click options that say where the workers come from.
-
-        A run that overrides `client` to get them elsewhere overrides this, too.
-        """
-        return [
-            click.option(
-                "--scheduler",
-                metavar="ADDRESS",
-                help="Join the cluster of this scheduler, for example "
-                "tcp://127.0.0.1:8786, instead of starting one.",
-            ),
-            click.option(
-                "--workers",
-                type=click.IntRange(min=1),
-                help="Workers to start, or to use of those of the scheduler.  "
-                "[default: 2, or all of the scheduler's]",
-            ),
-        ]
-
-
-class Number(click.FloatRange):
-    """A finite number within bounds: click lets NaN pass all of them."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Any:
-        """Take it, unless it is NaN or infinite."""
-        number = super().convert(value, param, context)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not allowed; give a finite number.", param, context)
-        return number
-
-
-class _Rate(click.ParamType):
-    """A number of records per second, or "max" for no limit (None)."""
-
-    name = "RATE|max"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> float | None:
-        if value is None or value == "max":
-            return None
-        with contextlib.suppress(TypeError, ValueError):
-            rate = float(value)
-            if 0 < rate < math.inf:
-                return rate
-        self.fail(
-            f"{value!r} is not allowed; give a number of records per second above 0, "
-            "for example 5000, or max",
-            param,
-            context,
-        )
-
-
-class _Every(click.ParamType):
-    """A number of mini-batches, or a time with its unit."""
-
-    name = "BATCHES|TIME"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> int | str:
-        every = int(value) if str(value).isdecimal() else str(value)
-        try:
-            parse_every(every)
-        except ConfigurationError:
-            self.fail(
-                f"{value!r} is not allowed; give a number of mini-batches, for example "
-                "1000, or a time with its unit, for example 10s",
-                param,
-                context,
-            )
-        return every
-
 
 def command(
     kind: type[AnyRun],
-    *,
-    records: str = "records",
-    rate: float | None = None,
 ) -> Callable[[Callable[[AnyRun], Awaitable[None]]], click.Command]:
     """Make a command of a pipeline's ``async def main(run)``.
 
     Parameters
     ----------
     kind
-        Of the run; its fields are the command's options.
-    records
-        What the records are called, such as "flights".
-    rate
-        Default of ``--rate`` in records per second; None for no limit.
+        Of the run; the fields that it describes are the command's options.
 
     Returns
     -------
@@ -540,17 +416,14 @@ def command(
         def callback(**chosen: Any) -> None:
             context = click.get_current_context()
             _check_checkpoint(context, chosen)
-            run = kind(records=records, **chosen)
+            run = kind(**chosen)
             if text := run.without_effect(_given(context)):
                 raise click.UsageError(text)
             run.command = context.command_path
             sys.exit(_execute(main, run))
 
         callback.__doc__ = main.__doc__
-        decorated: Callable[..., Any] = callback
-        for option in reversed(kind.options(records, rate)):
-            decorated = option(decorated)
-        return click.command(name=main.__name__)(decorated)
+        return click.command(name=main.__name__, params=[*options_of(kind)])(callback)
 
     return decorate
 

@@ -18,6 +18,7 @@ from tensair_dask.observe.figures import scores as plots
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.runner import terminal
+from tensair_dask.runner.options import FOLDER, PATH, POSITIVE, option
 from tensair_dask.runner.run import Run
 
 if TYPE_CHECKING:
@@ -28,24 +29,19 @@ __all__ = ["ScoredRun"]
 
 @dataclass
 class ScoredRun(Run):
-    """A run whose predictions are scored.
+    """A run whose predictions are scored."""
 
-    Attributes
-    ----------
-    batch_size
-        Records in a mini-batch.
-    window
-        Records in the sliding window of the scores.
-    save_to
-        Where to save the model and the scores; None for nowhere.
-    output
-        Folder for the plots.
-    """
-
-    batch_size: int = 64
-    window: int = 10_000
-    save_to: Path | None = None
-    output: Path = Path("tensair-output")
+    batch_size: int = option(64, "Records in a mini-batch.", type=POSITIVE)
+    window: int = option(
+        10_000, "How many {records} the sliding scores look back.", type=POSITIVE
+    )
+    save_to: Path | None = option(
+        None,
+        "Save the model and the scores: a folder, or a file ending in .pt.",
+        "--save",
+        type=PATH,
+    )
+    output: Path = option(Path("tensair-output"), "Folder for the plots.", type=FOLDER)
 
     scores: BinaryPrequential | None = field(default=None, init=False, repr=False)
     times: Any = field(default=None, init=False, repr=False)
@@ -210,42 +206,6 @@ class ScoredRun(Run):
         moments = self.times[curves.index.to_numpy() - 1]
         title = f"Scores over the last {scores.window:,} {self.records}"
         return [(title, plots.panels(curves, moments, axis=self.axis))]
-
-    @classmethod
-    def options(cls, records: str, rate: float | None) -> list[Any]:
-        """Make the click options of the fields; see `Run.options`."""
-        positive = click.IntRange(min=1)
-        return [
-            *super().options(records, rate),
-            click.option(
-                "--batch-size",
-                type=positive,
-                default=cls.batch_size,
-                show_default=True,
-                help="Records in a mini-batch.",
-            ),
-            click.option(
-                "--window",
-                type=positive,
-                default=cls.window,
-                show_default=True,
-                help=f"How many {records} the sliding scores look back.",
-            ),
-            click.option(
-                "--save",
-                "save_to",
-                type=click.Path(path_type=Path),
-                help="Save the model and the scores: a folder, or a file ending in "
-                ".pt.",
-            ),
-            click.option(
-                "--output",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=cls.output,
-                show_default=True,
-                help="Folder for the plots.",
-            ),
-        ]
 
 
 def _plain(scores: Scores) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ import tensair_dask.sources
 import tensair_dask.streams
 from tensair_dask import errors
 from tensair_dask.coordinator.refused import Refused, verdict
-from tensair_dask.runner import run as running
+from tensair_dask.runner.run import Run, command
 
 one = functools.partial(
     gen_cluster, client=True, nthreads=[("127.0.0.1", 1)], timeout=60
@@ -236,7 +236,7 @@ async def test_the_history_has_its_metrics_before_and_without_any_score(c, s, a)
     ("bad", "sound", "code"), [(4, 0, 1), (3, 2, 1), (2, 2, 0), (1, 5, 0)]
 )
 def test_a_run_that_learned_less_than_half_has_failed(bad, sound, code):
-    @running.command(running.Run)
+    @command(Run)
     async def main(run):
         async with (
             LocalCluster(

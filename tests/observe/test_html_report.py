@@ -203,7 +203,7 @@ def test_how_a_run_ended(received, error, kind, text):
 def pipeline(error: BaseException | None = None, seen: list | None = None):
     """A command that runs without a cluster."""
 
-    @command(Run, records="things")
+    @command(Run)
     async def main(run: Run) -> None:
         """Do something."""
         if seen is not None:
@@ -276,7 +276,7 @@ SCRIPT = """
         def plain(self): return "plain"
         def drawing(self): return "drawn"
 
-    @command(Run, records="things")
+    @command(Run)
     async def main(run):
         async with run.client() as client:
             async with ta.Trainer(

@@ -23,7 +23,8 @@ from streamz import Stream
 from tensair_dask.drift import Detector, make
 from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.reports import Report
-from tensair_dask.runner.modes_run import DETECTORS, AdaptiveRun, mode_options
+from tensair_dask.runner.modes_run import DETECTORS, AdaptiveRun
+from tensair_dask.runner.options import options_of
 
 BATCH, BATCHES = 10, 40
 TIMES = np.datetime64("2013-01-01", "s") + 60 * np.arange(BATCH * BATCHES)
@@ -193,15 +194,8 @@ def test_every_detector_that_is_offered_can_be_made(name):
 
 
 def test_options_say_what_is_allowed():
-    @click.command()
-    def command(**chosen):
-        print(json.dumps(chosen))
-
-    for option in mode_options(AdaptiveRun):
-        command = option(command)
-    chosen = json.loads(CliRunner().invoke(command, ["--mode", "auto"]).output)
-    assert chosen == {"mode": "auto", "detector": None, "on_drift": "train"}
-    refused = CliRunner().invoke(command, ["--mode", "sometimes"])
+    made = click.Command("run", params=[*options_of(AdaptiveRun)])
+    refused = CliRunner().invoke(made, ["--mode", "sometimes"])
     assert refused.exit_code == 2
     assert "'always', 'never', 'auto'" in refused.output
 

@@ -4,7 +4,6 @@ import asyncio
 import signal
 from types import SimpleNamespace
 
-import click
 from click.testing import CliRunner
 from distributed.utils_test import gen_cluster
 from helpers import classes
@@ -12,11 +11,11 @@ from streamz import Stream
 
 import tensair_dask.streams  # noqa: F401  gives Stream its train method
 from tensair_dask import Trainer
-from tensair_dask.runner import run as running
+from tensair_dask.runner.run import Run, command
 
 
 def test_what_fails_because_ctrl_c_has_cut_it_short_is_no_error():
-    @running.command(running.Run)
+    @command(Run)
     async def main(run):
         try:
             run.interrupts.receive(signal.SIGINT)
@@ -30,7 +29,7 @@ def test_what_fails_because_ctrl_c_has_cut_it_short_is_no_error():
 
 
 def test_what_fails_by_itself_is_told_in_one_line():
-    @running.command(running.Run)
+    @command(Run)
     async def main(run):
         raise RuntimeError("the disk\nis full")
 
@@ -41,23 +40,8 @@ def test_what_fails_by_itself_is_told_in_one_line():
     )
 
 
-def test_a_run_may_get_its_workers_elsewhere():
-    class OnTheMoon(running.Run):
-        @classmethod
-        def cluster_options(cls):
-            return [click.option("--rocket")]
-
-    @running.command(OnTheMoon)
-    async def main(run): ...
-
-    names = {option.name for option in main.params}
-    assert "rocket" in names
-    assert "rate" in names
-    assert not names & {"scheduler", "workers"}
-
-
 def test_files_are_told_in_one_column_whatever_their_names():
-    @running.command(running.Run)
+    @command(Run)
     async def main(run):
         run.files = {"html": "a.html", "drift, html": "b.html"}
         for name, path in run.files.items():
@@ -78,7 +62,7 @@ async def test_what_was_refused_is_told_at_the_end_although_nothing_was_learned(
     c, s, a
 ):
     lines: list[str] = []
-    run = running.Run()
+    run = Run()
     run.say = lines.append
     async with Trainer(c, **classes()) as trainer:
         source = Stream(asynchronous=True)
