@@ -17,9 +17,7 @@ from measure import Load, Spread, environment
 from report import QUIET_CORES, table
 
 from tensair_dask import drift
-from tensair_dask.drift import Detector
-from tensair_dask.drift import optwin_cuts as cuts
-from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift import Detector, optwin_cuts, synthetic
 
 CONTENDERS: dict[str, Callable[[], Detector]] = {
     "OPTWIN": drift.OPTWIN,
@@ -85,7 +83,7 @@ def time_updates(rounds: int) -> list[list[str]]:
 def find_changes(runs: int, seed: int) -> list[list[str]]:
     """Find the changes of all kinds of streams."""
     rows = []
-    kinds = {kind: streams.generate(kind, runs, seed) for kind in streams.KINDS}
+    kinds = {kind: synthetic.generate(kind, runs, seed) for kind in synthetic.KINDS}
     kinds["losses, by half a deviation"] = small_rises(runs, seed)
     for kind, labelled in kinds.items():
         for name, make in CONTENDERS.items():
@@ -107,29 +105,29 @@ def find_changes(runs: int, seed: int) -> list[list[str]]:
     return rows
 
 
-def small_rises(runs: int, seed: int) -> list[streams.LabelledStream]:
+def small_rises(runs: int, seed: int) -> list[synthetic.LabelledStream]:
     """Losses of mean 1 and deviation 0.5 (gamma) that rise by 0.25."""
     made = []
-    for stream in streams.stationary("loss 1, sd 0.5", runs, seed):
+    for stream in synthetic.stationary("loss 1, sd 0.5", runs, seed):
         values = stream.values.copy()
         values[len(values) // 2 :] += 0.25
-        made.append(streams.LabelledStream("small", values, (len(values) // 2,)))
+        made.append(synthetic.LabelledStream("small", values, (len(values) // 2,)))
     return made
 
 
-def rare_errors(runs: int, seed: int) -> list[streams.LabelledStream]:
+def rare_errors(runs: int, seed: int) -> list[synthetic.LabelledStream]:
     """Errors at a rate of 0.01, without a change."""
     made = []
     for run in range(runs):
         values = np.random.default_rng(seed + run).random(2000) < 0.01
-        made.append(streams.LabelledStream("rare", values.astype(float), ()))
+        made.append(synthetic.LabelledStream("rare", values.astype(float), ()))
     return made
 
 
 def false_alarms(runs: int, seed: int) -> list[list[str]]:
     """Count alarms in streams without a change."""
     labelled = {
-        kind: streams.stationary(kind, runs, seed) for kind in streams.STATIONARY
+        kind: synthetic.stationary(kind, runs, seed) for kind in synthetic.STATIONARY
     }
     labelled["errors 0.01"] = rare_errors(runs, seed)
     rows = []
@@ -149,7 +147,7 @@ def time_cuts() -> list[list[str]]:
     """Time OPTWIN's table where nothing is kept from before."""
     rows = []
     for confidence in (0.99, 0.998):
-        rows_of = cuts.Cuts(confidence, 0.5)
+        rows_of = optwin_cuts.Cuts(confidence, 0.5)
         longest = 0.0
         start = time.perf_counter()
         while len(rows_of) <= 25_000:
@@ -196,7 +194,7 @@ def detectors(arguments: argparse.Namespace) -> Iterator[str]:
         )
         yield table(
             f"False alarms in 2,000 values without a change, {arguments.runs} streams",
-            ["detector", *streams.STATIONARY, "errors 0.01"],
+            ["detector", *synthetic.STATIONARY, "errors 0.01"],
             false_alarms(arguments.runs, arguments.seed),
             markdown=True,
         )

@@ -41,7 +41,7 @@ from tensair_dask.adaptation import (
     Reinitialise,
 )
 from tensair_dask.drift.run_record import Alarms, Detections, Record
-from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
 from tensair_dask.runner import terminal
@@ -505,7 +505,7 @@ class ImagesRun(ModesRun):
         """Loss and accuracy along the stream."""
         if self.stream is None or not self.record.records:
             return []
-        return [("Loss and accuracy", drift_plots.panels(self.course()))]
+        return [("Loss and accuracy", drift_figures.panels(self.course()))]
 
 
 class ImagesView:
@@ -668,7 +668,7 @@ def finish(run: ImagesRun) -> None:
         return
     run.console.print(result_tables(run), soft_wrap=True)
     run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
-    run.files |= drift_plots.draw(
+    run.files |= drift_figures.draw(
         run.course(),
         folder=run.output,
         title=run.title,

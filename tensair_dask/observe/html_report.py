@@ -21,7 +21,7 @@ import dask
 from tensair_dask._common.files import check_writable, write_atomically
 from tensair_dask.errors import TensairError
 from tensair_dask.observe import templates
-from tensair_dask.observe.figures import run as charts
+from tensair_dask.observe.figures import run as run_figures
 from tensair_dask.observe.snapshot import replica_rows
 from tensair_dask.observe.telemetry.events import KINDS
 from tensair_dask.observe.wording import number
@@ -182,10 +182,10 @@ class Page:
         if trainer is not None:
             events = trainer.events
             metrics = trainer._curves.metrics
-            drawn = charts.panels(trainer.curves, events, metrics)
-            marks = charts.legend(events)
+            drawn = run_figures.panels(trainer.curves, events, metrics)
+            marks = run_figures.legend(events)
         figures = run.figures()
-        library, divs, script = charts.embed(
+        library, divs, script = run_figures.embed(
             [*(panel.figure for panel in drawn), *(figure for _, figure in figures)]
         )
         named = [title for title, _ in figures]

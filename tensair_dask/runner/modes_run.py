@@ -14,8 +14,8 @@ from tensair_dask.drift.modes import MODES
 from tensair_dask.drift.policies import POLICIES
 from tensair_dask.drift.run_record import Alarms, Detections, Record
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.observe.figures import drift as drift_plots
-from tensair_dask.observe.figures import scores as plots
+from tensair_dask.observe.figures import drift as drift_figures
+from tensair_dask.observe.figures import scores as score_figures
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MAJORITY, MODEL, BinaryPrequential, Scores
@@ -225,7 +225,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
         """Add when each model learned, and how the modes compare."""
         files = super().draw(title)
         for side in self._adapting:
-            made = drift_plots.draw(
+            made = drift_figures.draw(
                 self.course(side),
                 folder=self.output,
                 title=title,
@@ -234,7 +234,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
             )
             files |= {f"drift, {kind}": path for kind, path in made.items()}
         if self.compare:
-            made = plots.draw(
+            made = score_figures.draw(
                 self.curves(),
                 self.times,
                 folder=self.output,
@@ -304,12 +304,12 @@ class AdaptiveRun(ModesRun, ScoredRun):
         if not figures:
             return figures
         for side in self._adapting:
-            panels = drift_plots.panels(self.course(side))
+            panels = drift_figures.panels(self.course(side))
             figures.append((f"Mode {side.mode}: {self.told(side)}", panels))
         if self.compare:
             curves = self.curves()
             moments = self.times[curves.index.to_numpy() - 1]
-            drawn = plots.panels(curves, moments, axis=self.axis)
+            drawn = score_figures.panels(curves, moments, axis=self.axis)
             figures.append(("The modes side by side", drawn))
         return figures
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tensair_dask._common.files import check_folder, check_writable
-from tensair_dask.observe.figures import scores as plots
+from tensair_dask.observe.figures import scores as score_figures
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.runner import terminal
@@ -143,7 +143,7 @@ class ScoredRun(Run):
     def draw(self, title: str) -> dict[str, str]:
         """Draw the curves; the files, by what they are."""
         assert self.scores is not None
-        return plots.draw(
+        return score_figures.draw(
             self.scores.curves(),
             self.times,
             folder=self.output,
@@ -205,7 +205,7 @@ class ScoredRun(Run):
         curves = scores.curves()
         moments = self.times[curves.index.to_numpy() - 1]
         title = f"Scores over the last {scores.window:,} {self.records}"
-        return [(title, plots.panels(curves, moments, axis=self.axis))]
+        return [(title, score_figures.panels(curves, moments, axis=self.axis))]
 
 
 def _plain(scores: Scores) -> dict[str, float | None]:

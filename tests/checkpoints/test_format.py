@@ -15,8 +15,7 @@ import torch
 from checkpoint_examples import Words, example, same, small, trained
 
 from tensair_dask.checkpoints import Checkpoint
-from tensair_dask.checkpoints import format as form
-from tensair_dask.checkpoints.format import FORMAT, decode, encode
+from tensair_dask.checkpoints.format import _FIELDS, _MAGIC, FORMAT, decode, encode
 from tensair_dask.errors import CheckpointDamagedError, CheckpointError
 
 
@@ -33,7 +32,7 @@ def file_around(content, number: int = FORMAT, legacy: bool = False) -> bytes:
 
 def with_header(body: bytes, number: int = FORMAT) -> bytes:
     checksum = zlib.crc32(body)
-    fields = form._FIELDS.pack(form._MAGIC, number, len(body), checksum, b"9.8.7")
+    fields = _FIELDS.pack(_MAGIC, number, len(body), checksum, b"9.8.7")
     return fields + struct.pack("<I", zlib.crc32(fields)) + body
 
 

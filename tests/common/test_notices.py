@@ -9,7 +9,7 @@ from distributed.utils_test import gen_cluster
 from helpers import linear, linear_data, train_all
 
 import tensair_dask as ta
-from tensair_dask import _wording as wording
+from tensair_dask import _wording
 from tensair_dask._common import notices
 from tensair_dask._common.notices import Notices
 
@@ -39,7 +39,7 @@ def test_keys_that_user_code_makes_take_bounded_memory():
 def test_a_long_text_is_cut():
     said = Notices()
     said.say("a", "x" * 10_000_000)
-    assert len(said.take()["a"]) < wording.LONGEST + 10
+    assert len(said.take()["a"]) < _wording.LONGEST + 10
 
 
 @two()

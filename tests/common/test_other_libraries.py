@@ -14,7 +14,7 @@ from streamz import Stream
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask import errors
-from tensair_dask._common import other_libraries as habits
+from tensair_dask._common import other_libraries
 
 X = np.zeros((4, FEATURES), "float32")
 Y = np.zeros(4, int)
@@ -110,5 +110,5 @@ def test_the_signature_is_still_shown():
 
 def test_nothing_is_said_to_be_called_otherwise_that_is_there():
     arguments = inspect.signature(ta.Trainer).parameters
-    assert not habits.ARGUMENTS.keys() & arguments.keys()
-    assert not habits.METHODS.keys() & set(dir(ta.Trainer))
+    assert not other_libraries.ARGUMENTS.keys() & arguments.keys()
+    assert not other_libraries.METHODS.keys() & set(dir(ta.Trainer))

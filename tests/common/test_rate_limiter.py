@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tensair_dask._common import rate_limiter as pace
+from tensair_dask._common import rate_limiter
 
 
 class Clock:
@@ -23,8 +23,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    monkeypatch.setattr(pace, "asyncio", clock)
+    monkeypatch.setattr(rate_limiter, "time", clock)
+    monkeypatch.setattr(rate_limiter, "asyncio", clock)
     return clock
 
 
@@ -42,19 +42,21 @@ def times(clock, paced, batches, stall=None):
 
 
 def test_records_come_evenly(clock):
-    assert times(clock, pace.Pace(1_000), 5) == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert times(clock, rate_limiter.Pace(1_000), 5) == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2]
+    )
 
 
 def test_a_short_delay_is_made_up_for(clock):
-    late = times(clock, pace.Pace(1_000), 5, stall=(1, 0.07))
+    late = times(clock, rate_limiter.Pace(1_000), 5, stall=(1, 0.07))
     assert late == pytest.approx([0, 0.05, 0.12, 0.15, 0.2])
 
 
 def test_back_pressure_gives_no_burst(clock):
-    late = times(clock, pace.Pace(1_000), 6, stall=(1, 1.0))
+    late = times(clock, rate_limiter.Pace(1_000), 6, stall=(1, 1.0))
     # One mini-batch is late, one keeps to its time; then they come evenly again.
     assert late[2:] == pytest.approx([1.05, 1.05, 1.10, 1.15])
 
 
 def test_no_limit_waits_for_nothing(clock):
-    assert times(clock, pace.Pace(None), 3) == [0, 0, 0]
+    assert times(clock, rate_limiter.Pace(None), 3) == [0, 0, 0]

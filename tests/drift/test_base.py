@@ -6,8 +6,16 @@ import sys
 
 import pytest
 
-from tensair_dask.drift import ADWIN, DDM, KSWIN, OPTWIN, PageHinkley, Shift, make
-from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift import (
+    ADWIN,
+    DDM,
+    KSWIN,
+    OPTWIN,
+    PageHinkley,
+    Shift,
+    make,
+    synthetic,
+)
 from tensair_dask.drift.base import Recent
 from tensair_dask.errors import ConfigurationError, DriftError
 
@@ -101,7 +109,7 @@ def test_ddm_takes_error_rates_only(value):
 
 
 def test_kswin_draws_by_its_seed():
-    values = streams.generate("gradual, non-binary", 1)[0].values[1000:1600]
+    values = synthetic.generate("gradual, non-binary", 1)[0].values[1000:1600]
 
     def found(seed):
         detector = KSWIN(alpha=0.005, seed=seed)
@@ -112,7 +120,7 @@ def test_kswin_draws_by_its_seed():
 
 
 def test_page_hinkley_counts_in_deviations_unless_told_otherwise():
-    values = streams.generate("sudden, binary", 1)[0].values
+    values = synthetic.generate("sudden, binary", 1)[0].values
 
     def found(scale, offset, **options):
         detector = PageHinkley(**options)

@@ -19,7 +19,7 @@ import torch
 from tensair_dask import drift
 from tensair_dask.checkpoints import Checkpoint
 from tensair_dask.checkpoints.format import decode, encode
-from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift import synthetic
 from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,
@@ -111,7 +111,7 @@ def alarms(detector, values):
 
 def errors_that(fall_or_rise, runs=6):
     # The change is at 1000 in the streams; 500 values before it are enough here.
-    found = [values[500:1150] for values, _ in streams.generate(BINARY, runs)]
+    found = [values[500:1150] for values, _ in synthetic.generate(BINARY, runs)]
     return [1 - values for values in found] if fall_or_rise == "fall" else found
 
 
@@ -123,20 +123,20 @@ def test_every_public_detector_has_its_alarms_pinned():
 def test_alarms_come_at_exactly_these_values(kind):
     known = KNOWN[kind]
     for name, expected in ((BINARY, known.binary), (GRADUAL, known.gradual)):
-        labelled = streams.generate(name, len(expected))
+        labelled = synthetic.generate(name, len(expected))
         result = drift.evaluate(kind(), labelled)
         assert [list(run.alarms) for run in result.runs] == expected
 
 
 @every_detector
 def test_a_stationary_stream_is_quiet(kind):
-    result = drift.evaluate(kind(), streams.stationary("errors 0.2", 5, length=1500))
+    result = drift.evaluate(kind(), synthetic.stationary("errors 0.2", 5, length=1500))
     assert result.false_alarms_per_run <= 0.4
 
 
 @every_detector
 def test_an_abrupt_rise_is_found(kind):
-    pairs = [(values[:1250], [1000]) for values, _ in streams.generate(BINARY, 5)]
+    pairs = [(values[:1250], [1000]) for values, _ in synthetic.generate(BINARY, 5)]
     assert drift.evaluate(kind(), pairs).recall == 1
 
 
@@ -182,7 +182,7 @@ def test_numbers_of_numpy_are_taken_for_those_of_python(kind, parameter):
 @every_detector
 @pytest.mark.parametrize("place", [17, 700, 1010])
 def test_a_pickle_goes_on_where_the_stream_was(kind, place):
-    (values, _), *_ = streams.generate(BINARY, 1, seed=1)
+    (values, _), *_ = synthetic.generate(BINARY, 1, seed=1)
     values = values[:1250]
     original = kind()
     before = alarms(original, values[:place])
@@ -236,7 +236,7 @@ def test_values_are_counted_from_a_fall_that_makes_it_forget(kind):
 
 @every_detector
 def test_the_shift_tells_what_has_changed(kind):
-    (values, _), *_ = streams.generate(BINARY, 1)
+    (values, _), *_ = synthetic.generate(BINARY, 1)
     detector = kind()
     assert detector.shift is None
     for value in values[:1000]:
@@ -367,7 +367,7 @@ def told(detector, values):
 @every_detector
 @pytest.mark.parametrize("place", [0, 17, 700, 1010])
 def test_a_state_goes_on_where_the_stream_was(kind, place):
-    (values, _), *_ = streams.generate(BINARY, 1, seed=1)
+    (values, _), *_ = synthetic.generate(BINARY, 1, seed=1)
     values = values[:1250]
     original = kind()
     alarms(original, values[:place])

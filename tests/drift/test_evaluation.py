@@ -9,7 +9,7 @@ import torch
 from helpers import stable
 
 from tensair_dask import drift
-from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift import synthetic
 from tensair_dask.errors import ConfigurationError
 
 
@@ -85,7 +85,7 @@ def test_without_changes_only_false_alarms_can_be_told():
 def test_every_stream_gets_a_fresh_detector_and_the_given_one_stays_as_it_is():
     detector = drift.OPTWIN()
     detector.update(5.0)
-    one = streams.generate("sudden, binary", 1)
+    one = synthetic.generate("sudden, binary", 1)
     result = drift.evaluate(detector, one * 2)
     assert result.runs[0] == result.runs[1]
     assert result.runs[0] == drift.evaluate(drift.OPTWIN(), one).runs[0]
@@ -146,7 +146,7 @@ def test_values_and_change_points_may_be_anything_that_has_them_in_order(given):
 
 
 def test_a_detector_may_be_given_by_its_name():
-    one = streams.generate("sudden, binary", 1)
+    one = synthetic.generate("sudden, binary", 1)
     assert drift.evaluate("optwin", one) == drift.evaluate(drift.OPTWIN(), one)
     with pytest.raises(ConfigurationError, match="There is no detector 'opt'"):
         drift.evaluate("opt", one)
@@ -165,9 +165,9 @@ def test_a_horizon_that_is_no_number_of_values_is_refused(horizon):
     assert drift.evaluate(AtOnes(), [ONE], horizon=np.int64(2)).found == 1
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+@pytest.mark.parametrize("kind", synthetic.KINDS)
 def test_streams_are_labelled_where_they_change(kind):
-    found = streams.generate(kind, runs=20)
+    found = synthetic.generate(kind, runs=20)
     assert len(found) == 20
     for one in found:
         values, changes = one
@@ -185,20 +185,22 @@ def test_streams_are_labelled_where_they_change(kind):
 
 def test_streams_come_from_their_seeds():
     (one, two), (again,) = (
-        streams.generate("gradual, binary", 2, seed=4),
-        streams.generate("gradual, binary", 1, seed=5),
+        synthetic.generate("gradual, binary", 2, seed=4),
+        synthetic.generate("gradual, binary", 1, seed=5),
     )
     assert (two.values == again.values).all()
     assert not (one.values == two.values).all()
 
 
-@pytest.mark.parametrize("kind", [each for each in streams.STATIONARY if "58" in each])
+@pytest.mark.parametrize(
+    "kind", [each for each in synthetic.STATIONARY if "58" in each]
+)
 def test_stationary_losses_have_the_mean_and_the_deviation_of_their_name(kind):
-    values = np.concatenate([one.values for one in streams.stationary(kind, 30)])
+    values = np.concatenate([one.values for one in synthetic.stationary(kind, 30)])
     assert values.mean() == pytest.approx(58, rel=0.02)
     assert values.std() == pytest.approx(29, rel=0.03)
 
 
 def test_an_unknown_kind_is_refused_with_those_that_are_known():
     with pytest.raises(ConfigurationError, match="'gradual, binary'"):
-        streams.generate("sudden")
+        synthetic.generate("sudden")

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tensair_dask.drift import OPTWIN, evaluate
-from tensair_dask.drift import optwin_cuts as cuts
-from tensair_dask.drift import synthetic as streams
+from tensair_dask.drift import OPTWIN, evaluate, optwin_cuts, synthetic
 
 
 class Naive:
@@ -20,7 +18,7 @@ class Naive:
         self.f = f or reference
         self.p = confidence**0.25
         self.p_warning = (2 * confidence - 1) ** 0.25
-        self.rows = cuts.cuts_for(confidence, 0.5)
+        self.rows = optwin_cuts.cuts_for(confidence, 0.5)
         self.rows.grow(window)
         self.values = []
 
@@ -160,36 +158,36 @@ def test_a_step_of_what_never_varied_is_found_within_a_few_values():
 
 @pytest.mark.parametrize(("scale", "offset"), [(1024.0, 0.0), (2.0**-30, 0.0), (1, 64)])
 def test_alarms_do_not_depend_on_the_unit(scale, offset):
-    values = streams.generate("sudden, binary", 3)
+    values = synthetic.generate("sudden, binary", 3)
     moved = [(each.values * scale + offset, each.change_points) for each in values]
     assert evaluate(OPTWIN(), moved) == evaluate(OPTWIN(), values)
 
 
-STATIONARY = [kind for kind in streams.STATIONARY if "58" in kind]
+STATIONARY = [kind for kind in synthetic.STATIONARY if "58" in kind]
 
 
 @pytest.mark.parametrize("kind", STATIONARY)
 def test_stationary_losses_of_any_unit_and_skew_raise_few_alarms(kind):
-    result = evaluate(OPTWIN(), streams.stationary(kind, 12))
+    result = evaluate(OPTWIN(), synthetic.stationary(kind, 12))
     assert result.false_alarms_per_run <= 1.5
 
 
 def test_the_published_arithmetic_depends_on_the_unit():
-    losses = streams.stationary("loss 58, sd 29", 12)
+    losses = synthetic.stationary("loss 58, sd 29", 12)
     assert evaluate(OPTWIN(reference=True), losses).false_alarms_per_run > 20
     scaled = [(each.values / 58, ()) for each in losses]
     assert evaluate(OPTWIN(reference=True), scaled).false_alarms_per_run < 1.5
 
 
 def test_the_f_test_is_what_alarms_on_skewed_losses():
-    losses = streams.stationary("loss 58, sd 29, lognormal", 12)
+    losses = synthetic.stationary("loss 58, sd 29, lognormal", 12)
     without = evaluate(OPTWIN(), losses).false_alarms_per_run
     with_it = evaluate(OPTWIN(variance_test=True), losses).false_alarms_per_run
     assert with_it > without + 1
 
 
 def test_the_reference_reproduces_the_published_scores_on_sudden_binary_errors():
-    result = evaluate(OPTWIN(reference=True), streams.generate("sudden, binary", 30))
+    result = evaluate(OPTWIN(reference=True), synthetic.generate("sudden, binary", 30))
     # Published: 0.952, 28.2, 0.10.
     assert result.recall == 1
     assert result.f1 >= 0.90
@@ -206,7 +204,7 @@ def test_the_reference_reproduces_the_published_scores_on_sudden_binary_errors()
     ],
 )
 def test_the_reference_on_the_other_kinds_of_streams(kind, f1, delay, false_alarms):
-    result = evaluate(OPTWIN(reference=True), streams.generate(kind, 30))
+    result = evaluate(OPTWIN(reference=True), synthetic.generate(kind, 30))
     assert result.f1 == pytest.approx(f1, abs=0.001)
     assert result.delay_mean == pytest.approx(delay, abs=0.1)
     assert result.false_alarms_per_run == pytest.approx(false_alarms, abs=0.01)
@@ -223,7 +221,7 @@ def test_what_a_model_has_learned_does_not_hide_a_later_rise():
 
 
 def test_a_higher_confidence_raises_fewer_alarms():
-    labelled = streams.generate("sudden, binary", 30)
+    labelled = synthetic.generate("sudden, binary", 30)
     strict = evaluate(OPTWIN(confidence=0.998), labelled)
     assert strict.f1 >= 0.9
     assert strict.delay_mean <= 35

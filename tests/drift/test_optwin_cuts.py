@@ -9,29 +9,28 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from tensair_dask.drift import OPTWIN
-from tensair_dask.drift import optwin_cuts as cuts
+from tensair_dask.drift import OPTWIN, optwin_cuts
 
 
 @pytest.fixture
 def folder(tmp_path):
-    cuts.forget()
+    optwin_cuts.forget()
     with dask.config.set({"tensair.drift.cache": str(tmp_path / "cache")}):
         yield tmp_path / "cache"
-    cuts.forget()
+    optwin_cuts.forget()
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """Sizes of the first row of every chunk that is computed."""
     firsts = []
-    compute = cuts.compute
+    compute = optwin_cuts.compute
 
     def counting(sizes, *rest):
         firsts.append(int(sizes[0]))
         return compute(sizes, *rest)
 
-    monkeypatch.setattr(cuts, "compute", counting)
+    monkeypatch.setattr(optwin_cuts, "compute", counting)
     return firsts
 
 
@@ -46,7 +45,7 @@ def computed(monkeypatch):
     ],
 )
 def test_the_rows_are_those_of_the_published_table(size, cut, phi, t):
-    rows = cuts.cuts_for(0.99, 0.5)
+    rows = optwin_cuts.cuts_for(0.99, 0.5)
     rows.grow(size)
     assert rows.cut[size] == cut
     assert f"{rows.phi[size]:.{len(phi) - 2}f}" == phi
@@ -82,14 +81,14 @@ def one_row(size, confidence, rho):
     ],
 )
 def test_every_cut_is_where_a_slow_search_finds_it(confidence, rho, sizes):
-    found = cuts.compute(np.array(sizes), confidence, rho)[0]
+    found = optwin_cuts.compute(np.array(sizes), confidence, rho)[0]
     assert found.tolist() == [one_row(size, confidence, rho) for size in sizes]
 
 
 @pytest.mark.parametrize("rho", [0.01, 0.1, 3.0, 50.0])
 def test_both_parts_always_hold_enough_for_a_variance(rho):
-    sizes = np.arange(cuts.SMALLEST, 3000)
-    cut, phi, t, df = cuts.compute(sizes, 0.99, rho)
+    sizes = np.arange(optwin_cuts.SMALLEST, 3000)
+    cut, phi, t, df = optwin_cuts.compute(sizes, 0.99, rho)
     assert (cut >= 2).all()
     assert (sizes - cut >= 3).all()
     assert np.isfinite([phi, t, df]).all()
@@ -97,7 +96,7 @@ def test_both_parts_always_hold_enough_for_a_variance(rho):
 
 def test_the_whole_table_takes_seconds_at_most():
     start = time.perf_counter()
-    cuts.Cuts(0.99, 0.5).grow(25_000)
+    optwin_cuts.Cuts(0.99, 0.5).grow(25_000)
     # 0.5 s; with room for a machine that does other things.
     assert time.perf_counter() - start < 5
 
@@ -111,11 +110,11 @@ def test_a_short_run_computes_only_what_it_needs(folder, computed):
 
 
 def test_a_second_process_reads_what_the_first_has_computed(folder, computed):
-    first = cuts.cuts_for(0.99, 0.5)
+    first = optwin_cuts.cuts_for(0.99, 0.5)
     first.grow(2000)
     assert computed == [0, 1024]
-    cuts.forget()
-    second = cuts.cuts_for(0.99, 0.5)
+    optwin_cuts.forget()
+    second = optwin_cuts.cuts_for(0.99, 0.5)
     second.grow(2000)
     assert second is not first
     assert computed == [0, 1024]
@@ -124,7 +123,7 @@ def test_a_second_process_reads_what_the_first_has_computed(folder, computed):
 
 
 def test_detectors_of_a_process_share_their_rows(computed):
-    cuts.forget()
+    optwin_cuts.forget()
     values = np.random.default_rng(0).normal(size=40)
     for _ in range(3):
         detector = OPTWIN()
@@ -134,8 +133,8 @@ def test_detectors_of_a_process_share_their_rows(computed):
 
 
 def test_other_settings_have_other_files(folder, computed):
-    cuts.cuts_for(0.99, 0.5).grow(100)
-    cuts.cuts_for(0.99, 0.25).grow(100)
+    optwin_cuts.cuts_for(0.99, 0.5).grow(100)
+    optwin_cuts.cuts_for(0.99, 0.25).grow(100)
     assert computed == [0, 0]
     assert len(list(folder.iterdir())) == 2
 
@@ -161,12 +160,12 @@ def of_another_confidence(data: bytes) -> bytes:
     [torn, flipped, longer, of_another_confidence, lambda data: b"", lambda data: b"x"],
 )
 def test_a_torn_or_foreign_file_is_computed_again(folder, computed, harm):
-    cuts.cuts_for(0.99, 0.5).grow(100)
+    optwin_cuts.cuts_for(0.99, 0.5).grow(100)
     (path,) = folder.iterdir()
     good = path.read_bytes()
     path.write_bytes(harm(good))
-    cuts.forget()
-    rows = cuts.cuts_for(0.99, 0.5)
+    optwin_cuts.forget()
+    rows = optwin_cuts.cuts_for(0.99, 0.5)
     rows.grow(100)
     assert rows.cut[100] == 51
     assert computed == [0, 0]
@@ -176,11 +175,11 @@ def test_a_torn_or_foreign_file_is_computed_again(folder, computed, harm):
 
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, computed):
     (tmp_path / "file").write_text("in the way")
-    cuts.forget()
+    optwin_cuts.forget()
     with dask.config.set({"tensair.drift.cache": str(tmp_path / "file")}):
-        rows = cuts.cuts_for(0.99, 0.5)
+        rows = optwin_cuts.cuts_for(0.99, 0.5)
         rows.grow(100)
-    cuts.forget()
+    optwin_cuts.forget()
     assert rows.cut[100] == 51
     assert computed == [0]
     assert (tmp_path / "file").read_text() == "in the way"
@@ -188,20 +187,22 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path, computed):
 
 def test_null_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cuts.forget()
+    optwin_cuts.forget()
     with dask.config.set({"tensair.drift.cache": None}):
-        assert cuts.cache_folder() is None
-        cuts.cuts_for(0.99, 0.5).grow(100)
-    cuts.forget()
+        assert optwin_cuts.cache_folder() is None
+        optwin_cuts.cuts_for(0.99, 0.5).grow(100)
+    optwin_cuts.forget()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_is_in_the_users_cache(tmp_path, monkeypatch):
     with dask.config.set({"tensair.drift.cache": "auto"}):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert cuts.cache_folder() == tmp_path / "tensair-dask"
+        assert optwin_cuts.cache_folder() == tmp_path / "tensair-dask"
         for nothing in ("", "relative/path"):
             monkeypatch.setenv("XDG_CACHE_HOME", nothing)
-            assert cuts.cache_folder() == Path("~/.cache/tensair-dask").expanduser()
+            assert (
+                optwin_cuts.cache_folder() == Path("~/.cache/tensair-dask").expanduser()
+            )
     with dask.config.set({"tensair.drift.cache": "~/mine"}):
-        assert cuts.cache_folder() == Path("~/mine").expanduser()
+        assert optwin_cuts.cache_folder() == Path("~/mine").expanduser()

@@ -11,7 +11,7 @@ from browser import CHROMIUM, FLAGS, needs_browser
 from drifting_runs import CHANGES, rows
 from run_curves import curves, events
 
-from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.figures.run import Plot
 from tensair_dask.observe.html_report import Ending, Page
@@ -76,7 +76,7 @@ class Drifting(Run):
 
     def figures(self) -> list[tuple[str, Any]]:
         course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
-        return [("Labels are swapped", drift_plots.panels(course))]
+        return [("Labels are swapped", drift_figures.panels(course))]
 
 
 @pytest.mark.parametrize("width", [1400, 390])
@@ -85,7 +85,7 @@ def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width, n
     path = tmp_path / "drift.html"
     if name == "alone":
         course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
-        drift_plots.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
+        drift_figures.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
     else:
         text = Page(Drifting(), Ending("finished", "Finished."), 0.0, 1.0).html()
         path.write_text(text, encoding="utf-8")

@@ -24,7 +24,7 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams  # gives Stream its train method
-from tensair_dask.observe import html_report as run_page
+from tensair_dask.observe import html_report
 from tensair_dask.observe.html_report import Ending, Page, Table
 from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.runner.run import Run, command
@@ -110,7 +110,7 @@ async def test_a_page_tells_of_everything(c, s, a, b):
         "CPUs",
     ):
         assert part in text, part
-    for package in run_page.PACKAGES:
+    for package in html_report.PACKAGES:
         assert f"{package} " in text
     assert not loaded_from_elsewhere(page)
 
@@ -166,7 +166,9 @@ def test_a_run_that_ended_before_training_has_a_page():
 def test_a_table_that_is_too_long_is_cut():
     class Long(Run):
         def tables(self) -> list[Table]:
-            return [Table("Many", ["number"], [(n,) for n in range(run_page.ROWS + 7)])]
+            return [
+                Table("Many", ["number"], [(n,) for n in range(html_report.ROWS + 7)])
+            ]
 
     assert "and 7 more rows" in text_of(page_of(Long()))
 
@@ -256,7 +258,7 @@ def test_a_page_that_cannot_be_written_after_all_is_told(tmp_path, monkeypatch):
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_page, "write_atomically", full)
+    monkeypatch.setattr(html_report, "write_atomically", full)
     path = str(tmp_path / "out.html")
     ended = CliRunner().invoke(pipeline(), ["--report", path])
     assert ended.exit_code == 1

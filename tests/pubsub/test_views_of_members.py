@@ -10,8 +10,7 @@ from distributed.utils_test import async_poll_for, freeze_batched_send, gen_clus
 
 from tensair_dask import config
 from tensair_dask.errors import ClusterError, PackageMissingError, SchedulerLostError
-from tensair_dask.pubsub import Pub, Sub
-from tensair_dask.pubsub import endpoint as endpoint_module
+from tensair_dask.pubsub import Pub, Sub, endpoint
 from tensair_dask.pubsub.scheduler import NAME, PubSubScheduler, dask_setup
 
 SHORT = {"tensair.pubsub.timeout": "100ms", "tensair.pubsub.retry": "5ms"}
@@ -449,4 +448,4 @@ def test_the_scheduler_half_needs_neither_torch_nor_numpy():
 
     code = "import sys, tensair_dask.pubsub.scheduler;sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert endpoint_module.NAME == NAME
+    assert endpoint.NAME == NAME

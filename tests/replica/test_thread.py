@@ -26,7 +26,6 @@ from tensair_dask.errors import (
     ReplicaLostError,
 )
 from tensair_dask.exchange.exchange import Exchange
-from tensair_dask.replica import thread as training_thread
 from tensair_dask.replica.learner import Learner, Recipe
 from tensair_dask.replica.thread import TrainingThread
 
@@ -210,7 +209,7 @@ async def test_stopping_answers_what_has_not_been_done():
 
 @gen_test()
 async def test_the_thread_ends_when_its_worker_is_gone(monkeypatch):
-    monkeypatch.setattr(training_thread, "HEARTBEAT", 0.01)
+    monkeypatch.setattr("tensair_dask.replica.thread.HEARTBEAT", 0.01)
     alive = True
     async with running(is_alive=lambda: alive) as thread:
         assert await thread.call(lambda: True)

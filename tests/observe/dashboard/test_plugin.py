@@ -28,7 +28,6 @@ from tornado.ioloop import PeriodicCallback
 import tensair_dask as ta
 from tensair_dask import errors
 from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
-from tensair_dask.observe.telemetry import replicas as replica_records
 from tensair_dask.observe.telemetry import reporter
 from tensair_dask.observe.telemetry.replicas import COUNTS
 from tensair_dask.observe.telemetry.worker import METRIC
@@ -45,6 +44,9 @@ two = functools.partial(
 def quick(monkeypatch):
     """Clients tell the scheduler more often than once a second."""
     monkeypatch.setattr(reporter, "INTERVAL", 0.02)
+
+
+REPLICAS = "tensair_dask.observe.telemetry.replicas"
 
 
 def plugin(s: Any) -> TrainingDashboard:
@@ -508,8 +510,8 @@ async def test_workers_that_come_later_are_seen(c, s, a):
 
 @two()
 async def test_a_replica_that_cannot_go_on_is_lost(c, s, a, b, monkeypatch):
-    monkeypatch.setattr(replica_records, "SILENCE", 0.5)
-    monkeypatch.setattr(replica_records, "HEARTBEATS", 0)
+    monkeypatch.setattr(f"{REPLICAS}.SILENCE", 0.5)
+    monkeypatch.setattr(f"{REPLICAS}.HEARTBEATS", 0)
     async with ta.Trainer(c, **linear()) as trainer:
         await until(lambda: len(record(s, trainer).alive) == 2)
         replica = a.state.actors[
@@ -538,8 +540,8 @@ async def test_a_replica_that_cannot_go_on_is_lost(c, s, a, b, monkeypatch):
 
 @one()
 async def test_a_worker_whose_heartbeats_stop_is_shown_as_silent(c, s, a, monkeypatch):
-    monkeypatch.setattr(replica_records, "SILENCE", 0.5)
-    monkeypatch.setattr(replica_records, "HEARTBEATS", 0)
+    monkeypatch.setattr(f"{REPLICAS}.SILENCE", 0.5)
+    monkeypatch.setattr(f"{REPLICAS}.HEARTBEATS", 0)
     async with ta.Trainer(c, **classes()) as trainer:
         known = record(s, trainer)
         a.periodic_callbacks["heartbeat"].stop()

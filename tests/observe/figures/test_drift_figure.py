@@ -8,7 +8,7 @@ import pytest
 from drifting_runs import CHANGES, LENGTH, rows
 
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.observe.figures import drift as drift_plots
+from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures.drift import Course, draw, stretches
 
 
@@ -57,7 +57,7 @@ def test_mini_batches_that_were_refused_leave_no_trace():
 
 def test_lines_of_both_phases_meet():
     seen = stretches(rows(), most=LENGTH)
-    lines = drift_plots._lines(seen, "loss")
+    lines = drift_figures._lines(seen, "loss")
     trained, predicted = lines["training"], lines["predicting only"]
     assert np.isfinite(trained)[:400].all()
     # The point before a change of phase belongs to both.

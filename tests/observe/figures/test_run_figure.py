@@ -8,12 +8,12 @@ import pytest
 from run_curves import START, curves, events, loaded_from_elsewhere
 
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.observe.figures import run as charts
+from tensair_dask.observe.figures import run as run_figures
 from tensair_dask.observe.figures.run import MARKS, Plot, panels
 from tensair_dask.observe.telemetry.events import KINDS, Event, Events
 
 
-def lines(panel: charts.Panel) -> dict[str, dict]:
+def lines(panel: run_figures.Panel) -> dict[str, dict]:
     """Data of each line of a panel, by column."""
     return {
         each.glyph.y: each.data_source.data
@@ -117,7 +117,7 @@ def test_events_are_drawn_across_every_panel_and_leave_the_scale_alone():
     assert marks["kind"] == ["drift", "replica lost"]
     assert marks["text"] == ["text 0", "text 1"]
     assert marks["colour"] == [MARKS["drift"].colour, MARKS["lost"].colour]
-    assert [name for name, _ in charts.legend(events("note", "lost"))] == [
+    assert [name for name, _ in run_figures.legend(events("note", "lost"))] == [
         "replica lost",
         "note",
     ]
@@ -127,14 +127,14 @@ def test_the_newest_events_and_the_first_metrics_are_drawn():
     many = [f"metric {number}" for number in range(20)]
     frame = curves(**dict.fromkeys(many, 0.5))
     drawn = panels(frame, events(*["note"] * 500), many)
-    assert len(drawn) == 5 + charts.METRICS
+    assert len(drawn) == 5 + run_figures.METRICS
     segment = next(
         each
         for each in drawn[0].figure.renderers
         if type(each.glyph).__name__ == "Segment"
     )
     assert segment.data_source.data["text"][-1] == "text 499"
-    assert len(segment.data_source.data["text"]) == charts.MARKED
+    assert len(segment.data_source.data["text"]) == run_figures.MARKED
 
 
 def test_a_run_in_which_nothing_happened_can_be_drawn():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tensair_dask.observe.figures import scores as plots
+from tensair_dask.observe.figures import scores as score_figures
 from tensair_dask.prequential import BinaryPrequential
 
 
@@ -22,7 +22,7 @@ def scores() -> BinaryPrequential:
 
 def test_picture_and_page(fonts, scores, tmp_path):
     times = pd.date_range("2013-01-01", "2013-12-31", 3_000).to_numpy()
-    files = plots.draw(
+    files = score_figures.draw(
         scores.curves(),
         times,
         folder=tmp_path / "made" / "here",

@@ -14,7 +14,7 @@ from distributed import Client, SchedulerPlugin
 from distributed.utils_test import gen_cluster
 
 from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
-from tensair_dask.observe.telemetry import reporter as module
+from tensair_dask.observe.telemetry import reporter
 from tensair_dask.observe.telemetry.reporter import Reporter
 
 none = functools.partial(gen_cluster, client=True, nthreads=[], timeout=60)
@@ -22,15 +22,15 @@ none = functools.partial(gen_cluster, client=True, nthreads=[], timeout=60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    monkeypatch.setattr(reporter, "INTERVAL", 0.01)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(reporter, "PATIENCE", 0.2)
 
 
-def reporter(c: Client, plugin: Any = None, **overrides: Any) -> Reporter:
+def started_reporter(c: Client, plugin: Any = None, **overrides: Any) -> Reporter:
     about = {
         "run_id": "run",
         "name": "model",
@@ -61,7 +61,7 @@ def only_warning(caplog) -> str:
     (warning,) = [
         entry.getMessage()
         for entry in caplog.records
-        if entry.levelno >= logging.WARNING and entry.name == module.__name__
+        if entry.levelno >= logging.WARNING and entry.name == reporter.__name__
     ]
     assert "Training itself is not affected" in warning
     return warning
@@ -69,7 +69,7 @@ def only_warning(caplog) -> str:
 
 @none()
 async def test_a_trainer_is_known_from_its_start_to_its_end(c, s):
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     assert trainers(s)["run"].name == "model"
     await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
@@ -81,7 +81,7 @@ async def test_a_trainer_is_known_from_its_start_to_its_end(c, s):
 
 @none()
 async def test_nobody_is_told_of_a_trainer_that_never_opened(c, s):
-    await reporter(c).close({})
+    await started_reporter(c).close({})
     assert NAME not in s.plugins
 
 
@@ -94,7 +94,7 @@ class Unknown(SchedulerPlugin):
 
 @none()
 async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
-    teller = reporter(c, Unknown())
+    teller = started_reporter(c, Unknown())
     await teller.open()
     await until(teller._telling.done)
     await teller.close({})
@@ -104,7 +104,7 @@ async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
 @none()
 async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
     s.blocked_handlers.append("register_scheduler_plugin")
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     await teller.close({})
     assert "register_scheduler_plugin" in only_warning(caplog)
@@ -114,7 +114,7 @@ async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
 async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s):
     await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
     s.blocked_handlers.append("register_scheduler_plugin")
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
     await teller.close({})
@@ -131,7 +131,7 @@ async def test_a_scheduler_with_another_plugin_of_that_name_is_told_of_once(
     c, s, caplog
 ):
     await c.register_plugin(Other())
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     await teller.close({})
     assert NAME in only_warning(caplog)
@@ -139,7 +139,7 @@ async def test_a_scheduler_with_another_plugin_of_that_name_is_told_of_once(
 
 @none()
 async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     caplog.clear()
     await c.unregister_scheduler_plugin(NAME)
@@ -150,7 +150,7 @@ async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
 
 @none()
 async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, caplog):
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
     caplog.clear()
@@ -165,7 +165,7 @@ async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, 
 
 @none(config={"tensair.dashboard.trainers": 1})
 async def test_a_scheduler_that_has_no_room_is_told_of_once(c, s, caplog):
-    first, second = reporter(c), reporter(c, run_id="another")
+    first, second = started_reporter(c), started_reporter(c, run_id="another")
     await first.open()
     caplog.clear()
     await second.open()
@@ -189,14 +189,14 @@ async def test_a_scheduler_that_hangs_delays_the_start_and_the_end_a_little(
     handlers = {name: s.handlers[name] for name in s.handlers if "telemetry" in name}
     for name in handlers:
         s.handlers[name] = hang
-    teller = reporter(c)
+    teller = started_reporter(c)
     begin = time.monotonic()
     await teller.open()
     await teller.close({})
     assert time.monotonic() - begin < 2
     assert trainers(s) == {}
     # One that goes on is made known as soon as the scheduler answers.
-    teller = reporter(c)
+    teller = started_reporter(c)
     await teller.open()
     assert trainers(s) == {}
     s.handlers.update(handlers)
@@ -209,19 +209,19 @@ async def test_a_scheduler_that_hangs_delays_the_start_and_the_end_a_little(
 @none()
 async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
     async with Client(s.address, asynchronous=True) as other:
-        teller = reporter(other)
+        teller = started_reporter(other)
         await teller.open()
         await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
         caplog.clear()
     await until(lambda: trainers(s)["run"].state == "lost")
     await until(teller._telling.done)
     await teller.close({})
-    assert not [entry for entry in caplog.records if entry.name == module.__name__]
+    assert not [entry for entry in caplog.records if entry.name == reporter.__name__]
 
 
 @none()
 async def test_a_state_that_cannot_be_told_is_told_of_once(c, s, caplog):
-    teller = reporter(c)
+    teller = started_reporter(c)
     teller._state = lambda: 1 / 0
     await teller.open()
     caplog.clear()
@@ -243,7 +243,7 @@ async def test_an_opening_that_was_cancelled_can_be_closed(c, s):
         return answer
 
     s.handlers["tensair_telemetry_open"] = slow
-    teller = reporter(c)
+    teller = started_reporter(c)
     opening = asyncio.ensure_future(teller.open())
     await opened.wait()
     opening.cancel()
