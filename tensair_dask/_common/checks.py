@@ -12,7 +12,7 @@ import numpy as np
 
 from tensair_dask.errors import ConfigurationError
 
-__all__ = ["allow", "flag", "number", "shown", "whole"]
+__all__ = ["allow", "flag", "is_whole", "number", "shown", "whole"]
 
 
 def number(
@@ -43,7 +43,12 @@ def number(
 
 
 def whole(
-    name: str, value: Any, least: int, example: int, most: int | None = None
+    name: str,
+    value: Any,
+    least: int,
+    example: int,
+    most: int | None = None,
+    otherwise: str = "",
 ) -> int:
     """Take a whole number, of Python or of numpy, that is within bounds.
 
@@ -55,6 +60,8 @@ def whole(
         The bounds; ``most`` is None where there is none.
     example
         One that is allowed.
+    otherwise
+        What else is allowed, such as "None for single records"; the caller takes it.
 
     Raises
     ------
@@ -62,15 +69,18 @@ def whole(
         If it is none.
     """
     allow(
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and least <= int(value)
-        and (most is None or int(value) <= most),
+        is_whole(value, least) and (most is None or int(value) <= most),
         f"{name}={shown(value)}",
         f"give a whole number from {least:,}{'' if most is None else f' to {most:,}'}, "
-        f"for example {example}",
+        f"for example {example}{otherwise and f', or {otherwise}'}",
     )
     return int(value)
+
+
+def is_whole(value: Any, least: float = -math.inf) -> bool:
+    """Whether it is a whole number, of Python or of numpy, from ``least`` on."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least
 
 
 def flag(name: str, value: Any) -> bool:

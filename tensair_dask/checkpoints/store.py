@@ -16,6 +16,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from tensair_dask import config
+from tensair_dask._common.checks import whole
 from tensair_dask._common.files import as_file_system
 from tensair_dask._wording import in_words
 from tensair_dask.checkpoints.checkpoint import Checkpoint
@@ -97,12 +98,7 @@ class Store:
                 f"path={path!r} was given; a path of a file or a folder is allowed, "
                 "for example 'model.tensair' or 's3://bucket/model'."
             )
-        keep = config.get("checkpoints.keep", keep)
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise ConfigurationError(
-                f"keep={keep!r} was given; a whole number from 1 is allowed."
-            )
-        self.keep = keep
+        self.keep = whole("keep", config.get("checkpoints.keep", keep), 1, 3)
         try:
             self._fs, self._path = as_file_system(path, **(options or {}))
         except (ImportError, ValueError) as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from tensair_dask._common import plain_state
+from tensair_dask._common.checks import number, whole
 from tensair_dask.drift.base import Shift
 from tensair_dask.errors import ConfigurationError
 
@@ -77,13 +77,14 @@ class Convergence:
         factor: float = 0.02,
         relative: bool = True,
     ) -> None:
-        _check_count("epoch", epoch, 1)
-        _check_count("epochs", epochs, 2)
-        if not (_is(factor, numbers.Real) and 0 <= factor < math.inf):
-            raise ConfigurationError(
-                f"factor={factor!r} was given; a number from 0 is allowed, for example "
-                "0.02 for two per cent."
-            )
+        self.epoch = whole("epoch", epoch, 1, 100)
+        self.epochs = whole("epochs", epochs, 2, 2)
+        self.factor = number(
+            "factor",
+            factor,
+            lambda share: 0 <= share < math.inf,
+            "give a number from 0, for example 0.02 for two per cent",
+        )
         if relative is True and factor >= 1:
             raise ConfigurationError(
                 f"factor={factor!r} was given, as a share of the loss with which "
@@ -97,9 +98,6 @@ class Convergence:
                 f"relative={relative!r} was given; True is allowed, for a share of the "
                 "loss with which training began, or False, for units of the loss."
             )
-        self.epoch = int(epoch)
-        self.epochs = int(epochs)
-        self.factor = float(factor)
         self.relative = relative
         self._highest = 0.0  # of the first epochs of all trainings
         self.reset()
@@ -204,16 +202,4 @@ class Convergence:
         return (
             f"Convergence(epoch={self.epoch}, epochs={self.epochs}, "
             f"factor={self.factor}, relative={self.relative})"
-        )
-
-
-def _is(value: object, kind: type) -> bool:
-    """Whether it is such a number, be it NumPy's; a truth value is none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not _is(value, numbers.Integral) or value < least:
-        raise ConfigurationError(
-            f"{name}={value!r} was given; a whole number from {least} is allowed."
         )

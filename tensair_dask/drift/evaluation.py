@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tensair_dask._common.checks import allow, shown, whole
+from tensair_dask._common.checks import allow, is_whole, shown, whole
 from tensair_dask.drift.base import Detector
 from tensair_dask.drift.registry import make
 from tensair_dask.errors import ConfigurationError
@@ -229,7 +228,7 @@ def _pair(number: int, given: Any) -> tuple[list[Any], list[int]]:
         values, points = (_as_list(part) for part in given)
     except (TypeError, ValueError):
         values = points = None
-    if values is None or points is None or not all(map(_is_index, points)):
+    if values is None or points is None or not all(map(is_whole, points)):
         raise ConfigurationError(
             f"Stream {number}, {shown(given)}, is not allowed; {_STREAMS}. Change "
             "points are whole numbers; give [] where nothing changes."
@@ -242,10 +241,6 @@ def _as_list(part: Any) -> list[Any] | None:
         part = part.tolist()
     is_list = isinstance(part, Iterable) and not isinstance(part, (str, bytes))
     return list(part) if is_list else None
-
-
-def _is_index(point: Any) -> bool:
-    return isinstance(point, numbers.Integral) and not isinstance(point, bool)
 
 
 def _alarms(detector: Detector, values: Sequence[Any]) -> list[int]:

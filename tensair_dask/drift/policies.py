@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tensair_dask._common.checks import whole
 from tensair_dask._common.learning_rates import scale_rates
 from tensair_dask._common.user_functions import DRIFT, OPTIMIZERS, as_called
 from tensair_dask.errors import ConfigurationError
@@ -110,12 +111,8 @@ class RaiseLearningRate(Policy):
     ) -> None:
         if not callable(factor):
             _check_factor(factor)
-        if not isinstance(batches, int) or batches < 1:
-            raise ConfigurationError(
-                f"batches={batches!r} was given; a whole number from 1 is allowed."
-            )
         self.factor = factor
-        self.lasts = batches
+        self.lasts = whole("batches", batches, 1, 500)
 
     def _factor(self, drift: Drift) -> float:
         if not callable(self.factor):
@@ -238,11 +235,7 @@ class RestoreLastGood(Policy):
     """
 
     def __init__(self, every: int = 1000) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise ConfigurationError(
-                f"every={every!r} was given; a whole number from 1 is allowed."
-            )
-        self.every = every
+        self.every = whole("every", every, 1, 1000)
 
     def describe(self, drift: Drift) -> str:
         """Say in few words what is done."""

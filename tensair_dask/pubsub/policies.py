@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tensair_dask import config
+from tensair_dask._common.checks import whole
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Block", "Conflate", "DropOldest", "Policy"]
@@ -31,11 +32,7 @@ class Policy:
     batch: ClassVar[int] = 1
 
     def __init__(self, maxsize: int) -> None:
-        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
-            raise ConfigurationError(
-                f"maxsize is {maxsize!r}: give a whole number of messages, at least 1"
-            )
-        self.maxsize = maxsize
+        self.maxsize = whole("maxsize", maxsize, 1, 10)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(maxsize={self.maxsize})"

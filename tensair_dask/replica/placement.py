@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tensair_dask._common.checks import is_whole
 from tensair_dask.errors import ConfigurationError, NoWorkersError
 
 __all__ = ["Place", "Wish", "WorkerFacts", "place_more", "place_replicas"]
@@ -84,11 +85,11 @@ class Wish:
         """
         if replicas is None or replicas == "all":
             return cls(1, math.inf)
-        if _is_count(replicas):
+        if is_whole(replicas, 1):
             return cls(replicas, replicas)
         if isinstance(replicas, (tuple, list)) and len(replicas) == 2:
             least, most = replicas
-            if _is_count(least) and _is_count(most) and least <= most:
+            if is_whole(least, 1) and is_whole(most, 1) and least <= most:
                 return cls(least, most)
         raise ConfigurationError(
             f"replicas={replicas!r} was given; allowed are 'all' for one on each "
@@ -99,10 +100,6 @@ class Wish:
     def count(self, workers: int) -> int:
         """How many are wished for on so many workers."""
         return int(min(max(workers, self.least), self.most))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def place_more(

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from tensair_dask._common.checks import whole
 from tensair_dask.errors import ConfigurationError, TensairTimeoutError
 
 __all__ = ["POLICIES", "Overload", "WaitingRoom", "check_overload"]
@@ -34,11 +35,7 @@ def check_overload(overload: str, waiting: int | None) -> None:
         )
     if waiting is None:
         return
-    if not isinstance(waiting, int) or isinstance(waiting, bool) or waiting < 1:
-        raise ConfigurationError(
-            f"waiting={waiting!r} was given; a whole number of mini-batches from 1 is "
-            "allowed."
-        )
+    whole("waiting", waiting, 1, 100)
     if overload == "block":
         raise ConfigurationError(
             f"waiting={waiting!r} was given with overload='block', where none wait in "

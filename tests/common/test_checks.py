@@ -53,6 +53,11 @@ def test_an_upper_bound_is_told():
         whole("count", 5001, 1, 10, most=5000)
 
 
+def test_what_else_is_allowed_is_told():
+    with pytest.raises(ConfigurationError, match="for example 10, or None for all"):
+        whole("count", "all", 1, 10, otherwise="None for all")
+
+
 @pytest.mark.parametrize("value", [True, np.True_])
 def test_truth_values_are_taken_and_nothing_else(value):
     assert flag("exact", value) is True

@@ -137,10 +137,10 @@ def test_a_pickled_one_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"epoch": 0}, "epoch=0 was given; a whole number from 1"),
+        ({"epoch": 0}, "epoch=0 is not allowed; give a whole number from 1"),
         ({"epoch": 1.5}, "epoch=1.5"),
-        ({"epochs": 1}, "epochs=1 was given; a whole number from 2"),
-        ({"factor": -1}, "factor=-1 was given; a number from 0"),
+        ({"epochs": 1}, "epochs=1 is not allowed; give a whole number from 2"),
+        ({"factor": -1}, "factor=-1 is not allowed; give a number from 0"),
         ({"factor": float("nan")}, "factor=nan"),
         ({"factor": "much"}, "factor='much'"),
         ({"factor": True}, "factor=True"),

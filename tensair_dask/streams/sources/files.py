@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 from fsspec.core import OpenFile
 from streamz import Stream
 
 from tensair_dask import config
+from tensair_dask._common.checks import whole
 from tensair_dask._common.files import open_files
 from tensair_dask._common.places import Place, Trail
 from tensair_dask._wording import bounded, in_words
@@ -55,12 +55,8 @@ class _Files(CarefulSource[PoisonLine]):
         start: bool,
         **kwargs: Any,
     ) -> None:
-        if chunk is not None and not _is_count(chunk):
-            raise ConfigurationError(
-                f"chunk={chunk!r} was given; a whole number from 1 on is needed."
-            )
         self._path = path = _as_paths(path)
-        self._chunk = chunk or 1
+        self._chunk = 1 if chunk is None else whole("chunk", chunk, 1, 64)
         self._follow = follow
         self._poll = config.get_seconds("sources.poll", poll)
         self._options = {"compression": compression, **(storage_options or {})}
@@ -703,11 +699,6 @@ class from_csv_chunks(_Files):
                 stacklevel=2,
             )
         return not fields
-
-
-def _is_count(given: Any) -> bool:
-    is_whole = isinstance(given, (int, np.integer)) and not isinstance(given, bool)
-    return is_whole and bool(given > 0)
 
 
 def _as_paths(path: Any) -> Any:

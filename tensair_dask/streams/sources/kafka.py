@@ -15,6 +15,7 @@ from typing import Any, Literal
 from streamz import Stream
 
 from tensair_dask import config
+from tensair_dask._common.checks import is_whole, whole
 from tensair_dask._wording import in_words
 from tensair_dask.errors import (
     ConfigurationError,
@@ -161,11 +162,11 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         **kwargs: Any,
     ) -> None:
         names = _names(topics)
-        buffer = config.get("sources.buffer", buffer)
         _check_settings(consumer)
         _check_partitions(partitions, names, consumer)
-        _check_number("chunk", chunk, "None for single records")
-        _check_number("buffer", buffer, "None for the default")
+        if chunk is not None:
+            chunk = whole("chunk", chunk, 1, 64, otherwise="None for single records")
+        buffer = whole("buffer", config.get("sources.buffer", buffer), 1, 4000)
         if parse is not None and not callable(parse):
             raise ConfigurationError(
                 f"parse={parse!r} was given; a function of the bytes of a record is "
@@ -750,7 +751,7 @@ def _check_partitions(
         return
     listed = isinstance(partitions, (list, tuple, range)) and partitions
     if partitions != "all" and not (
-        listed and all(_is_whole(each) and each >= 0 for each in partitions)
+        listed and all(is_whole(each, 0) for each in partitions)
     ):
         raise ConfigurationError(
             f"partitions={partitions!r} was given; a list of numbers from 0 on is "
@@ -761,18 +762,6 @@ def _check_partitions(
             f"partitions={partitions!r} was given with a pattern of topics; give the "
             "names of the topics, or leave partitions out to join the group."
         )
-
-
-def _check_number(name: str, value: Any, otherwise: str) -> None:
-    if value is not None and not (_is_whole(value) and value >= 1):
-        raise ConfigurationError(
-            f"{name}={value!r} was given; a whole number from 1 on is needed, or "
-            f"{otherwise}."
-        )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _library() -> Any:
