@@ -156,7 +156,7 @@ def test_layers_must_be_named():
 @pytest.mark.parametrize("kind", [RestoreLastGood, RaiseLearningRate])
 def test_counts_must_be_whole_numbers(kind):
     name = "every" if kind is RestoreLastGood else "batches"
-    with pytest.raises(ConfigurationError, match=f"{name}=0 was given"):
+    with pytest.raises(ConfigurationError, match=f"{name}=0 is not allowed"):
         kind(**{name: 0})
 
 

@@ -11,7 +11,7 @@ from tensair_dask.pubsub import Block, Conflate, DropOldest
 @pytest.mark.parametrize("policy", [Block, DropOldest])
 @pytest.mark.parametrize("maxsize", [0, -1, 1.5, "many", True])
 def test_a_bound_that_is_not_a_positive_whole_number_is_refused(policy, maxsize):
-    with pytest.raises(ConfigurationError, match="at least 1"):
+    with pytest.raises(ConfigurationError, match="a whole number from 1"):
         policy(maxsize)
 
 
