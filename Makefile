@@ -10,7 +10,7 @@ LOWEST := $(VENV)-lowest
 LOWEST_TESTS := tests/checkpoints tests/observe/dashboard/test_dashboard_charts.py tests/exchange/test_codec.py \
 	tests/exchange/test_exchange.py tests/exchange/test_wire.py tests/streams/sources/test_csv_rows.py \
 	tests/streams/sources/test_files_source.py tests/batches/test_batches.py tests/replica/test_learner.py tests/streams/test_streamz_patches.py \
-	tests/common/test_plain_state.py tests/observe/figures/test_score_figure.py tests/streams/test_train.py tests/text/test_vocabulary.py
+	tests/common/plain_values/test_plain_state.py tests/observe/figures/test_score_figure.py tests/streams/test_train.py tests/text/test_vocabulary.py
 
 .PHONY: demo test test-lowest unit lint format docs wheel benchmark clean help
 

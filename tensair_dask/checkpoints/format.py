@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from tensair_dask._common.places import joined, plain, seen_of
+from tensair_dask._common.plain_values.tensors import pack, unpack
 from tensair_dask.checkpoints.checkpoint import Checkpoint
-from tensair_dask.checkpoints.tensors import pack, unpack
 from tensair_dask.errors import CheckpointDamagedError, CheckpointError
 
 __all__ = ["FORMAT", "START", "decode", "encode", "is_checkpoint"]

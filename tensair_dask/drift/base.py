@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
-from tensair_dask._common import plain_state
 from tensair_dask._common.checks import shown
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import ConfigurationError, DriftError
 
 __all__ = ["MOST", "Detector", "Direction", "Shift", "river"]

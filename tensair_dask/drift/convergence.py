@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from tensair_dask._common import plain_state
 from tensair_dask._common.checks import number, whole
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.drift.base import Shift
 from tensair_dask.errors import ConfigurationError
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tensair_dask._common import plain_state
 from tensair_dask._common.checks import whole
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.prequential.baselines import LAST_LABEL, MAJORITY, MODEL
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from tensair_dask._common import plain_state
 from tensair_dask._common.checks import shown, whole
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import (
     BatchError,
     CheckpointError,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tensair_dask._common import plain_state
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import ConfigurationError
 
 __all__ = ["Chosen"]

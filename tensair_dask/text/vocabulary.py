@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensair_dask._common import plain_state
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.text.sketch import CountMin
 from tensair_dask.text.table import FingerprintTable

@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tensair_dask._common.plain_values.kinds import (
+    LONG,
+    NUMERIC,
+    SIMPLE,
+    is_key,
+    within_depth,
+)
 from tensair_dask.errors import CheckpointError
 
 __all__ = ["pack", "unpack"]
@@ -16,10 +23,9 @@ __all__ = ["pack", "unpack"]
 # and a dict that has it all the same is told apart, too.
 _MARK = "\0tensair"
 
-_SIMPLE = (type(None), bool, int, float, str)
+# Bytes are plain, but torch refuses to read none of them.
+_AS_THEY_ARE = SIMPLE - {bytes}
 _DICTS = (dict, OrderedDict, defaultdict)
-# Long lists of equal numbers travel as one tensor: a thousand times fewer values.
-_LONG = 64
 _NUMBERS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
 
 
@@ -39,13 +45,8 @@ def pack(tree: Any, where: str) -> Any:
     CheckpointError
         If it holds anything else: the message says where and what.
     """
-    try:
-        packed = _pack(tree, where)
-    except RecursionError as error:
-        raise CheckpointError(
-            f"{where} is nested too deeply, or holds itself; give plain values."
-        ) from error
-    return _trim(packed)
+    with within_depth(where):
+        return _trim(_pack(tree, where))
 
 
 def unpack(tree: Any) -> Any:
@@ -72,19 +73,19 @@ def unpack(tree: Any) -> Any:
 
 def _pack(value: Any, where: str) -> Any:
     kind = type(value)
-    if kind in _SIMPLE:
+    if kind in _AS_THEY_ARE:
         return value
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu()
         return plain if type(plain) is torch.Tensor else plain.as_subclass(torch.Tensor)
-    if kind is bytes:  # torch refuses to read none of them
+    if kind is bytes:
         return {_MARK: "bytes", "content": value.decode("latin-1")}
     if kind is np.ndarray:
         return {_MARK: "array", "content": _tensor(value, where)}
     if isinstance(value, np.generic):
         return _pack(value.item(), where)
     if kind in (list, tuple):
-        numbers = _numbers(value) if len(value) >= _LONG else None
+        numbers = _numbers(value) if len(value) >= LONG else None
         if numbers is not None:
             return {_MARK: kind.__name__, "content": numbers}
         return kind(_pack(each, f"{where}[{at}]") for at, each in enumerate(value))
@@ -93,7 +94,7 @@ def _pack(value: Any, where: str) -> Any:
             _key(key, where): _pack(each, f"{where}[{key!r}]")
             for key, each in value.items()
         }
-        if _MARK in packed or any(type(key) not in _SIMPLE for key in packed):
+        if _MARK in packed or any(type(key) not in _AS_THEY_ARE for key in packed):
             pairs = [(_pack(key, where), each) for key, each in packed.items()]
             return {_MARK: "dict", "content": pairs}
         return packed
@@ -107,8 +108,7 @@ def _pack(value: Any, where: str) -> Any:
 def _key(key: Any, where: str) -> Any:
     if isinstance(key, np.generic):
         key = key.item()
-    parts = key if type(key) is tuple else (key,)
-    if all(type(part) in (*_SIMPLE, bytes) for part in parts):
+    if is_key(key):
         return key
     raise CheckpointError(
         f"{where} has a key that is a {type(key).__qualname__}, which a checkpoint "
@@ -128,7 +128,7 @@ def _numbers(values: Any) -> torch.Tensor | None:
 
 
 def _tensor(array: np.ndarray, where: str) -> torch.Tensor:
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in NUMERIC:
         raise CheckpointError(
             f"{where} is a numpy array of dtype {array.dtype}, which a checkpoint "
             "cannot hold; give an array of numbers, or a list."

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 import numpy as np
 import pytest
 
-from tensair_dask._common import plain_state
+from tensair_dask._common.plain_values import plain_state
 from tensair_dask.errors import CheckpointError
 
 
@@ -135,3 +135,11 @@ def test_nonsense_is_refused(state):
     node = {"class": "Thing", "attributes": {"a": state}}
     with pytest.raises(CheckpointError):
         plain_state.put(Thing(a=[]), node)
+
+
+def test_what_is_nested_too_deeply_is_refused_by_name():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(CheckpointError, match=r"^It is nested too deeply"):
+        plain_state.take(nested, where="It")

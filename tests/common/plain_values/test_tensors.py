@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tensair_dask.checkpoints.tensors import pack, unpack
+from tensair_dask._common.plain_values.tensors import pack, unpack
 from tensair_dask.errors import CheckpointError
 
 

@@ -17,15 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from tensair_dask._common.plain_values.kinds import (
+    LONG,
+    NUMERIC,
+    SIMPLE,
+    is_key,
+    within_depth,
+)
 from tensair_dask._wording import in_words
 from tensair_dask.errors import CheckpointError
 
 __all__ = ["check", "describe", "parameters_of", "put", "take"]
 
-_SIMPLE = frozenset({type(None), bool, int, float, str, bytes})
 _CODE = (FunctionType, MethodType, BuiltinFunctionType)
-# Rows of a long list travel as columns, which are compact where they are numbers.
-_LONG = 64
 
 
 def take(thing: Any, leave_out: Collection[str] = (), where: str = "") -> Any:
@@ -52,12 +56,8 @@ def take(thing: Any, leave_out: Collection[str] = (), where: str = "") -> Any:
         If it holds anything else: the message says where and what.
     """
     where = where or type(thing).__name__
-    try:
+    with within_depth(where):
         return _Taker(leave_out).take(thing, where)
-    except RecursionError as error:
-        raise CheckpointError(
-            f"{where} is nested too deeply to be kept in a checkpoint."
-        ) from error
 
 
 def put(thing: Any, state: Any, where: str = "") -> None:
@@ -94,7 +94,7 @@ def parameters_of(thing: Any) -> dict[str, Any]:
     """Read what a constructor was given, where an attribute of that name is plain."""
     names = inspect.signature(type(thing)).parameters
     found = {name: getattr(thing, name, _CODE) for name in names}
-    return {name: value for name, value in found.items() if type(value) in _SIMPLE}
+    return {name: value for name, value in found.items() if type(value) in SIMPLE}
 
 
 def describe(thing: Any, parameters: Mapping[str, Any], state: Any) -> dict[str, Any]:
@@ -167,19 +167,19 @@ class _Taker:
 
     def take(self, thing: Any, where: str) -> Any:
         kind = type(thing)
-        if kind in _SIMPLE:
+        if kind in SIMPLE:
             return thing
         if isinstance(thing, np.generic):
             return thing.item()
         if kind is tuple:
-            if _SIMPLE.issuperset(map(type, thing)):
+            if SIMPLE.issuperset(map(type, thing)):
                 return thing
             return {"tuple": self._each(thing, where)}
         number = self._numbers.setdefault(id(thing), len(self._seen))
         if number < len(self._seen):
             return {"same": number}
         self._seen.append(thing)
-        if kind is np.ndarray and thing.dtype.kind in "biufc":
+        if kind is np.ndarray and thing.dtype.kind in NUMERIC:
             return {"array": thing.copy()}
         if isinstance(thing, array):
             return {"numbers": np.array(thing)}
@@ -194,9 +194,9 @@ class _Taker:
         return self._object(thing, where)
 
     def _items(self, items: Collection[Any], where: str) -> Any:
-        if _SIMPLE.issuperset(map(type, items)):
+        if SIMPLE.issuperset(map(type, items)):
             return list(items)
-        if len(items) >= _LONG and set(map(type, items)) == {tuple}:
+        if len(items) >= LONG and set(map(type, items)) == {tuple}:
             widths = set(map(len, items))
             if len(widths) == 1 and widths != {0}:
                 columns = zip(*items, strict=True)
@@ -213,8 +213,7 @@ class _Taker:
 
     def _dict(self, thing: dict[Any, Any], where: str) -> Any:
         for key in thing:
-            parts = key if type(key) is tuple else (key,)
-            if not _SIMPLE.issuperset(map(type, parts)):
+            if not is_key(key):
                 raise _refused(f"A key of {where}", key)
         values = [self.take(each, f"{where}[{key!r}]") for key, each in thing.items()]
         return {"keys": list(thing), "values": values}
@@ -243,7 +242,7 @@ class _Putter:
 
     def put(self, target: Any, state: Any, where: str) -> Any:
         """Return what is to stand in the place of ``target``: itself if it can be."""
-        if type(state) in _SIMPLE or type(state) is tuple:
+        if type(state) in SIMPLE or type(state) is tuple:
             if hasattr(target, "__dict__") and not isinstance(target, Mapping):
                 raise _other(where, _name(target), "a value")
             return state
@@ -339,7 +338,7 @@ class _Putter:
     def _each(
         self, targets: Collection[Any], states: list[Any], where: str
     ) -> list[Any]:
-        if _SIMPLE.issuperset(map(type, states)):
+        if SIMPLE.issuperset(map(type, states)):
             return list(states)
         known = list(targets) if len(targets) == len(states) else [None] * len(states)
         return [
