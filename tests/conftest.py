@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
+from unittest import mock
 
 import dask
 import psutil
@@ -18,14 +20,18 @@ import torch
 from broker import Broker, running
 from distributed import utils_test
 from distributed.comm import Comm
+from distributed.utils import get_mp_context
 
 import tensair_dask  # noqa: F401  its defaults become known to dask.config
 
+# Workers are forked from a process that has imported torch, which takes each of them
+# seconds. Those of programs that tests start are spawned, as those of users are.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+get_mp_context().set_forkserver_preload(["distributed", "tensair_dask.replica.actor"])
 # gen_cluster puts back the configuration of when utils_test was imported, which may
-# have been before the defaults of this package were loaded.
-utils_test.original_config.setdefault(
-    "tensair", copy.deepcopy(dask.config.get("tensair"))
-)
+# have been before this.
+utils_test.original_config.clear()
+utils_test.original_config.update(copy.deepcopy(dask.config.config))
 torch.set_num_threads(1)
 # It stays for as long as Python does; started here, it is no leak of the first test
 # that starts processes.
@@ -35,9 +41,23 @@ resource_tracker.ensure_running()
 PATIENCE = 10.0
 
 
-def pytest_collection_finish() -> None:
-    """Let Ctrl-C be one: dask_jobqueue makes a SystemExit of it when imported."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Prepare for the tests, once all of them are imported."""
+    # dask_jobqueue makes a SystemExit of Ctrl-C when imported.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if any(each.get_closest_marker("processes") for each in session.items):
+        _start_forkserver()
+    # Tests that look for leaks collect garbage often; what is older is none of it.
+    gc.collect()
+    gc.freeze()
+
+
+def _start_forkserver() -> None:
+    """Start it here, so that it is no leak of the first test that starts processes."""
+    # As a nanny does before it spawns: a library looks at these when it is loaded.
+    settings = dask.config.get("distributed.nanny.pre-spawn-environ")
+    with mock.patch.dict(os.environ, {k: str(v) for k, v in settings.items()}):
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +88,9 @@ def levels_of_loggers() -> Iterator[None]:
     levels = {name: logger.level for name, logger in _loggers()}
     yield
     for name, logger in _loggers():
-        logger.setLevel(levels.get(name, logging.NOTSET))
+        level = levels.get(name, logging.NOTSET)
+        if logger.level != level:  # setting it empties the caches of all loggers
+            logger.setLevel(level)
 
 
 def _loggers() -> list[tuple[str, logging.Logger]]:
