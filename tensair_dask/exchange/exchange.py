@@ -250,8 +250,10 @@ class Exchange:
 
     async def leave(self) -> None:
         """Unsubscribe and stop publishing."""
-        # Let go of both: they hold this exchange through their callbacks.
-        ends = (self._pub, self._sub)
+        # Let go of both: they hold this exchange through their callbacks. Unsubscribe
+        # first: what comes is not applied any more, and a peer that leaves as well
+        # would wait for it.
+        ends = (self._sub, self._pub)
         self._pub = self._sub = None
         self._peers = 0
         for end in ends:

@@ -218,6 +218,17 @@ async def test_staleness_is_measured_for_each_message(c, s, a, b):
         assert one["refused"] == 0
 
 
+@cluster(nthreads=workers(2), config={"tensair.pubsub.linger": "1h"})
+async def test_replicas_that_close_together_do_not_wait_for_each_other(
+    c, s, *_, caplog
+):
+    trainer = await ta.Trainer(c, **linear())
+    for pair in linear_data(8):
+        trainer.feed(pair, lambda item: item, lambda report: None)
+    await trainer.close()
+    assert not [text for text in caplog.messages if "did not close within" in text]
+
+
 @cluster(nthreads=workers(1))
 async def test_a_single_replica_exchanges_nothing(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
