@@ -303,8 +303,9 @@ class Learner:
             prediction, loss, value = self._assess(x, y)
             metrics = self._score(prediction, y)
             kept = self._kept(prediction)
-            if any(parameter.grad is not None for parameter in parameters):
-                raise LossError(_BACKWARD)
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    raise LossError(_BACKWARD)
             try:
                 loss.backward()
             except RuntimeError as error:
@@ -439,7 +440,7 @@ class Learner:
 
     def _check_gradients(self, loss: float) -> None:
         gradients = [each.grad for each in self.arena.parameters]
-        if not all_finite([each for each in gradients if each is not None]):
+        if not all_finite(each for each in gradients if each is not None):
             raise NonFiniteError(
                 f"The gradient is not finite, although the loss is ({loss}): the loss "
                 "has no derivative there, as a square root has none at 0, or its "

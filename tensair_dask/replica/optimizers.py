@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from tensair_dask.replica.optimizer_memory import OptimizerMemory
 __all__ = ["Stepper", "why_not_linear"]
 
 _HOST = torch.device("cpu")
+
+_version = operator.attrgetter("_version")
 
 
 class Stepper:
@@ -95,7 +98,7 @@ class Stepper:
 
     def writes(self) -> int:
         """Count how often the parameters were written to, by whomever."""
-        return sum(parameter._version for parameter in self._arena.parameters)
+        return sum(map(_version, self._arena.parameters))
 
     def apply(self, share: str, gradients: Gradients) -> None:
         """Apply the sum of other replicas' gradients or updates."""
