@@ -106,6 +106,19 @@ class MiniBatch:
         BatchError
             If one is masked.
         """
+        if type(x) is not np.ndarray or type(y) is not np.ndarray:
+            return cls._looked_at(x, y, owned)
+        form = x.dtype, x.shape[1:], y.dtype, y.shape[1:]
+        kind = _known_kinds.get(form)
+        if kind is not None and _run_on(x, y):
+            leaves = [_taken(x, owned), _taken(y, owned)]
+            return cls(leaves, kind, len(x), x.nbytes + y.nbytes)
+        made = cls._looked_at(x, y, owned)
+        _remember(form, made.kind)
+        return made
+
+    @classmethod
+    def _looked_at(cls, x: Any, y: Any, owned: bool) -> MiniBatch:
         leaves, x_structure, x_bits = flatten(x, "x")
         if not leaves:
             raise ShapeError(
@@ -476,6 +489,29 @@ def _check(leaf: np.ndarray, name: str) -> np.ndarray:
     return leaf
 
 
+# Kinds of pairs of plain arrays that were looked at: their dtypes and trailing shapes
+# are sound. Padded sequences may have a new one each time.
+MOST_KINDS = 1000
+_known_kinds: dict[Any, tuple[Any, ...]] = {}
+
+
+def _remember(form: tuple[Any, ...], kind: tuple[Any, ...]) -> None:
+    """Look no more at pairs of this form, unless their dtypes had to be changed."""
+    if kind[3] != ((form[0].str, form[1]), (form[2].str, form[3])):
+        return
+    if len(_known_kinds) >= MOST_KINDS:
+        _known_kinds.clear()
+    _known_kinds[form] = kind
+
+
+def _run_on(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays have as many rows, and at least one, all of them forwards."""
+    rows = x.shape[:1]
+    if rows != y.shape[:1] or not rows or not rows[0]:
+        return False
+    return min(x.strides) >= 0 <= min(y.strides)
+
+
 def _taken(leaf: np.ndarray, owned: bool) -> np.ndarray:
     """Give the values of a leaf, which nobody can change any more."""
     # What a mini-batch was made of may be used again for the next one, and this one
@@ -483,7 +519,7 @@ def _taken(leaf: np.ndarray, owned: bool) -> np.ndarray:
     taken = leaf.view() if owned else leaf.copy()
     # A replica in this process gets the array itself: where it is read-only, torch
     # is given a copy (see `to_tensors`), so that no model writes to it.
-    taken.flags.writeable = False
+    taken.setflags(write=False)
     return taken
 
 
@@ -640,9 +676,11 @@ def _readings_that_hold(item: Any) -> dict[str, tuple[Any, Any]]:
 
 def fits_ready(item: Any) -> bool:
     """Whether an item looks like ready arrays ``(x, y)``."""
-    if not _is_pair(item):
+    if not (isinstance(item, (tuple, list)) and len(item) == 2):
         return False
     y = item[1]
+    if type(y) is np.ndarray:
+        return y.ndim > 0
     return _is_batched(y) or (isinstance(y, tuple) and _all_batched(y))
 
 

@@ -51,6 +51,8 @@ class ColumnNames:
         BatchError
             As `MiniBatch.of`; and a `ShapeError` if a frame has other columns.
         """
+        if type(x) is type(y) is np.ndarray:  # which have no names
+            return MiniBatch.of(x, y, owned)
         _check_rows(x, y)
         found: dict[str, Any] = {}
         ordered_x = self._ordered(x, "x", found)

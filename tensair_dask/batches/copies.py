@@ -45,7 +45,9 @@ def _values(item: Any) -> Any:
     if isinstance(item, _LASTING):
         return item
     if isinstance(item, tuple):
-        parts = [_values(part) for part in item]
+        parts = [
+            part.copy() if type(part) is np.ndarray else _values(part) for part in item
+        ]
         # A NamedTuple takes its fields one by one.
         return tuple(parts) if type(item) is tuple else _rebuilt(item, parts)
     if type(item) is list:
