@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
 import streamz.core
 from streamz import Stream
 
@@ -123,6 +124,8 @@ class TrainerNode(Stream):
         trainer.nodes.add(self)
         trainer.holders.add(self._trainer)
         self._client_loop = client.loop.asyncio_loop
+        # The loop of a stream is set once.
+        self._on_client_loop = self.loop.asyncio_loop is self._client_loop
         _take_out_dead(self)
 
     @property
@@ -157,10 +160,6 @@ class TrainerNode(Stream):
         if trainer is not None:
             trainer.nodes.discard(self)
 
-    @property
-    def _on_client_loop(self) -> bool:
-        return self.loop.asyncio_loop is self._client_loop
-
     def _value(self, item: Any) -> Any:
         """Take the values of an item that waits here before it is a mini-batch."""
         return item if self._are_values else as_values(item)
@@ -170,7 +169,8 @@ class TrainerNode(Stream):
         metadata = metadata or []
         if not is_running_here(self.loop.asyncio_loop):
             return self._taken_from_outside(x, metadata)
-        self._retain_refs(metadata)
+        if metadata:
+            self._retain_refs(metadata)
         if self._passes_over(x):
             return self._pass_over(metadata)
         if self._on_client_loop:
@@ -250,7 +250,8 @@ class TrainerNode(Stream):
 
     def _accept(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
         """Take an item, unless there is an error to raise; then it is not taken."""
-        self._raise_failure()
+        if self._failure is not None:
+            self._raise_failure()
         if self._is_dead:
             raise TrainerClosedError(
                 f"{closed_error()} {self} is still a node of its stream, and raises "
@@ -333,6 +334,8 @@ class TrainerNode(Stream):
 
     def _let_go(self, metadata: list[Any]) -> None:
         """Release references, from the client's event loop."""
+        if not metadata:
+            return
         if self._on_client_loop:
             self._release_refs(metadata)
         else:
@@ -431,7 +434,8 @@ class TrainerNode(Stream):
             raise
         if rest:
             return self._finish(rest, held)
-        self._release_refs(held)
+        if held:
+            self._release_refs(held)
         return None
 
     async def _emit_all(
@@ -548,6 +552,8 @@ def form_of(upstream: Stream) -> str | None:
 
 def is_nothing(item: Any) -> bool:
     """Whether there is no row in an item, as in a window in which nothing came."""
+    if type(item) is tuple and item and type(item[0]) is np.ndarray and item[0].size:
+        return False  # most items, at the price of one look
     try:
         return _has_no_row(item)
     except Exception:  # of its own code: it is refused where it is collated

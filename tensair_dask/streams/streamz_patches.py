@@ -383,9 +383,16 @@ def _mend_emit(kind: Any) -> None:
                 "; it takes one item: emit((x, y)), with the parentheses of a pair."
             )
         loop = self.loop and self.loop.asyncio_loop
+        if loop is not None and is_running_here(loop):
+            results = passed_on(self, x, metadata)
+            if results:
+                return convert_yielded(results)
+            taken_all = loop.create_future()
+            taken_all.set_result(results)
+            return taken_all
         nested = getattr(streamz.core.thread_state, "asynchronous", False)
         waits = not (asynchronous or self.asynchronous or nested)
-        if loop is None or is_running_here(loop) or not (waits or loop.is_running()):
+        if loop is None or not (waits or loop.is_running()):
             results = passed_on(self, x, metadata)
             return convert_yielded(results) if self.loop else None
 
