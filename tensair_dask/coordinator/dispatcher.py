@@ -134,11 +134,6 @@ class Pending:
     passed: bool = False
     confirmed: bool = False
 
-    @property
-    def records(self) -> int:
-        """How many it was made of, by what their sources gave with them."""
-        return max(1, len(self.metadata))
-
     def forget(self) -> None:
         """Keep only what settles it; once it is reported nothing else is needed."""
         nothing: Any = None
@@ -221,11 +216,16 @@ class Lane:
 
     def has_room(self, limits: Limits) -> bool:
         """Whether one more mini-batch may be put here."""
+        batches = self.batches
         if self.unconfirmed_records >= limits.unconfirmed:
             return False
-        if not self.batches:
+        if not batches:
             return True
-        return self.batches < self._most(limits) and self.nbytes < limits.nbytes
+        if batches >= limits.batches or self.nbytes >= limits.nbytes:
+            return False
+        # As `_most` has it, without the division: this is asked for each mini-batch,
+        # of each replica.
+        return batches < 2 or 0.0 < batches * self.seconds_per_batch < limits.seconds
 
     def _most(self, limits: Limits) -> int:
         if not self.seconds_per_batch:
@@ -448,16 +448,16 @@ class Dispatcher:
 
     def _choose(self) -> Lane | None:
         best: Lane | None = None
+        least = math.inf
         lanes = self.lanes
         count = len(lanes)
         for position in range(count):
             lane = lanes[(self._turn + position) % count]
-            if (
-                lane.open
-                and lane.has_room(self._limits)
-                and (best is None or lane.load < best.load)
-            ):
-                best = lane
+            if not (lane.alive and not lane.leaving and lane.has_room(self._limits)):
+                continue
+            load = lane.load
+            if best is None or load < least:
+                best, least = lane, load
         self._turn += 1
         return best
 
@@ -546,24 +546,23 @@ class Dispatcher:
                 continue
             pending.reported = True
             values = outcome.metrics[position]
+            kept = outcome.predictions[position]
             report = Report(
                 pending.index,
                 outcome.losses[position],
-                _by_name(names, values),
+                _by_name(names, values) if names else {},
                 pending.batch.samples,
                 outcome.seconds[position],
                 outcome.stalenesses[position],
                 lane.address,
                 error,
-                self._prediction(outcome.predictions[position]),
+                kept if type(kept) is not Packed else self._unpacked(kept),
                 now,
                 (pending.batch.learn or pending.lives_on) and error is None,
             )
             self._deliver(pending, report)
 
-    def _prediction(self, kept: Any) -> Any:
-        if type(kept) is not Packed:
-            return kept
+    def _unpacked(self, kept: Packed) -> Any:
         return unpack(kept, lambda name: self._say_once(name, unknown_type(name)))
 
     def _deliver(self, pending: Pending, report: Report) -> None:
@@ -603,7 +602,7 @@ class Dispatcher:
     def _guard(self, lane: Lane, pending: Pending) -> None:
         """Keep a mini-batch until all replicas have applied its gradient."""
         lane.unconfirmed.append(pending)
-        lane.unconfirmed_records += pending.records
+        lane.unconfirmed_records += len(pending.metadata) or 1
         lane.guarded.append(pending)
         lane.guarded_nbytes += pending.batch.nbytes
 
@@ -630,7 +629,7 @@ class Dispatcher:
 
     def _confirm_first(self, lane: Lane) -> None:
         pending = lane.unconfirmed.popleft()
-        lane.unconfirmed_records -= pending.records
+        lane.unconfirmed_records -= len(pending.metadata) or 1
         if lane.guarded and lane.guarded[0] is pending:
             lane.guarded.popleft()
             lane.guarded_nbytes -= pending.batch.nbytes

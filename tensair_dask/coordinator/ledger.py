@@ -155,7 +155,7 @@ class Ledger:
                 "apart. See that the folder can be written to; give a smaller "
                 "checkpoint_every=, or raise tensair.checkpoints.unsaved."
             )
-        for mark in marks_of(metadata):
+        for mark in marks_of(metadata) if metadata else ():
             self.reads(mark.tracker)
 
     def settled(self, entry: Entry) -> None:
