@@ -149,6 +149,19 @@ def test_every_layout_of_memory_reaches_torch(x):
     assert torch.equal(got, torch.from_numpy(X))
 
 
+def test_a_pair_of_a_known_kind_is_looked_at_as_the_first_one():
+    assert MiniBatch.of(X, Y).kind is MiniBatch.of(X[1:], Y[1:]).kind
+    for x, y in ((X, Y[:3]), (X[:0], Y[:0]), (np.float32(X[0, 0]), Y)):
+        with pytest.raises(ShapeError):
+            MiniBatch.of(x, y)
+    with pytest.raises(ShapeError, match="single value"):
+        MiniBatch.of(np.array(1.0, "float32"), np.array(1))
+    assert MiniBatch.of(X, Y.astype(">i8")).kind == MiniBatch.of(X, Y).kind
+    x, _ = MiniBatch.of(X[::-1], Y[::-1], owned=True).leaves
+    assert x.strides[0] > 0
+    assert np.array_equal(x, X[::-1])
+
+
 def test_rows_that_run_backwards_reach_torch():
     block = Block.join("run", [MiniBatch.of(X[::-1], Y)])
     ((got, _, _),) = to_tensors(block.groups[0], CPU)
