@@ -203,10 +203,6 @@ class Learner:
         tied = ties.ids
         self._frozen = Frozen(self.model, tied)
         self._as_built = as_built(self.model, tied)
-        self._habits = [
-            Habits.of_model(self.model, self.notices, tied),
-            Habits.of_generators(self.model, self.notices),
-        ]
         if ties.left:
             self.notices.say("ties", _left_behind(ties.left, device))
         if not self.arena.parameters:
@@ -237,6 +233,8 @@ class Learner:
         self._answer = Answer()
         self.hidden_state = hidden_state(self.optimizers)
         self._schedule: Schedule | None = None
+        # Whether `follow` is to be called.
+        self.follows = recipe.schedule is not None
         if recipe.schedule is not None:
             self._schedule = Schedule(recipe.schedule, self.optimizers, self.notices)
         self.moves = _with_max_norm(self.model) is not None
@@ -244,6 +242,12 @@ class Learner:
         self._differentiates = False
         self._settle()
         self.criterion = Criterion(recipe.loss, device, self.notices)
+        # Until they know what changes from one mini-batch to the next.
+        self._learning_habits: list[Any] = [
+            self.criterion,
+            Habits.of_model(self.model, self.notices, tied),
+            Habits.of_generators(self.model, self.notices),
+        ]
         self._score = Scoring(recipe.metrics, self.notices, device)
         if not self._stepper.is_plain:
             self._see_that_it_steps()
@@ -315,11 +319,12 @@ class Learner:
             if self._recipe.clipping is not None:
                 self._recipe.clipping.clip(parameters)
             changed = changed or self._stepper.writes() != writes
-            if changed or self._differ(before):
+            if changed or (before is not None and self._differ(before)):
                 self._saw_it_move()
             if not self._state_was_checked:
                 self._check_state()
-            self._look_at_habits()
+            if self._learning_habits:
+                self._look_at_habits()
             # Last of all: what raises behind it would refuse what is learned.
             stepping = True
             changes = self._stepper.step_locally()
@@ -335,11 +340,11 @@ class Learner:
 
     def _look_at_habits(self) -> None:
         """Tell, by the first steps, what changes that nobody saves."""
-        if not self.criterion.knows:
-            self.criterion.look()
-        for habits in self._habits:
-            if not habits.knows:
-                habits.look()
+        for habits in self._learning_habits:
+            habits.look()
+        self._learning_habits = [
+            each for each in self._learning_habits if not each.knows
+        ]
 
     def _check_state(self) -> None:
         """Tell at the first step what would come out at the first checkpoint."""
@@ -439,8 +444,12 @@ class Learner:
         )
 
     def _check_gradients(self, loss: float) -> None:
-        gradients = [each.grad for each in self.arena.parameters]
-        if not all_finite(each for each in gradients if each is not None):
+        gradients = [
+            gradient
+            for each in self.arena.parameters
+            if (gradient := each.grad) is not None
+        ]
+        if not all_finite(gradients):
             raise NonFiniteError(
                 f"The gradient is not finite, although the loss is ({loss}): the loss "
                 "has no derivative there, as a square root has none at 0, or its "
@@ -751,9 +760,7 @@ class Learner:
             for each in self.arena.parameters
         ]
 
-    def _differ(self, before: list[torch.Tensor] | None) -> bool:
-        if before is None:
-            return False
+    def _differ(self, before: list[torch.Tensor]) -> bool:
         return not all(
             torch.equal(
                 was, each.detach().reshape(-1)[:: max(1, each.numel() // SAMPLE)]

@@ -310,7 +310,8 @@ class TrainingThread:
                 self._exchange.before_step()
             with self._learner.drawing:
                 if group.learn:
-                    self._learner.follow(self._exchange.clock.version)
+                    if self._learner.follows:
+                        self._learner.follow(self._exchange.clock.version)
                     step, changes = self._learner.learn(x, y, samples)
                 else:
                     step = self._learner.score(x, y, samples)
