@@ -355,6 +355,7 @@ def run_word2vec(tmp_path, text, *arguments):
     )
 
 
+@pytest.mark.processes
 def test_a_word_that_has_no_vector_is_named(tmp_path):
     text = topical_text(400).encode()
     result = run_word2vec(tmp_path, text, "--probes", "Sea1,zebra", "--json")
@@ -365,6 +366,7 @@ def test_a_word_that_has_no_vector_is_named(tmp_path):
     assert list(look["neighbours"]) == ["sea1"]
 
 
+@pytest.mark.processes
 def test_a_text_without_words_is_an_error(tmp_path):
     result = run_word2vec(tmp_path, b"", "--export", str(tmp_path / "v.txt"))
     assert result.exit_code == 1
@@ -372,6 +374,7 @@ def test_a_text_without_words_is_an_error(tmp_path):
     assert "There were no words" in " ".join(result.output.split())
 
 
+@pytest.mark.processes
 def test_bytes_that_are_no_text_are_told_once(tmp_path):
     text = topical_text(100) + "é".join(["sea1 "] * 50)
     result = run_word2vec(tmp_path, text.encode("latin-1"))
