@@ -289,14 +289,13 @@ def test_a_run_on_the_command_line(tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("write", [write_idx, write_cifar])
-def test_images_of_the_user_and_mode_never(tmp_path, write):
+def test_images_of_the_user_and_mode_never(tmp_path, write, fonts):
     write(tmp_path / "data")
     options = ["--data", str(tmp_path / "data"), "--mode", "never", "--warm-up", "5"]
     options += ["--every", "10", "--batch-size", "8", "--rate", "max", "--json"]
     options += ["--workers", "1", "--output", str(tmp_path / "plots")]
-    line = [sys.executable, "-m", "tensair_dask", "run", "drifting-images"]
-    done = subprocess.run([*line, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = invoke(*options)
+    assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["mini_batches"]["learned"] == 5
     assert result["mini_batches"]["predicted"] == 45
