@@ -137,7 +137,7 @@ async def feed(trainer: ta.Trainer, rows: int, steps: Steps) -> None:
         for _ in range(16)
     ]
     for pair in itertools.cycle(pool):
-        rest = trainer.feed(pair, lambda pair: pair, steps.add)
+        rest = trainer.session.intake.feed(pair, lambda pair: pair, steps.add)
         if rest is not None:
             await rest
 

@@ -147,7 +147,7 @@ def cluster_of(workers: int) -> Any:
 async def feed(trainer: ta.Trainer, pool: Pool, gaps: Gaps, pause: float) -> None:
     """Give mini-batches until it is cancelled."""
     while True:
-        rest = trainer.feed(pool.take(), lambda pair: pair, gaps.add)
+        rest = trainer.session.intake.feed(pool.take(), lambda pair: pair, gaps.add)
         if rest is not None:
             await rest
         await asyncio.sleep(pause)
@@ -229,7 +229,7 @@ async def kills(count: int, replicas: int, seed: int, pause: float) -> list[list
         await stop(feeding)
         await trainer.drain()
         wrong, spread = await off_by(trainer, pool)
-        dispatcher = trainer._dispatcher
+        dispatcher = trainer.session.dispatcher
         held = [
             float(text.rpartition("held for ")[2].split()[0])
             for text in trainer.events["text"]

@@ -111,7 +111,9 @@ class Stream:
 
         while True:
             for pair in self._pool:
-                rest = self._trainer.feed(pair, lambda item: item, reported)
+                rest = self._trainer.session.intake.feed(
+                    pair, lambda item: item, reported
+                )
                 if rest is not None:
                     await rest
 

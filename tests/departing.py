@@ -19,7 +19,7 @@ from helpers import CLASSES, FEATURES, RATE, SGD, Linear, linear_loss
 from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.coordinator.code_transfer import dumps
 from tensair_dask.errors import ReplicaLeavingError
-from tensair_dask.exchange.settings import Settings
+from tensair_dask.exchange.settings import ExchangeConfig
 from tensair_dask.exchange.wire import unpack
 from tensair_dask.replica.actor import Replica, ReplicaPlan
 from tensair_dask.replica.learner import Recipe
@@ -54,7 +54,7 @@ class FleetOf:
         addresses: Sequence[str],
         run_id: str = "0123456789",
         model: Callable[[], Any] = Linear,
-        settings: Settings | None = None,
+        settings: ExchangeConfig | None = None,
     ) -> None:
         self.client = client
         self.addresses = list(addresses)

@@ -151,7 +151,7 @@ def feed(trainer: Any, data: list[Any], reports: list[Any] | None = None) -> lis
     """Give all at once; the reports come into the list that is returned."""
     reports = [] if reports is None else reports
     for pair in data:
-        rest = trainer.feed(pair, lambda item: item, reports.append)
+        rest = trainer.session.intake.feed(pair, lambda item: item, reports.append)
         if rest is not None:
             asyncio.ensure_future(rest)
     return reports

@@ -29,14 +29,14 @@ def cluster(workers: int, **overrides: Any) -> Any:
 def handle_on(trainer: Any, worker: Worker) -> Any:
     (handle,) = (
         each
-        for each in trainer._handles
+        for each in trainer.session.replicas.handles
         if each.place.address == worker.address and each.lane.alive
     )
     return handle
 
 
 def addresses(trainer: Any) -> list[str]:
-    return [handle.place.address for handle in trainer._calls.alive()]
+    return [handle.place.address for handle in trainer.session.replicas.alive()]
 
 
 def exchange_of(trainer: Any, worker: Worker) -> Any:
@@ -47,7 +47,7 @@ def cut_off(trainer: Any, worker: Worker) -> None:
     """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
     for link in exchange_of(trainer, worker)._pub._core.links.values():
         link.close()
-    trainer._dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
+    trainer.session.dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
 
 
 async def assert_learned_once(trainer: Any, data: list[Any]) -> None:

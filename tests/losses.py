@@ -46,8 +46,8 @@ def kill(trainer: Any, handle: Any, workers: Any) -> None:
             link.close()
         # Its subscription ends, as the scheduler would see to it.
         asyncio.ensure_future(replica.close())
-    if handle in trainer._handles:
-        trainer._dispatcher.lose(handle.lane, OSError("killed"))
+    if handle in trainer.session.replicas.handles:
+        trainer.session.dispatcher.lose(handle.lane, OSError("killed"))
 
 
 async def dead(function: str, *args: Any) -> Any:

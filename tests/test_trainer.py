@@ -181,7 +181,7 @@ def test_a_prediction_goes_before_the_mini_batches_that_wait(slow):
             ]
             await until(slow.entered.is_set)
             predicting = asyncio.ensure_future(trainer.predict(X))
-            handle = trainer._handles[0]
+            handle = trainer.session.replicas.handles[0]
             replica = a.state.actors[handle.key]
             await until(lambda: replica._thread._calls)
             slow.gate.set()
@@ -200,10 +200,10 @@ def test_a_stopped_replica_stops_the_source(slow):
                 asyncio.ensure_future(trainer.train(x, y)) for x, y in class_data(20)
             ]
             await until(slow.entered.is_set)
-            lane = trainer._dispatcher.lanes[0]
+            lane = trainer.session.dispatcher.lanes[0]
             await until(lambda: trainer.backlog == 20)
             assert lane.batches <= 3
-            assert len(trainer._dispatcher._waiting) >= 17
+            assert len(trainer.session.dispatcher._waiting) >= 17
             slow.gate.set()
             reports = await asyncio.gather(*tasks)
             assert sorted(report.index for report in reports) == list(range(20))
@@ -230,7 +230,7 @@ def test_draining_is_bounded(slow):
 @one()
 async def test_torch_threads_follow_the_worker(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
-        replica = a.state.actors[trainer._handles[0].key]
+        replica = a.state.actors[trainer.session.replicas.handles[0].key]
         assert await replica._thread.call(torch.get_num_threads) == a.state.nthreads
 
 
@@ -377,7 +377,7 @@ async def test_gradients_of_a_peer_make_a_model_young_again(c, s, a, b):
         start = time.monotonic()
         await trainer.train(X, Y)  # on one of the two
         await trainer.drain()
-        for handle in trainer._handles:
+        for handle in trainer.session.replicas.handles:
             answer = Prediction(**unpack(await handle.call("predict", block)))
             assert answer.version == 1
             assert 0 < answer.age < time.monotonic() - start
@@ -514,7 +514,7 @@ async def test_every_prediction_waits_behind_one_mini_batch_at_most(c, s, a):
         asking = [
             asyncio.ensure_future(trainer.predict(X, details=True)) for _ in range(10)
         ]
-        replica = a.state.actors[trainer._handles[0].key]
+        replica = a.state.actors[trainer.session.replicas.handles[0].key]
         await until(lambda: len(replica._thread._calls) == 10)
         Stepwise.permits.release()  # for the mini-batch that is being learned
         answers = await asyncio.gather(*asking)
@@ -556,12 +556,12 @@ def test_predictions_under_way_are_bounded_and_spread_over_the_replicas(hesitant
                 asyncio.ensure_future(trainer.predict(X, details=True))
                 for _ in range(20)
             ]
-            await until(lambda: sum(trainer._calls.under_way.values()) == 6)
-            assert sorted(trainer._calls.under_way.values()) == [3, 3]
+            await until(lambda: sum(trainer.session.replicas.under_way.values()) == 6)
+            assert sorted(trainer.session.replicas.under_way.values()) == [3, 3]
             hesitant.gate.set()
             answers = await asyncio.gather(*asking)
             assert {answer.replica for answer in answers} == {a.address, b.address}
-            assert sum(trainer._calls.under_way.values()) == 0
+            assert sum(trainer.session.replicas.under_way.values()) == 0
 
     run()
 
@@ -572,7 +572,11 @@ def test_a_prediction_whose_replica_is_lost_is_made_by_another(hesitant):
         async with ta.Trainer(c, **classes(model=hesitant)) as trainer:
             asking = asyncio.ensure_future(trainer.predict(X, details=True))
             await until(hesitant.entered.is_set)
-            (key,) = (key for key, count in trainer._calls.under_way.items() if count)
+            (key,) = (
+                key
+                for key, count in trainer.session.replicas.under_way.items()
+                if count
+            )
             asked, other = (a, b) if key in a.state.actors else (b, a)
             await asked.close()
             hesitant.gate.set()
@@ -587,7 +591,7 @@ def test_predictions_that_wait_for_their_turn_end_when_the_trainer_closes(hesita
     async def run(c, s, a):
         trainer = await ta.Trainer(c, **classes(model=hesitant))
         asking = [asyncio.ensure_future(trainer.predict(X)) for _ in range(5)]
-        await until(lambda: sum(trainer._calls.under_way.values()) == 1)
+        await until(lambda: sum(trainer.session.replicas.under_way.values()) == 1)
         closing = asyncio.ensure_future(trainer.close())
         for each in asking:
             with pytest.raises(errors.TrainerClosedError):
@@ -789,8 +793,8 @@ def test_closing_answers_all_who_wait_and_is_bounded(slow):
         await until(slow.entered.is_set)
         waiting.append(asyncio.ensure_future(trainer.state_dict()))
         waiting.append(asyncio.ensure_future(trainer.apply(lambda *of: None)))
-        await until(lambda: trainer._dispatcher._waiting)
-        await until(lambda: trainer._dispatcher._held)
+        await until(lambda: trainer.session.dispatcher._waiting)
+        await until(lambda: trainer.session.dispatcher._held)
         await trainer.close()
         for each in waiting:
             with pytest.raises(errors.TrainerClosedError):
@@ -842,7 +846,7 @@ async def test_a_block_of_another_run_is_refused(c, s, a, b):
         stale = Block.join("yesterday", [MiniBatch.of(*pair)])
         for function in ("learn", "predict"):
             with pytest.raises(errors.ClusterError, match="of run 'yesterday'"):
-                await trainer._handles[0].call(function, stale)
+                await trainer.session.replicas.handles[0].call(function, stale)
         await trainer.drain()
         assert [info.steps for info in trainer.replicas] == [0, 0]
 
@@ -1051,7 +1055,9 @@ async def test_mini_batches_go_through_the_scheduler_where_the_client_cannot_con
 ):
     with dask.config.set({"tensair.timeouts.connect": "0s"}):
         async with ta.Trainer(c, **linear()) as trainer:
-            assert not any(handle._direct for handle in trainer._handles)
+            assert not any(
+                handle._direct for handle in trainer.session.replicas.handles
+            )
             reports = await train_all(trainer, linear_data(30))
             assert all(report.error is None for report in reports)
 
@@ -1119,7 +1125,7 @@ async def test_predicting_and_evaluating_may_raise_what_ends_a_program(c, s, a, 
         with pytest.raises(errors.TensairError, match="SystemExit: 3"):
             await trainer.evaluate([(x, y)])
         assert (await trainer.train(x, y)).error is None
-        assert len(trainer._calls.alive()) == 2
+        assert len(trainer.session.replicas.alive()) == 2
 
 
 @one()

@@ -1,4 +1,4 @@
-"""Interventions: the model of all replicas is changed, at one place of the stream."""
+"""Barrier: the model of all replicas is changed, at one place of the stream."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask.coordinator.calls import Calls, may_be_a_crash
-from tensair_dask.coordinator.code_transfer import UserModules
-from tensair_dask.coordinator.dispatcher import Dispatcher, Lane
-from tensair_dask.coordinator.start import ReplicaHandle
+from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.replica_group import ReplicaGroup, may_be_a_crash
+from tensair_dask.coordinator.replica_handle import ReplicaHandle
+from tensair_dask.coordinator.start import Starter
 from tensair_dask.errors import (
     ClusterError,
     KilledReplicasError,
@@ -26,12 +26,12 @@ from tensair_dask.errors import (
 from tensair_dask.pubsub.moments import Moment, reach
 from tensair_dask.replica.actor import Change, Changed
 
-__all__ = ["Interventions"]
+__all__ = ["Barrier"]
 
 logger = logging.getLogger(__name__)
 
 
-class Interventions:
+class Barrier:
     """Holds the stream, lets all gradients arrive, changes one replica, copies it.
 
     So all replicas hold the same parameters afterwards, whatever the change does, and
@@ -41,21 +41,19 @@ class Interventions:
 
     Parameters
     ----------
-    calls
-        To the replicas.
-    dispatcher
-        What sends mini-batches to them.
+    replicas
+        Those that are changed.
+    starter
+        Starts the replicas that join, which repeat the changes of the structure.
     """
 
-    def __init__(self, calls: Calls, dispatcher: Dispatcher) -> None:
-        self._calls = calls
-        self._dispatcher = dispatcher
+    def __init__(self, replicas: ReplicaGroup, starter: Starter) -> None:
+        self._replicas = replicas
+        self._dispatcher = replicas.dispatcher
         # Held by whoever changes models, or who takes part.
         self.alone = asyncio.Lock()
-        # Of the user's: known when they have started.
-        self.modules = UserModules()
-        # Those of the structure, in order: replicas that join repeat them.
-        self.changes: list[Change] = []
+        self._modules = starter.modules
+        self._changes = starter.changes
         self._doing: set[asyncio.Future[None]] = set()
 
     async def close(self) -> None:
@@ -93,7 +91,7 @@ class Interventions:
             What the function raises, if it cannot be sent, or if no replica is
             alive. The models are then as they were.
         """
-        payload = self.modules.dumps(function, "The function")
+        payload = self._modules.dumps(function, "The function")
 
         changed = Changed()
 
@@ -125,22 +123,22 @@ class Interventions:
         except BaseException:
             await self._end_change(changed, kept=False)
             raise
-        self.changes.append(change)
+        self._changes.append(change)
         await self._end_change(changed, kept=True)
         return first
 
     def _check_room(self) -> None:
         most = int(config.get("replicas.changes"))
-        if len(self.changes) >= most:
+        if len(self._changes) >= most:
             raise ModelError(
-                f"The structure of the model has been changed {len(self.changes)} "
+                f"The structure of the model has been changed {len(self._changes)} "
                 "times, which every replica that joins has to repeat; allowed are "
                 f"{most} (tensair.replicas.changes). Let model= build the changed "
                 "model, and go on from a checkpoint."
             )
 
     def _alive_but(self, those: set[ReplicaHandle]) -> list[ReplicaHandle]:
-        return [each for each in self._calls.alive() if each not in those]
+        return [each for each in self._replicas.alive() if each not in those]
 
     async def _change_alike(
         self,
@@ -170,7 +168,7 @@ class Interventions:
         copied: set[ReplicaHandle] = set()
         risk = _Risk(self._dispatcher.allowed_losses)
         while True:
-            alive = [each for each in self._calls.alive() if each in changed]
+            alive = [each for each in self._replicas.alive() if each in changed]
             if not alive:
                 raise ReplicaLostError(
                     "The replicas were lost while their structure was changed."
@@ -186,7 +184,7 @@ class Interventions:
             risk.saw(asked, copied)
 
     async def _end_change(self, changed: set[ReplicaHandle], kept: bool) -> None:
-        alive = [each for each in self._calls.alive() if each in changed]
+        alive = [each for each in self._replicas.alive() if each in changed]
         answers = await asyncio.gather(
             *(self._ask(each, "end_change", kept) for each in alive),
             return_exceptions=True,
@@ -209,16 +207,16 @@ class Interventions:
 
     async def snapshot(self) -> Any:
         """Take the model and the optimizer state of one replica."""
-        return await self._calls.ask_any("snapshot")
+        return await self._replicas.ask_any("snapshot")
 
     async def checkpoint(self) -> Any:
         """Take the same for a file; None if that replica has missed gradients."""
-        return await self._calls.ask_any("checkpoint")
+        return await self._replicas.ask_any("checkpoint")
 
     async def check(self, function: Callable[[Any], Any]) -> None:
         """Call ``function(model)`` at one replica, to see whether it raises."""
-        payload = self.modules.dumps(function, "The policy")
-        await self._calls.ask_any("check", payload)
+        payload = self._modules.dumps(function, "The policy")
+        await self._replicas.ask_any("check", payload)
 
     async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do this while nothing is learned, to its end once it has begun.
@@ -264,7 +262,7 @@ class Interventions:
         answer = None
         risk = _Risk(self._dispatcher.allowed_losses)
         while True:
-            alive = self._calls.alive()
+            alive = self._replicas.alive()
             source = next((each for each in alive if each in changed), None)
             if source is None:
                 source, answer = await self._change_one(method, *args)
@@ -287,14 +285,14 @@ class Interventions:
         async def change(handle: ReplicaHandle) -> tuple[ReplicaHandle, Any]:
             return handle, await self._ask(handle, method, *args)
 
-        return await self._calls.put(method, change)
+        return await self._replicas.put(method, change)
 
     async def _ask(self, handle: ReplicaHandle, method: str, *args: Any) -> Any:
         """Ask for a change; give up a replica that may make it at any later moment."""
         try:
-            return await self._calls.ask(handle, method, *args)
+            return await self._replicas.ask(handle, method, *args)
         except TensairTimeoutError as error:
-            if any(each is not handle for each in self._calls.alive()):
+            if any(each is not handle for each in self._replicas.alive()):
                 self._dispatcher.lose(handle.lane, error)
             raise
 
@@ -303,7 +301,7 @@ class Interventions:
     ) -> list[ReplicaHandle]:
         """Let others take over the source's model; give those that have.
 
-        The rest were lost, or the source is, or leaves: `_calls` knows in the next
+        The rest were lost, or the source is, or leaves: `_replicas` knows in the next
         round.
         """
         reach(Moment.COPYING, source)
@@ -320,7 +318,7 @@ class Interventions:
         if not copied:
             # One of both ends is gone, and perhaps not noticed yet: ask the source.
             with contextlib.suppress(TensairError):
-                if (await self._calls.ask(source, "status")).leaving:
+                if (await self._replicas.ask(source, "status")).leaving:
                     self._dispatcher.dismiss(source.lane)
         return copied
 
@@ -339,7 +337,7 @@ class Interventions:
     async def flush(self) -> None:
         """Let all gradients arrive that have been computed; the stream may go on."""
         seconds = config.get_seconds("timeouts.drain")
-        await self._calls.ask_all("flush", seconds, timeout=seconds)
+        await self._replicas.ask_all("flush", seconds, timeout=seconds)
 
 
 class _Risk:
@@ -347,7 +345,7 @@ class _Risk:
 
     That runs the user's code, and takes memory: it may end every process that does it.
     So one takes it over before the others do, and where it is lost with that, another
-    one alone, as it is with calls (see `Calls`).
+    one alone, as it is with calls (see `ReplicaGroup`).
     """
 
     def __init__(self, allowed: int) -> None:

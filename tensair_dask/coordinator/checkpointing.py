@@ -1,18 +1,19 @@
-"""Saving: a trainer's checkpoints, and what each of them lets go of."""
+"""A trainer's checkpoints, and the records that each of them lets go of."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
-from os import PathLike
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
-from tensair_dask.coordinator.barrier import Interventions
-from tensair_dask.coordinator.ledger import Ledger
+from tensair_dask.checkpoints.checkpoint_config import CheckpointConfig, Path
+from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.dispatcher import Pending
+from tensair_dask.coordinator.intake import Intake
+from tensair_dask.coordinator.membership.keep import Membership
+from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import Modes
 from tensair_dask.errors import (
     CheckpointError,
@@ -22,13 +23,11 @@ from tensair_dask.errors import (
 )
 from tensair_dask.exchange.wire import pack, unpack
 from tensair_dask.replica.structure import reshape
+from tensair_dask.reports import Report
 
-__all__ = ["Every", "Path", "Saving"]
+__all__ = ["Checkpointing"]
 
 logger = logging.getLogger(__name__)
-
-Path = str | PathLike[str]
-Every = int | float | str | timedelta
 
 # The origin of what was learned before a restart, in the clocks of the replicas.
 BEFORE = "before"
@@ -37,7 +36,7 @@ BEFORE = "before"
 ATTEMPTS = 3
 
 
-class Saving:
+class Checkpointing(Subscriber):
     """Takes checkpoints of a trainer, and puts one into it.
 
     A checkpoint is taken of one replica, between two of its mini-batches: the others
@@ -50,46 +49,43 @@ class Saving:
 
     Parameters
     ----------
-    to
-        The folder to which checkpoints are added; None for none.
-    every
-        How often; see `Checkpointer`.
-    interventions
-        Copy the model, and put one into all replicas.
-    complete
+    settings
+        Where checkpoints are written, how often, and what scores the stream.
+    barrier
+        Copies the model, and puts one into all replicas.
+    membership
         Lets replicas that have missed gradients take over a model that holds them.
     modes
         Whether the model learns, and why.
-    ledger
+    intake
         What is learned, and where it was read.
-    scores
-        What scores the stream, by name: has ``state_dict`` and ``load_state_dict``.
-    facts
-        Tells what else goes into a checkpoint: name, index and counters.
-    failed
-        Called with what is to be told of a checkpoint that could not be written.
+    events
+        Where is told of a checkpoint that could not be written.
+
+    Attributes
+    ----------
+    about
+        What else goes into each checkpoint: the name of the trainer, and the functions
+        that it was made with.
     """
 
     def __init__(
         self,
-        to: Path | None,
-        every: Every | None,
-        interventions: Interventions,
-        complete: Callable[[], Awaitable[None]],
+        settings: CheckpointConfig,
+        barrier: Barrier,
+        membership: Membership,
         modes: Modes,
-        ledger: Ledger,
-        scores: Mapping[str, Any],
-        facts: Callable[[], dict[str, Any]],
-        failed: Callable[[str], Any],
+        intake: Intake,
+        events: RunEvents,
     ) -> None:
-        self._store = None if to is None else Store(to)
-        self._interventions = interventions
-        self._complete = complete
+        self.about: dict[str, Any] = {}
+        self.scores = settings.scores
+        self._store = settings.store()
+        self._barrier = barrier
+        self._membership = membership
         self._modes = modes
-        self._ledger = ledger
-        self.scores = scores
-        self._facts = facts
-        self._failed = failed
+        self._intake = intake
+        self._events = events
         # Whether the folder had too little room when the newest was written.
         self._crowded = False
         # Entries of the ledger that each checkpoint holds which is being written.
@@ -97,9 +93,12 @@ class Saving:
         # Mini-batches that the newest checkpoint holds for certain.
         self._safe = 0
         self._checkpointer = Checkpointer(
-            self._store, every, self._take, self._written, self._note_failure
+            self._store, settings.every, self._take, self._written, self._note_failure
         )
-        self.noticed = self._checkpointer.noticed
+
+    def reported(self, pending: Pending, report: Report) -> None:
+        """Begin a checkpoint if so many mini-batches have been reported."""
+        self._checkpointer.noticed(report.index)
 
     @property
     def last_path(self) -> str:
@@ -137,11 +136,11 @@ class Saving:
     async def _take(self) -> Checkpoint:
         for _ in range(ATTEMPTS):
             # Alone: whether a policy has changed the model must be told of this model.
-            async with self._interventions.alone:
+            async with self._barrier.alone:
                 checkpoint = await self._taken()
             if checkpoint is not None:
                 return checkpoint
-            await self._complete()
+            await self._membership.look()
         raise CheckpointError(
             "The replicas miss gradients of each other, again and again; see "
             "trainer.events and the logs of the workers. Save again later."
@@ -150,17 +149,19 @@ class Saving:
     async def _taken(self) -> Checkpoint | None:
         """Take a checkpoint of one replica; None if it has missed gradients."""
         # In this order: what is in the ledger is in every model that is copied later.
-        held = self._ledger.take()
-        positions = self._ledger.positions()
-        adaptation = self._modes.state_dict(self._facts()["index"])
+        held = self._intake.ledger.take()
+        positions = self._intake.ledger.positions()
+        index = self._events.index
+        adaptation = self._modes.state_dict(index)
         scores = {name: each.state_dict() for name, each in self.scores.items()}
-        facts = self._facts()
-        packed = await self._interventions.checkpoint()
+        columns = self._intake.column_names.state_dict()
+        counters = self._intake.counters()
+        packed = await self._barrier.checkpoint()
         if packed is None:
             return None
         snapshot = unpack(packed)
         # What came meanwhile may be in this model as well.
-        facts["counters"]["again"] += self._facts()["index"] - facts["index"]
+        counters["again"] += self._events.index - index
         checkpoint = Checkpoint(
             model=snapshot["model"],
             made=snapshot["made"],
@@ -172,26 +173,30 @@ class Saving:
             adaptation=adaptation,
             scores=scores,
             positions=positions,
-            **facts,
+            index=index,
+            columns=columns,
+            counters=counters,
+            **self.about,
         )
         self._held[checkpoint] = held
         return checkpoint
 
     def _written(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
         logger.debug("%s was written in %.2f s: %s", path, seconds, checkpoint)
-        self._ledger.saved(self._held[checkpoint])
+        self._intake.ledger.saved(self._held[checkpoint])
         self._safe = max(self._safe, checkpoint.index - checkpoint.again)
         store = self._store
         if store is not None and store.crowded and not self._crowded:
-            self._failed(
+            self._events.note(
+                "note",
                 f"{store.path} has no room for the {store.keep} checkpoints that "
                 "tensair.checkpoints.keep says: older ones make room for the newest. "
-                "Give it more room, or keep fewer"
+                "Give it more room, or keep fewer",
             )
         self._crowded = store is not None and store.crowded
 
     def _note_failure(self, error: Exception) -> None:
-        self._failed(f"a checkpoint could not be written: {error}")
+        self._events.note("note", f"a checkpoint could not be written: {error}")
 
     async def save(self, path: Path | None) -> str:
         """Write a checkpoint now; see `Trainer.save`."""
@@ -204,19 +209,18 @@ class Saving:
                 f"{own.path}/model.tensair, or none to add one to the folder."
             )
         written = await self._checkpointer.write_now(to)
-        await self._ledger.released()
+        await self._intake.ledger.released()
         return written
 
-    def unsaved(self, index: int, why: str) -> str:
+    def unsaved(self, why: str) -> str:
         """Tell what is lost if no checkpoint is written any more; empty if nothing.
 
         Parameters
         ----------
-        index
-            That of the next mini-batch.
         why
             There is none written.
         """
+        index = self._events.index
         if self._store is None or index <= self._safe:
             return ""
         newest = f"; the newest is {self.last_path}" if self.last_path else ""
@@ -229,7 +233,7 @@ class Saving:
         """Write the last one to the folder, if there is a folder."""
         if self._store is not None:
             await self._checkpointer.write_now()
-            await self._ledger.released()
+            await self._intake.ledger.released()
 
     async def close(self) -> None:
         """Write nothing more."""
@@ -294,11 +298,11 @@ class Saving:
         }
         if checkpoint.structure:
             await self._grow(checkpoint.structure)
-        await self._interventions.go_on_from(pack(snapshot))
+        await self._barrier.go_on_from(pack(snapshot))
         notices = self._modes.load_state_dict(checkpoint.adaptation, checkpoint.index)
         for name, each in self.scores.items():
             each.load_state_dict(checkpoint.scores[name])
-        self._ledger.restored(checkpoint.positions)
+        self._intake.ledger.restored(checkpoint.positions)
         self._safe = checkpoint.index
         if left := sorted(set(checkpoint.scores) - set(self.scores)):
             notices.append(
@@ -311,9 +315,7 @@ class Saving:
     async def _grow(self, structure: dict[str, Any]) -> None:
         """Let the model have the structure of the one that was saved."""
         try:
-            await self._interventions.change(
-                functools.partial(reshape, **structure), seed=0
-            )
+            await self._barrier.change(functools.partial(reshape, **structure), seed=0)
         except (ModelError, OptimizerError) as error:
             raise CheckpointError(
                 f"The checkpoint is of a model of another structure. {error}"

@@ -22,6 +22,7 @@ from typing import Any
 
 from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.batches.predictions import unknown_type
+from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import (
     KilledReplicasError,
     NoReplicasError,
@@ -299,28 +300,22 @@ class Dispatcher:
         Written into the blocks.
     limits
         Bounds on what lies at one replica.
-    observe
-        Called with each mini-batch and its report, before it is delivered.
-    lost
-        Called with each replica that is given up while the trainer is open, or has
-        left. Must see to it that `resolve` is called, with what the others have of it.
-    say_once
-        Called with key and text of what a replica has to tell the user.
+    events
+        Hears of each report before it is delivered, of replicas that are given up or
+        have left, and what replicas have to say. A subscriber must see to it that
+        `resolve` is called, with what the others have of such a replica. None: the
+        others have nothing of it.
     """
 
     def __init__(
         self,
         run_id: str,
         limits: Limits,
-        observe: Callable[[Pending, Report], None] = lambda pending, report: None,
-        lost: Callable[[Lane], None] | None = None,
-        say_once: Callable[[str, str], None] = lambda key, text: None,
+        events: RunEvents | None = None,
     ) -> None:
         self._run_id = run_id
-        self._say_once = say_once
         self._limits = limits
-        self._observe = observe
-        self._lost = lost or (lambda lane: self.resolve(lane, 0))
+        self._events = events
         self.lanes: list[Lane] = []
         # Those that wait for room, as a heap by their tickets: who was waked in vain
         # comes back to its place.
@@ -531,6 +526,10 @@ class Dispatcher:
         for key, text in getattr(status, "notices", {}).items():
             self._say_once(key, text)
 
+    def _say_once(self, key: str, text: str) -> None:
+        if self._events is not None:
+            self._events.say_once(key, text)
+
     def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
         now = time.time()
         names = outcome.metric_names
@@ -567,7 +566,8 @@ class Dispatcher:
 
     def _deliver(self, pending: Pending, report: Report) -> None:
         try:
-            self._observe(pending, report)
+            if self._events is not None:
+                self._events.reported(pending, report)
         except BaseException as error:  # who waits for the report gets it all the same
             logger.error(
                 "What looks at the reports raised; the stream goes on",
@@ -791,8 +791,12 @@ class Dispatcher:
         lane.batches = lane.nbytes = lane.guarded_nbytes = 0
         lane.unconfirmed_records = 0
         self._notice_rest()
-        if not self.closed:
-            self._lost(lane)
+        if self.closed:
+            return
+        if self._events is None:
+            self.resolve(lane, 0)
+        else:
+            self._events.replica_lost(lane)
 
     def resolve(self, lane: Lane, taken: int | None) -> None:
         """Say what the others have of a replica that is lost, or has left.

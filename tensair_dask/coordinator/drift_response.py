@@ -1,4 +1,4 @@
-"""Adapting: what a trainer does when its mode switches or its stream drifts."""
+"""What a trainer does when its mode switches or its stream drifts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask._common.serial_queue import OneByOne
 from tensair_dask._wording import in_words
-from tensair_dask.coordinator.barrier import Interventions
+from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.dispatcher import Pending
+from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import (
     COLUMNS,
     Drift,
@@ -23,13 +25,12 @@ from tensair_dask.drift.modes import (
     Unwatched,
 )
 from tensair_dask.errors import RaisedError, TrainerClosedError
-from tensair_dask.observe.telemetry.events import Event
 from tensair_dask.reports import Report
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Adapting"]
+__all__ = ["DriftResponse"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ REMEMBERED = 10_000
 SNAPSHOTS = 2
 
 
-class Adapting:
+class DriftResponse(Subscriber):
     """Carries out what `Modes` decides, and writes it into the events.
 
     Belongs to the client's event loop.
@@ -49,57 +50,60 @@ class Adapting:
     ----------
     modes
         Decides.
-    interventions
-        Change the replicas.
-    note
-        Called with each event, at once.
-    log
-        Called with each event in its turn; what it returns is awaited.
+    barrier
+        Changes the replicas.
+    events
+        Where is told what happens.
     """
 
     def __init__(
         self,
         modes: Modes,
-        interventions: Interventions,
-        note: Callable[[Event], Any],
-        log: Callable[[Event], Awaitable[Any]],
+        barrier: Barrier,
+        events: RunEvents,
     ) -> None:
         self.modes = modes
-        self.interventions = interventions
         self.drifts: deque[Drift] = deque(maxlen=REMEMBERED)
-        self._note = note
-        self._log = log
+        self._barrier = barrier
+        self._events = events
         self._acting = OneByOne("What follows from drift")
-        self._telling = OneByOne("Telling the scheduler")
         self._snapshots: deque[tuple[int, Any]] = deque(maxlen=SNAPSHOTS)
 
     async def start(self) -> None:
         """See that the policy can be carried out; raise if it cannot."""
         if self.modes.policy.acts:  # the mode may be set to one that looks for drift
-            await self.interventions.check(self.modes.policy.check)
+            await self._barrier.check(self.modes.policy.check)
 
-    def observe(self, index: int, report: Report | None, submitted: int) -> None:
-        """Take in a report; see `Modes.observe`."""
-        for each in self.modes.observe(index, report, submitted):
+    def reported(self, pending: Pending, report: Report) -> None:
+        """Let the modes look at a report; do what they decide."""
+        if not self.modes.watches:
+            return
+        sound = report if report.error is None else None
+        for each in self.modes.observe(report.index, sound, self._events.index):
             if isinstance(each, Drift):
                 self._drifted(each)
             elif isinstance(each, Switch):
-                self.switched(each)
+                self._switched(each)
             elif isinstance(each, PolicyEnded):
                 self._acting.do(functools.partial(self._undo, each))
             elif isinstance(each, Settled) and self.modes.policy.every is not None:
                 self._acting.do(functools.partial(self._keep, each.index))
             elif isinstance(each, Unwatched):
-                self.tell("note", each.describe(), each.index)
+                self._tell("note", each.describe(), each.index)
 
-    def switched(self, switch: Switch) -> None:
+    def set_mode(self, mode: str) -> None:
+        """Change the mode, from the next mini-batch on."""
+        for switch in self.modes.set_mode(mode, self._events.index):
+            self._switched(switch)
+
+    def _switched(self, switch: Switch) -> None:
         """Tell of a switch, which holds already."""
         text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
-        self.tell("mode", text, switch.index)
+        self._tell("mode", text, switch.index)
 
     def _drifted(self, drift: Drift) -> None:
         self.drifts.append(drift)
-        self.tell("drift", drift.describe(), drift.index)
+        self._tell("drift", drift.describe(), drift.index)
         if self.modes.answers:
             self._acting.do(functools.partial(self._answer, drift))
 
@@ -112,17 +116,14 @@ class Adapting:
             If either takes longer than ``timeout`` seconds.
         """
         await self._acting.settled(timeout)
-        await self._telling.settled(timeout)
+        await self._events.sent(timeout)
 
     async def close(self) -> None:
         """Give up what is not done."""
         await self._acting.close()
-        await self._telling.close()
 
-    def tell(self, kind: str, text: str, index: int, replica: str = "") -> None:
-        """Write an event down, and tell the dashboard in its turn."""
-        self._note(event := Event(kind, text, index=index, replica=replica))
-        self._telling.do(lambda: self._log(event))
+    def _tell(self, kind: str, text: str, index: int) -> None:
+        self._events.note(kind, text, index=index)
 
     # ---- policies -------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class Adapting:
         """Let the policy change all replicas; say how long it took."""
         start = time.perf_counter()
         change = functools.partial(_change, self.modes.policy, method, drift)
-        await self.interventions.change(change, drift.index, done)
+        await self._barrier.change(change, drift.index, done)
         return f" ({time.perf_counter() - start:.2f} s)"
 
     @contextmanager
@@ -165,11 +166,11 @@ class Adapting:
         except Exception as error:
             self._failed("".join(said) or self._name, error, drift.index)
         else:
-            self.tell("policy", "".join(said), drift.index)
+            self._tell("policy", "".join(said), drift.index)
 
     async def _keep(self, index: int) -> None:
         try:
-            snapshot = await self.interventions.snapshot()
+            snapshot = await self._barrier.snapshot()
         except TrainerClosedError:
             raise
         except Exception as error:
@@ -184,7 +185,7 @@ class Adapting:
     def _failed(self, text: str, error: Exception, index: int) -> None:
         text = f"{text}: FAILED, {in_words(error)}"
         logger.warning("The answer to drift failed: %s", text)
-        self.tell("policy", text, index)
+        self._tell("policy", text, index)
 
     async def _restore(self, drift: Drift) -> bool:
         """Go back to the newest snapshot that is old enough to be from before."""
@@ -193,7 +194,7 @@ class Adapting:
         if not old:
             return False
         index, snapshot = old[-1]
-        await self.interventions.restore(snapshot)
+        await self._barrier.restore(snapshot)
         self._snapshots.clear()
         self._snapshots.append((index, snapshot))
         return True

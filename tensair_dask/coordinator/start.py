@@ -1,4 +1,4 @@
-"""Start replicas on a Dask cluster, and call them."""
+"""Start replicas on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -7,47 +7,42 @@ import logging
 import pickle
 import uuid
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import dask
 from distributed import Client, Future
-from distributed.actor import ProxyRPC
-from distributed.protocol import to_serialize
 
 from tensair_dask import config
-from tensair_dask._wording import in_words
-from tensair_dask.batches.batch import Block
-from tensair_dask.coordinator.code_transfer import UserModules, compare
-from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.code_transfer import UserModules
+from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
 from tensair_dask.coordinator.scheduler_plugin import install
+from tensair_dask.coordinator.worker_facts import (
+    SHOWN,
+    address_of,
+    inspect,
+    why_not_begun,
+)
 from tensair_dask.errors import (
     ClusterError,
-    NoWorkersError,
-    PackageMissingError,
     ReplicaLostError,
     SchedulerLostError,
     TensairError,
     TensairTimeoutError,
 )
-from tensair_dask.exchange.settings import Settings
-from tensair_dask.observe.telemetry.counters import plain
+from tensair_dask.exchange.settings import ExchangeConfig
 from tensair_dask.pubsub.moments import Moment, reach
-from tensair_dask.replica.actor import RECIPE, Change, Peer, Replica, ReplicaPlan
+from tensair_dask.replica.actor import RECIPE, Change, ReplicaPlan
 from tensair_dask.replica.entry import start_replica
 from tensair_dask.replica.learner import Recipe
 from tensair_dask.replica.placement import (
     Place,
-    Wish,
+    ReplicaCount,
     WorkerFacts,
     place_more,
     place_replicas,
 )
 from tensair_dask.replica.randomness import this_process
-from tensair_dask.replica.thread import Outcome
-from tensair_dask.replica.worker_departures import expect_replicas
 
-__all__ = ["Delayed", "ReplicaHandle", "Starter"]
+__all__ = ["Starter"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,149 +51,8 @@ T = TypeVar("T")
 # Seconds for replicas of an attempt to start that failed: to leave before the next.
 CLOSING = 2.0
 
-# Workers, or tasks of one, that a message names.
-SHOWN = 3
-
 # Seconds that those which are ready wait for one whose worker is known to be busy.
 GRACE = 1.0
-
-# Where batch systems tell a job its id.
-JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-
-
-class ReplicaHandle:
-    """One replica, as the client calls it.
-
-    Parameters
-    ----------
-    client
-        Of the trainer.
-    name
-        Of the replica in its run.
-    place
-        Where the replica runs.
-    future
-        Of the actor; holding it keeps the replica alive.
-    direct
-        Whether the client can connect to the worker; otherwise the scheduler passes
-        messages on.
-
-    Attributes
-    ----------
-    lane
-        The replica as the dispatcher sees it.
-    unwanted
-        Whether it leaves because there are too many: its worker stays.
-    begun
-        Whether its worker has begun to start it.
-    """
-
-    def __init__(
-        self, client: Client, name: str, place: Place, future: Future, direct: bool
-    ) -> None:
-        self.name = name
-        self.place = place
-        self.key = future.key
-        self.future = future
-        self.lane = Lane(place.address, self.learn)
-        self.unwanted = False
-        self.begun = False
-        # Of the structure of the model, that it has made when it was built.
-        self.changes = 0
-        self._client = client
-        self._direct = direct
-
-    @property
-    def peer(self) -> Peer:
-        """How other replicas find it."""
-        return Peer(self.place.address, self.key)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether Dask has declared its worker lost."""
-        return self.future.status not in ("finished", "pending")
-
-    async def call(self, function: str, *args: Any) -> Any:
-        """Call a method of the replica.
-
-        Raises
-        ------
-        ReplicaLostError
-            If it does not answer: its worker cannot be reached, or has dropped it.
-        Exception
-            What the method raises, an OSError of the user's code, too.
-        """
-        # An actor proxy would do the same, with a future and a thread hop more.
-        address = self.place.address
-        rpc = self._client.rpc(address) if self._direct else self._through_scheduler
-        try:
-            answer = await rpc.actor_execute(
-                function=function,
-                actor=self.key,
-                args=[to_serialize(arg) for arg in args],
-                kwargs={},
-            )
-        except KeyError as error:  # the worker lives, and has dropped the actor
-            raise ReplicaLostError(
-                f"Worker {address} holds no replica {self.key} any more. Start a new "
-                "trainer."
-            ) from error
-        except OSError as error:
-            raise ReplicaLostError(
-                f"Worker {address} cannot be reached: {in_words(error)}."
-            ) from error
-        if answer["status"] != "OK":
-            raise answer["exception"]
-        return answer["result"]
-
-    async def call_within(self, seconds: float, function: str, *args: Any) -> Any:
-        """Call a method; wait for so many seconds, and no longer than its worker lives.
-
-        For a replica that is not a lane's yet, or not any more; else see `Calls`.
-
-        Raises
-        ------
-        OSError, ReplicaLostError
-            If the worker cannot be reached, or is lost.
-        TensairTimeoutError
-            If it does not answer in time.
-        """
-        call = asyncio.ensure_future(self.call(function, *args))
-        pause = config.get_seconds("replicas.watch")
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        try:
-            while not call.done():
-                left = end - loop.time()
-                what = f"{function} on {self.place.address}"
-                if self.is_lost:
-                    raise ReplicaLostError(f"The worker was lost before {what} ended.")
-                if left <= 0:
-                    raise TensairTimeoutError(f"{what} took longer than {seconds:g} s.")
-                await asyncio.wait({call}, timeout=min(pause, left))
-            return call.result()
-        finally:
-            call.cancel()
-
-    @property
-    def _through_scheduler(self) -> Any:
-        return ProxyRPC(self._client.scheduler, self.place.address)
-
-    def learn(self, block: Block) -> Awaitable[Outcome]:
-        """Send a block; see `Replica.learn`."""
-        return self.call("learn", block)
-
-    def release(self) -> None:
-        """Let Dask drop the actor."""
-        self.future.release()
-
-
-@dataclass(frozen=True)
-class Delayed:
-    """A replica that its worker has not begun to start, and why, as far as is known."""
-
-    handle: ReplicaHandle
-    why: str
 
 
 class Starter:
@@ -233,14 +87,14 @@ class Starter:
         run_id: str,
         recipe: Recipe,
         device: str,
-        settings: Settings | None = None,
+        settings: ExchangeConfig | None = None,
         name: str | None = None,
     ) -> None:
         self.client = client
         self.run_id = run_id
         self.modules = UserModules()
         self.changes: list[Change] = []
-        self._recipe = recipe
+        self.recipe = recipe
         self.device = device
         self.settings = settings
         self._name = name
@@ -261,9 +115,11 @@ class Starter:
         NoWorkersError, SchedulerLostError, PackageMissingError
             If the cluster cannot hold replicas.
         """
-        return await _inspect(self.client, self.modules, addresses)
+        return await inspect(self.client, self.modules, addresses)
 
-    async def start(self, wish: Wish) -> tuple[list[ReplicaHandle], list[Delayed]]:
+    async def start(
+        self, wish: ReplicaCount
+    ) -> tuple[list[ReplicaHandle], list[Delayed]]:
         """Start the first replicas: they know each other and hold the same parameters.
 
         Where a worker is lost meanwhile, it goes on with those that are left; where
@@ -364,7 +220,7 @@ class Starter:
         PackageMissingError, ModelError
             If the recipe cannot be sent.
         """
-        payload = self.modules.dumps(self._recipe, RECIPE)
+        payload = self.modules.dumps(self.recipe, RECIPE)
         reached = await _reached(self.client, places)
         handles = [
             self._submit(place, payload, place.address in reached) for place in places
@@ -428,7 +284,7 @@ class Starter:
     async def why_not_begun(self, address: str) -> str:
         """Say why a worker begins nothing, as far as the scheduler knows."""
         try:
-            return await _why_not_begun(self.client, address)
+            return await why_not_begun(self.client, address)
         except (OSError, KeyError, AttributeError) as error:
             return f"it cannot be asked why ({type(error).__name__})"
 
@@ -581,7 +437,7 @@ class Starter:
             ) from None
         except OSError as error:
             raise SchedulerLostError(
-                f"The cluster at {_address(self.client)} cannot be reached: "
+                f"The cluster at {address_of(self.client)} cannot be reached: "
                 f"{error}. See that the scheduler and its workers run."
             ) from error
 
@@ -623,150 +479,6 @@ async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> N
     await asyncio.gather(*(handle.call(function, *args) for handle in handles))
 
 
-async def _inspect(
-    client: Client, modules: UserModules, addresses: Collection[str] | None
-) -> list[WorkerFacts]:
-    """Ask workers for their facts, and compare the user's modules with theirs."""
-    if client.status != "running":
-        raise SchedulerLostError(
-            f"The client is {client.status}, not running: the scheduler at "
-            f"{_address(client)} cannot be reached. Connect a new client."
-        )
-    await _wait_for_a_worker(client)
-    if addresses is None:
-        addresses = list(await client.scheduler.ncores())
-    answers = await _ask_around(client, modules, addresses)
-    facts: list[WorkerFacts] = []
-    for address, answer in answers.items():
-        if isinstance(answer, ImportError):
-            raise _package_missing(f"Worker {address}", answer)
-        if isinstance(answer, OSError):
-            logger.info("Worker %s is not there any more: %s", address, answer)
-            continue
-        if isinstance(answer, BaseException):
-            raise ClusterError(
-                f"Worker {address} cannot be used: {type(answer).__name__}: {answer}"
-            ) from answer
-        facts.append(answer[0])
-        modules.take(answer[1])
-    return facts
-
-
-async def _ask_around(
-    client: Client, modules: UserModules, addresses: Collection[str]
-) -> dict[str, Any]:
-    """Ask workers to look around; those that are silent for long are left out.
-
-    Each apart, since one that is stopped would keep all others waiting.
-    """
-    begin = config.get_seconds("timeouts.begin")
-    sent = modules.describe()
-    asked = {
-        address: asyncio.ensure_future(
-            client.run(look_around, *sent, workers=[address], on_error="return")
-        )
-        for address in addresses
-    }
-    try:
-        if asked:
-            await asyncio.wait(asked.values(), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(asked.values(), timeout=begin)
-        answers: dict[str, Any] = {}
-        for address, work in asked.items():
-            if not work.done():
-                logger.warning(
-                    "Worker %s does not answer: no replica is started there. Is its "
-                    "process stopped, or its interpreter held by a long call?",
-                    address,
-                )
-                continue
-            try:
-                answers.update(work.result())
-            except ImportError as error:
-                raise _package_missing("A worker", error) from error
-        return answers
-    finally:
-        for work in asked.values():
-            work.cancel()
-
-
-async def _why_not_begun(client: Client, address: str) -> str:
-    """Say what keeps a worker from beginning a task."""
-    scheduler = client.scheduler
-    if address not in await scheduler.ncores_running():
-        return (
-            "is paused: it has too much in memory (Dask's "
-            "distributed.worker.memory.pause), or was told to"
-        )
-    tasks = (await scheduler.processing(workers=[address]))[address]
-    others = [str(each) for each in tasks if not str(each).startswith("tensair-")]
-    if not others and (resources := dask.get_annotations().get("resources")):
-        return (
-            f"does not have the resources={plain(str(resources))} of dask.annotate, or "
-            "has none of them left: make the trainer outside of that block, or start "
-            "workers with them (dask worker --resources)"
-        )
-    if not others:
-        return "has not begun, and nobody knows why: see its log"
-    named = ", ".join(plain(each) for each in others[:SHOWN])
-    more = f", and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return f"is busy with {named}{more}"
-
-
-async def _wait_for_a_worker(client: Client) -> None:
-    seconds = config.get_seconds("timeouts.workers")
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        identity = await client.scheduler.identity()
-        if identity["workers"]:
-            return
-        if asyncio.get_running_loop().time() >= deadline:
-            raise NoWorkersError(
-                f"The cluster at {_address(client)} has no workers (waited "
-                f"{seconds:g} s). Start some, for example: cluster.scale(2), or on the "
-                f"command line: dask worker {_address(client)}."
-            )
-        await asyncio.sleep(0.1)
-
-
-def _package_missing(who: str, error: BaseException) -> PackageMissingError:
-    return PackageMissingError(
-        f"{who} cannot import what it needs: {error}. Install tensair_dask there, in "
-        "the version that the client has: pip install tensair-dask."
-    )
-
-
-async def look_around(sources: Any, process: str, dask_worker: Any) -> Any:
-    """Run on a worker: its facts, and how the client's modules compare with its own."""
-    expect_replicas(dask_worker)
-    # On the event loop, which changes them.
-    state = dask_worker.state
-    idle = len(state.executing) + len(state.ready) < state.nthreads
-    actors = state.actors.values()
-    devices = tuple(each.device for each in actors if isinstance(each, Replica))
-
-    def look() -> tuple[WorkerFacts, Any]:
-        import os
-        import socket
-
-        import torch  # about a second, the first time: not on the event loop
-
-        facts = WorkerFacts(
-            dask_worker.address,
-            socket.gethostname(),
-            dask_worker.state.nthreads,
-            torch.cuda.device_count(),
-            os.environ.get("CUDA_VISIBLE_DEVICES"),
-            next((os.environ[name] for name in JOB_IDS if name in os.environ), None),
-            idle,
-            devices,
-            dask_worker.status.name == "paused",
-        )
-        return facts, compare(sources, process)
-
-    return await asyncio.get_running_loop().run_in_executor(None, look)
-
-
 async def _reached(client: Client, places: Sequence[Place]) -> set[str]:
     """Which workers the client connects to itself: all of them, on most networks."""
     seconds = config.get_seconds("timeouts.connect")
@@ -795,7 +507,3 @@ async def _reached(client: Client, places: Sequence[Place]) -> set[str]:
             ),
         )
     return set(addresses) - set(failed)
-
-
-def _address(client: Client) -> str:
-    return client.scheduler.address if client.scheduler else "(no scheduler)"

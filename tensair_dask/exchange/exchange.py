@@ -31,7 +31,7 @@ from tensair_dask.exchange.inbox import Arrival, Inbox
 from tensair_dask.exchange.message import GradientMessage
 from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
-from tensair_dask.exchange.settings import Settings, Share
+from tensair_dask.exchange.settings import ExchangeConfig, Share
 from tensair_dask.pubsub import Conflate, Pub, Sub
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
@@ -105,7 +105,7 @@ class Exchange:
         arena: Arena,
         apply: Callable[[Gradients], None],
         wake: Callable[[], None],
-        settings: Settings | None = None,
+        settings: ExchangeConfig | None = None,
         prepare: Callable[[], None] = lambda: None,
         token: str = "",
     ) -> None:
@@ -130,7 +130,7 @@ class Exchange:
         self._wake = wake
         self._prepare = prepare
         self._arena = arena
-        settings = settings or Settings.configured()
+        settings = settings or ExchangeConfig()
         self._accumulator = self._gathering(settings.share)
         self._compression = settings.compression
         self._compressor = make_compressor(settings.compression)

@@ -181,7 +181,7 @@ class Page:
         drawn, marks = [], []
         if trainer is not None:
             events = trainer.events
-            metrics = trainer._curves.metrics
+            metrics = trainer.session.recording.curves.metrics
             drawn = run_figures.panels(trainer.curves, events, metrics)
             marks = run_figures.legend(events)
         figures = run.figures()
@@ -248,7 +248,7 @@ class Page:
             ["time (UTC)", "kind", "what happened"],
             [
                 (_utc(each.time, "milliseconds"), KINDS[each.kind], each.text)
-                for each in trainer._events
+                for each in trainer.session.events.log
             ],
         )
 
@@ -318,7 +318,8 @@ class Page:
 
 
 def _arguments(trainer: Any) -> list[tuple[str, str]]:
-    recipe, settings = trainer._recipe, trainer._starter.settings
+    session = trainer.session
+    recipe, settings = session.options.recipe, session.options.exchange
     optimizer = recipe.optimizer
     given = {
         "name": trainer.name,
@@ -334,12 +335,12 @@ def _arguments(trainer: Any) -> list[tuple[str, str]]:
         "clip_gradients": recipe.clipping
         and f"{recipe.clipping.kind} {recipe.clipping.limit:g}",
         "metrics": ", ".join(recipe.metrics) or "none",
-        "replicas": trainer._membership.wish,
+        "replicas": session.membership.wish,
         "share": trainer.share or settings.share,
         "compression": settings.compression,
         "staleness": f"{settings.staleness:g} s",
         "share of time": settings.share_of_time,
-        "device": trainer._starter.device,
+        "device": session.options.replicas.device,
         "seed": recipe.seed,
         "keep_predictions": recipe.keep_predictions,
     }

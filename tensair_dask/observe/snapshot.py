@@ -132,8 +132,9 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
     events
         How many of the newest events to take.
     """
-    curves = trainer._curves.frame()
-    metrics = trainer._curves.metrics
+    session = trainer.session
+    curves = session.recording.curves.frame()
+    metrics = session.recording.curves.metrics
     dashboard, training = dashboard_link(trainer)
     return Overview(
         name=trainer.name,
@@ -151,7 +152,7 @@ def look_at(trainer: Any, events: int = 8) -> Overview:
         curves=curves,
         now=newest(curves, metrics),
         metrics=metrics,
-        events=list(trainer._events)[-events:],
+        events=list(session.events.log)[-events:],
         dashboard=dashboard,
         training=training,
     )
@@ -166,12 +167,13 @@ def _doing(trainer: Any) -> str:
 def replica_rows(trainer: Any) -> list[ReplicaRow]:
     """What is known of each replica; of those that were closed, their last counts."""
     rows = []
+    session = trainer.session
     busy = "learning" if trainer.phase == "training" else "predicting"
-    for handle, info in zip(trainer._handles, trainer.replicas, strict=True):
-        last = trainer._last_counts.get(handle.name, {})
+    for handle, info in zip(session.replicas.handles, trainer.replicas, strict=True):
+        last = session.last_counts.get(handle.name, {})
         if info.alive:
             state = busy if handle.lane.batches else "waiting"
-        elif handle.name in trainer._last_counts:
+        elif handle.name in session.last_counts:
             state = "closed"
         else:
             state = "left" if handle.lane.leaving else "lost"
@@ -224,7 +226,7 @@ def dashboard_link(trainer: Any) -> tuple[str | None, str | None]:
         link = trainer.client.dashboard_link
     except Exception:  # Dask has nothing to build it of
         return None, None
-    page = trainer._reporter.page
+    page = trainer.session.reporter.page
     if not link or page is None:
         return link, None
     base = link.rpartition("/")[0]  # it ends in /status, whatever proxy is before it

@@ -29,7 +29,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.exchange import Exchange, Holding
-from tensair_dask.exchange.settings import Settings
+from tensair_dask.exchange.settings import ExchangeConfig
 from tensair_dask.exchange.wire import Packed, pack, unpack
 from tensair_dask.observe.telemetry.counters import plain
 from tensair_dask.observe.telemetry.events import LEAVING, TOPIC
@@ -117,7 +117,7 @@ class ReplicaPlan:
     name: str
     place: Place
     recipe: bytes
-    settings: Settings | None = None
+    settings: ExchangeConfig | None = None
     trainer: str | None = None
     token: str = ""
     changes: tuple[Change, ...] = ()
@@ -774,7 +774,7 @@ def _build(plan: ReplicaPlan) -> Learner:
 
 
 def _check_parameters(plan: ReplicaPlan, learner: Learner) -> None:
-    settings = plan.settings or Settings.configured()
+    settings = plan.settings or ExchangeConfig()
     check_parameters(learner.model, learner.arena, settings.compression)
 
 

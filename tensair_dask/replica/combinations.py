@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tensair_dask._common.checks import allow, flag, shown, whole
 from tensair_dask.errors import ConfigurationError, ModelError, OptimizerError
 from tensair_dask.exchange.arena import Arena
 
 __all__ = [
-    "check_arguments",
     "check_optimizers",
     "check_parameters",
     "check_settings",
@@ -29,87 +27,6 @@ _DTYPES = (
     torch.complex64,
     torch.complex128,
 )
-# On others no replica can learn: "meta" has no numbers.
-_NO_NUMBERS = ("meta", "fake", "lazy")
-
-
-def check_arguments(
-    *,
-    device: Any,
-    seed: Any,
-    keep_predictions: Any,
-    restore: Any,
-    or_begin: Any,
-    checkpoint_to: Any,
-    checkpoint_every: Any,
-    max_in_flight: Any,
-    metrics: Mapping[Any, Any] | None,
-    scores: Any,
-) -> tuple[str, int, bool]:
-    """Check arguments of a trainer that are not looked at elsewhere.
-
-    Returns
-    -------
-    device, seed, keep_predictions
-        As they are used.
-
-    Raises
-    ------
-    ConfigurationError
-        If one is not allowed, or has no effect without another.
-    """
-    whole("seed", seed, -(1 << 63), 0, (1 << 64) - 1)
-    allow(
-        isinstance(device, (str, torch.device)),
-        f"device={shown(device)}",
-        "give 'auto', or the name of a torch device such as 'cpu' or 'cuda:1'",
-    )
-    name = str(device)
-    allow(
-        name.partition(":")[0] not in _NO_NUMBERS,
-        f"device={name!r}",
-        "tensors there have no values; give 'auto', 'cpu' or a CUDA device",
-    )
-    if flag("or_begin", or_begin) and restore is None:
-        raise ConfigurationError(
-            "or_begin=True was given without restore=, which has no effect: give "
-            "both, as Trainer.restore(path, client, or_begin=True, ...) does."
-        )
-    if checkpoint_every is not None and checkpoint_to is None:
-        raise ConfigurationError(
-            f"checkpoint_every={shown(checkpoint_every)} was given without "
-            "checkpoint_to=, so there is no place for checkpoints: give both, for "
-            "example checkpoint_to='checkpoints', checkpoint_every='10s'."
-        )
-    if max_in_flight is not None:
-        whole("max_in_flight", max_in_flight, 1, 256)
-    for each in metrics or ():
-        allow(
-            isinstance(each, str) and bool(each),
-            f"metrics={{{shown(each)}: ...}}",
-            "the names of metrics are texts",
-        )
-    _check_scores(scores)
-    return name, int(seed), flag("keep_predictions", keep_predictions)
-
-
-def _check_scores(scores: Any) -> None:
-    allow(
-        scores is None or isinstance(scores, Mapping),
-        f"scores={shown(scores)}",
-        "give a dict of names, for example scores={'online': Prequential(...)}",
-    )
-    for name, each in (scores or {}).items():
-        allow(
-            isinstance(name, str)
-            and all(
-                callable(getattr(each, method, None))
-                for method in ("state_dict", "load_state_dict")
-            ),
-            f"scores={{{shown(name)}: {shown(each)}}}",
-            "the names are texts, and checkpoints take what has state_dict and "
-            "load_state_dict, as Prequential has",
-        )
 
 
 def check_parameters(model: torch.nn.Module, arena: Arena, compression: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tensair_dask._common.checks import is_whole
 from tensair_dask.errors import ConfigurationError, NoWorkersError
 
-__all__ = ["Place", "Wish", "WorkerFacts", "place_more", "place_replicas"]
+__all__ = ["Place", "ReplicaCount", "WorkerFacts", "place_more", "place_replicas"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ReplicaCount:
     """How many replicas are wished for, as the cluster grows and shrinks.
 
     Attributes
@@ -75,7 +75,7 @@ class Wish:
     most: float
 
     @classmethod
-    def of(cls, replicas: Any) -> Wish:
+    def of(cls, replicas: Any) -> ReplicaCount:
         """Make one of ``"all"`` (or None), a number, or a pair of them.
 
         Raises

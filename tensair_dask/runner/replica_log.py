@@ -52,7 +52,7 @@ class Happenings:
         self._say = say
         self._continuation = continuation
         self._processes = processes
-        self._seen = trainer._events.added
+        self._seen = trainer.session.events.log.added
         self._looking: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Happenings:
@@ -72,12 +72,12 @@ class Happenings:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self.interval)
-            if self._trainer._events.added > self._seen:
+            if self._trainer.session.events.log.added > self._seen:
                 await self._meet()
                 self._tell()
 
     def _tell(self) -> None:
-        events = self._trainer._events
+        events = self._trainer.session.events.log
         count, self._seen = events.added - self._seen, events.added
         for event in list(events)[-count:] if count else []:
             if event.kind in TOLD:

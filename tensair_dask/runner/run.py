@@ -359,7 +359,7 @@ class Run:
         """
         if self.trainer is None:
             return
-        batches, records = self.trainer._refused, self.tally
+        batches, records = self.trainer.session.intake.refused, self.tally
         text = verdict(
             batches.kept, batches.sound, records.refused_records, batches.samples
         )

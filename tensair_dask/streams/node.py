@@ -22,9 +22,10 @@ from tensair_dask._common.loops import is_running_here
 from tensair_dask._common.other_libraries import no_such_argument
 from tensair_dask.batches.batch import READY, RECORDS
 from tensair_dask.batches.copies import as_values
-from tensair_dask.coordinator.calls import closed_error
 from tensair_dask.coordinator.dead_letters import Letters
+from tensair_dask.coordinator.intake import Intake
 from tensair_dask.coordinator.on_error import check_on_error, is_raised
+from tensair_dask.coordinator.replica_group import closed_error
 from tensair_dask.errors import (
     BatchError,
     EventLoopError,
@@ -75,7 +76,7 @@ class TrainerNode(Stream):
     """
 
     # Whether checkpoints have to tell from where its sources are to be read again.
-    _learns = True
+    learns = True
 
     # What was given to read items by, in place of the default.
     _read_by: Callable[[Any], Any] | None = None
@@ -92,8 +93,9 @@ class TrainerNode(Stream):
             f"trainer={shown(trainer)}",
             "give an open tensair_dask.Trainer, such as stream.train(trainer)",
         )
-        if trainer.is_closed:
+        if trainer.status == "closed":
             raise closed_error()
+        intake = trainer.session.intake
         for name in kwargs:
             if name not in _OF_STREAMZ:
                 call = f"Stream.{type(self).__name__}"
@@ -106,11 +108,11 @@ class TrainerNode(Stream):
         self._failure: Exception | None = None
         self._further = 0
         self._overload: Overload | None = None
-        if self._learns:
-            others = [each for each in list(trainer.nodes) if each._learns]
+        if self.learns:
+            others = [each for each in list(intake.nodes) if each.learns]
             if text := check_route(upstream, self._read_by, others):
-                trainer.tell(f"routes {upstream} {id(upstream)}", text)
-            _note_sources(upstream, trainer)
+                intake.tell(f"routes {upstream} {id(upstream)}", text)
+            _note_sources(upstream, intake)
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
             kwargs["loop"] = client.loop
@@ -121,8 +123,8 @@ class TrainerNode(Stream):
         self._trainer = Held(trainer)
         # Streams hold what is downstream of them only weakly: without this, a node
         # whose reports nobody reads would vanish, and nothing be learned.
-        trainer.nodes.add(self)
-        trainer.holders.add(self._trainer)
+        intake.nodes.add(self)
+        intake.holders.add(self._trainer)
         self._client_loop = client.loop.asyncio_loop
         # The loop of a stream is set once.
         self._on_client_loop = self.loop.asyncio_loop is self._client_loop
@@ -132,7 +134,7 @@ class TrainerNode(Stream):
     def _is_dead(self) -> bool:
         """Whether its trainer is closed, so that it raises for each item."""
         trainer = self._trainer()
-        return trainer is None or trainer.is_closed
+        return trainer is None or trainer.status == "closed"
 
     @property
     def trainer(self) -> Trainer:
@@ -149,16 +151,22 @@ class TrainerNode(Stream):
         return trainer
 
     @property
-    def hearer(self) -> Trainer | None:
+    def intake(self) -> Intake:
+        """What takes the items; errors as those of `trainer`."""
+        return self.trainer.session.intake
+
+    @property
+    def hearer(self) -> Intake | None:
         """Who is told what ends a source before it; None if nobody is left."""
-        return self._trainer()
+        trainer = self._trainer()
+        return None if trainer is None else trainer.session.intake
 
     def destroy(self, streams: Any = None) -> None:
         """Take the node out of its stream."""
         super().destroy(streams)
         trainer = self._trainer()
         if trainer is not None:
-            trainer.nodes.discard(self)
+            trainer.session.intake.nodes.discard(self)
 
     def _value(self, item: Any) -> Any:
         """Take the values of an item that waits here before it is a mini-batch."""
@@ -234,13 +242,13 @@ class TrainerNode(Stream):
         if not metadata:
             return
         settle = functools.partial(self._let_go, metadata)
-        if not self._learns:
+        if not self.learns:
             settle()
         elif self._on_client_loop:
-            self.trainer.pass_over(settle, metadata)
+            self.intake.pass_over(settle, metadata)
         else:
             self._client_loop.call_soon_threadsafe(
-                self.trainer.pass_over, settle, metadata
+                self.intake.pass_over, settle, metadata
             )
 
     async def _accept_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
@@ -322,7 +330,7 @@ class TrainerNode(Stream):
                 deliver(report)
             return self._pass_on(report, metadata, release=False)
 
-        return self.trainer.feed(
+        return self.intake.feed(
             item,
             collate,
             emit,
@@ -390,10 +398,10 @@ class TrainerNode(Stream):
         end = "was" if at_the_end else "is"
         for node in nodes_before(self):
             if why := why_kept(node):
-                self.trainer.say_once(
+                self.intake.say_once(
                     f"kept {id(node)} {at_the_end}",
                     f"Not all that the stream node {node} was given {end} "
-                    f"{'learned' if self._learns else 'predicted'} by {self}. It has "
+                    f"{'learned' if self.learns else 'predicted'} by {self}. It has "
                     f"not passed on {why}.",
                 )
 
@@ -401,7 +409,7 @@ class TrainerNode(Stream):
         """Say that a zip pairs reports of this node with items that it has got."""
         if self._is_dead:
             return
-        self.trainer.tell(
+        self.intake.tell(
             f"paired {id(self)}",
             f"{pairs} pairs the reports of {self} with items of the same stream, one "
             "after the other. Reports come in the order in which replicas are done: "
@@ -476,21 +484,21 @@ def _take_out_dead(node: TrainerNode) -> None:
     for each in list(nodes_around(node)):
         if isinstance(each, TrainerNode) and each is not node and each._is_dead:
             each.destroy()
-            node.trainer.tell(
+            node.intake.tell(
                 f"dead node {id(each)}",
                 f"{each}, the node of a trainer that is closed, was taken out of its "
                 "stream, which this trainer has got a node of.",
             )
 
 
-def _note_sources(upstream: Stream, trainer: Trainer) -> None:
+def _note_sources(upstream: Stream, intake: Intake) -> None:
     for node in nodes_before(upstream):
         tracker = getattr(node, "tracker", None)
         if isinstance(tracker, Tracker):
-            trainer.reads(tracker)
+            intake.reads(tracker)
         letters = getattr(node, "dead_letters", None)
         if isinstance(letters, Letters):
-            trainer.hears(letters)
+            intake.hears(letters)
 
 
 class OrderedNode(TrainerNode):
@@ -516,7 +524,7 @@ class OrderedNode(TrainerNode):
         while passing and passing[0].done():
             passing.popleft()
         before = passing[-1] if passing else None
-        most = self.trainer._most_predictions
+        most = self.trainer.session.inference.most
         room = passing[-most] if len(passing) >= most else None
         passing.append(asyncio.get_running_loop().create_future())
         return before, room

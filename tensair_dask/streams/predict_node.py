@@ -66,7 +66,7 @@ class predict(OrderedNode):
     predict many records at once.
     """
 
-    _learns = False
+    learns = False
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class predict(OrderedNode):
             self._tell_of_pairs(f"with on_error={self._on_error!r} it leaves out")
 
     def _tell_of_pairs(self, what: str) -> None:
-        self.trainer.tell(
+        self.intake.tell(
             f"paired {id(self)}",
             f"{self._pairs} pairs the predictions of {self} with items of the same "
             f"stream, one after the other; {what} items that the model cannot take, "
@@ -124,7 +124,7 @@ class predict(OrderedNode):
                     self._tell_of_pairs("it has just left out one of the")
                 if self._on_error == "raise" or not isinstance(error, REFUSALS):
                     raise
-                self.trainer.refuse_question(item, error, metadata, self._on_error)
+                self.intake.refuse_question(item, error, metadata, self._on_error)
                 return
             rest = self._pass_on(prediction, metadata)
             if rest is not None:
@@ -137,11 +137,11 @@ class predict(OrderedNode):
             x = self._collate(item)
         if isinstance(self._collate, Inputs):
             self._check_inputs(x)
-        return await self.trainer._predict(x, self._details)
+        return await self.trainer.session.inference.predict(x, self._details)
 
     def _check_inputs(self, x: Any) -> None:
         """Refuse pairs (x, y), of which y would be taken for an input of the model."""
-        learned = self.trainer._structures
+        learned = self.intake.structures
         advice = (
             "If the items are pairs (x, y), put .pluck(0) before predict, and "
             ".map(lambda pair: pair[0]) before partition(n); if all of it is for the "
@@ -151,7 +151,7 @@ class predict(OrderedNode):
         if why := why_no_inputs(x, learned):
             raise BatchError(f"The item cannot be predicted: {why}. {advice}.")
         if isinstance(x, tuple) and not learned:
-            self.trainer.say_once(
+            self.intake.say_once(
                 f"inputs {id(self)}",
                 f"{self} takes the {len(x)} arrays of an item for arguments of the "
                 f"model, in their order. {advice}.",

@@ -157,16 +157,18 @@ class predict_then_train(OrderedNode):
         _check_delay(later, delay, scores, moment, pending)
         self._read_by = collate
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
-        self._scores = scores
+        self.scores = scores
         self._delay, self._later = later, delay
         self._collate = collate or Pairs(form_of(upstream))
         self._decide = _decided if decide is None else functools.partial(_told, decide)
         self._labels = CommonLabel() if scores is not None else None
         if scores is not None:
-            trainer.scored_by(scores)
+            trainer.session.scored_by(scores)
         self._moment = moment
         self._pending = pending
-        self._one_pass = delay is None and trainer._recipe.keep_predictions
+        self._one_pass = (
+            delay is None and trainer.session.options.recipe.keep_predictions
+        )
         self._held: UntilDue[_Asked] = UntilDue()
         self._records = 0
         self._now = -math.inf
@@ -191,7 +193,7 @@ class predict_then_train(OrderedNode):
             text = f"{count} still waited for their labels, and were not learned."
         else:
             text = f"{count} wait for their labels, and are not learned yet."
-        self.trainer.say_once(
+        self.intake.say_once(
             f"labels awaited {id(self)} {at_the_end}",
             f"{text} Where no more items come, call flush() of that node before "
             "drain(), and before the end of `with`: it lets their labels come.",
@@ -203,7 +205,7 @@ class predict_then_train(OrderedNode):
         Awaitable where the trainer's methods are. Returns when replicas had room for
         all of it; `Trainer.drain` waits until it is learned.
         """
-        return self.trainer._sync_with_streams(self._flush)
+        return self.trainer.session.sync_with_streams(self._flush)
 
     async def _flush(self) -> None:
         if self._passing:
@@ -219,7 +221,7 @@ class predict_then_train(OrderedNode):
             pair = self._collate(x)
             if not isinstance(self._collate, Pairs):  # it may use its arrays again
                 pair = as_values(pair)
-            names = self.trainer._column_names
+            names = self.intake.column_names
             samples = names.batch(*pair, owned=True).samples
             pair = names.ordered(*pair)  # y is scored here
             moments = self._moments_of(x, samples)
@@ -271,7 +273,9 @@ class predict_then_train(OrderedNode):
 
     async def _predict(self, asked: _Asked) -> None:
         try:
-            asked.prediction = await self.trainer._predict(asked.pair[0])
+            asked.prediction = await self.trainer.session.inference.predict(
+                asked.pair[0]
+            )
         except BatchError as error:
             # Learning refuses it as well, and reports it.
             if isinstance(error, KilledReplicasError):
@@ -295,7 +299,7 @@ class predict_then_train(OrderedNode):
 
     def _foresee(self, asked: _Asked) -> None:
         """Let the baselines guess for one record after the other; keep all guesses."""
-        scores, prediction, key = self._scores, asked.prediction, asked.key
+        scores, prediction, key = self.scores, asked.prediction, asked.key
         asked.key = None
         if scores is None:
             return
@@ -324,10 +328,10 @@ class predict_then_train(OrderedNode):
                 await rest
 
     def _score(self, asked: _Asked) -> None:
-        if self._scores is None or asked.key is None:
+        if self.scores is None or asked.key is None:
             return
         try:
-            self._scores.labelled(asked.key, asked.pair[1])
+            self.scores.labelled(asked.key, asked.pair[1])
         except BaseException as error:
             self._not_scored(asked.samples, RaisedError.caught(error))
 
@@ -344,7 +348,7 @@ class predict_then_train(OrderedNode):
 
     def _not_scored(self, records: int, error: Exception) -> None:
         if not self.unscored:
-            self.trainer.say_once(
+            self.intake.say_once(
                 f"unscored {id(self)}",
                 f"Predictions are not scored; the stream goes on: {error}",
             )
@@ -355,7 +359,7 @@ class predict_then_train(OrderedNode):
         if self._labels is None:
             return
         if text := self._labels.compare(labels, guess):
-            self.trainer.say_once(f"no common label {id(self)}", text)
+            self.intake.say_once(f"no common label {id(self)}", text)
         if self._labels.is_settled:
             self._labels = None
 
@@ -367,7 +371,7 @@ class predict_then_train(OrderedNode):
 
         def collate(given: Any) -> tuple[Any, Any]:
             x, y = self._collate(given)
-            pair = self.trainer._column_names.ordered(x, y)
+            pair = self.intake.column_names.ordered(x, y)
             targets.append(as_values(pair[1]))  # scored when it has been learned
             return pair
 
@@ -395,12 +399,12 @@ class predict_then_train(OrderedNode):
         while self._settled in self._outcomes:
             ready = self._outcomes.pop(self._settled)
             self._settled += 1
-            if ready is not None and self._scores is not None:
+            if ready is not None and self.scores is not None:
                 y, prediction, samples = ready
                 try:
                     guess = self._decide(prediction)
                     self._compare(y, guess)
-                    self._scores.add(y, guess)
+                    self.scores.add(y, guess)
                 except BaseException as error:
                     self._not_scored(samples, RaisedError.caught(error))
 

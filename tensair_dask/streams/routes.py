@@ -51,7 +51,7 @@ _KNOWN = ("streamz", "tensair_dask")
 
 _ADVICE = (
     "To put another node in its place take it out first, node.destroy(); all nodes "
-    "that learn for the trainer are in trainer.nodes"
+    "that learn for the trainer are in trainer.session.intake.nodes"
 )
 
 

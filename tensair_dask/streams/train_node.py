@@ -105,7 +105,7 @@ class train(TrainerNode):
                 self._feed_one,
                 self._drop,
                 self._fail,
-                lambda text: self.trainer._note("note", text),
+                lambda text: self.intake.note(text),
                 config.get_seconds("overload.calm"),
             )
 
@@ -121,6 +121,6 @@ class train(TrainerNode):
 
     def _drop(self, held: tuple[Any, list[Any]]) -> None:
         _, metadata = held
-        self.trainer.dropped += 1
+        self.intake.dropped += 1
         settle = functools.partial(self._let_go, metadata)
-        self.trainer.pass_over(settle, metadata)
+        self.intake.pass_over(settle, metadata)

@@ -81,7 +81,7 @@ class try_map(Stream):
         self.function = function
         self.refused = 0
         self._trainer = Held(trainer)
-        trainer.holders.add(self._trainer)
+        trainer.session.intake.holders.add(self._trainer)
         self._client_loop = trainer.client.loop.asyncio_loop
         self._on_error = check_on_error(on_error)
         self._args = args
@@ -108,7 +108,7 @@ class try_map(Stream):
             trainer = self._trainer()
             if trainer is None:  # it was closed, and nobody reads its dead letters
                 return
-            trainer.refuse_record(
+            trainer.session.intake.refuse_record(
                 record,
                 refusal,
                 lambda: self._let_go(metadata),

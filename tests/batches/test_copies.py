@@ -210,7 +210,9 @@ async def test_a_collate_may_use_its_arrays_again(c, s, a, b):
         for given_x, given_y in DATA:
             await source.emit({"x": given_x, "y": given_y})
             await other.emit({"x": given_x, "y": given_y})
-        await next(each for each in trainer.nodes if hasattr(each, "flush")).flush()
+        await next(
+            each for each in trainer.session.intake.nodes if hasattr(each, "flush")
+        ).flush()
         await trainer.drain()
         await assert_learned(trainer, DATA * 2)
 

@@ -89,7 +89,7 @@ async def test_a_replica_joins_a_model_that_has_grown(c, s, a):
     async with ta.Trainer(c, **classes(model=Growing)) as trainer:
         await train_all(trainer, class_data(10))
         async with Worker(s.address, nthreads=1):
-            await until(lambda: len(trainer._calls.alive()) == 2)
+            await until(lambda: len(trainer.session.replicas.alive()) == 2)
             await train_all(trainer, class_data(10))
             states = list((await trainer.state_dicts()).values())
             assert [len(each["queue"]) for each in states] == [40, 40]

@@ -79,6 +79,6 @@ async def test_what_is_said_after_the_last_mini_batch_comes_with_drain(c, s, a, 
 @two()
 async def test_the_client_says_a_key_once(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
-        trainer.say_once("key", "at the client")
-        trainer.say_once("key", "at the client, again")
+        trainer.session.intake.say_once("key", "at the client")
+        trainer.session.intake.say_once("key", "at the client, again")
         assert [t for t in trainer.events["text"] if "client" in t] == ["at the client"]

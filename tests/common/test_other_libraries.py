@@ -84,7 +84,7 @@ async def test_calls_that_lack_or_have_too_much_say_how_they_are_made(c, s, a):
             node(trainer, stream_name="mine")
         with pytest.raises(errors.CallError, match="did you mean 'on_error'"):
             source.train(trainer, on_eror="skip")
-        assert len(trainer.nodes) == 3
+        assert len(trainer.session.intake.nodes) == 3
 
 
 def test_a_property_that_fails_says_why_itself():

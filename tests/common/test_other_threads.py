@@ -135,7 +135,7 @@ def test_an_asynchronous_stream_in_a_plain_script_is_an_error_at_once(client, no
                 source.emit(DATA[0] if node == "train" else DATA[0][0])
             assert not results
             assert trainer.backlog == 0
-            for each in list(trainer.nodes):
+            for each in list(trainer.session.intake.nodes):
                 each.destroy()
     finally:
         asyncio.set_event_loop(None)

@@ -176,7 +176,9 @@ def test_what_the_cluster_could_not_learn_is_kept_under_any_policy(slow):
         reports = source.train(trainer, on_error="skip").sink_to_list()
         await source.emit((X, Y))
         await until(slow.entered.is_set)
-        trainer._dispatcher.lose(trainer._dispatcher.lanes[0], OSError("killed"))
+        trainer.session.dispatcher.lose(
+            trainer.session.dispatcher.lanes[0], OSError("killed")
+        )
         await until(lambda: reports)
         (letter,) = trainer.dead_letters
         assert isinstance(letter.error, errors.NoReplicasError)
@@ -228,7 +230,7 @@ async def test_a_policy_that_does_not_exist_is_refused(c, s, a):
         with pytest.raises(errors.ConfigurationError, match="'ignore'"):
             source.try_map(parse, trainer, on_error="ignore")
         assert not source.downstreams
-        assert not trainer.nodes
+        assert not trainer.session.intake.nodes
 
 
 @one()

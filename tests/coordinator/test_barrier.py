@@ -149,7 +149,7 @@ async def test_a_function_that_finds_no_file_costs_no_replica(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         with pytest.raises(FileNotFoundError):
             await trainer.apply(read)
-        assert len(trainer._calls.alive()) == 2
+        assert len(trainer.session.replicas.alive()) == 2
 
 
 @one()
@@ -200,7 +200,7 @@ async def test_predictions_are_answered_meanwhile(c, s, a, b):
 async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(20))
-        _, lost = trainer._handles
+        _, lost = trainer.session.replicas.handles
         changing = asyncio.ensure_future(trainer.apply(to_zero))
         workers = {a.address: a, b.address: b}
         await workers[lost.place.address].close(reason="test")
@@ -213,7 +213,7 @@ async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b):
 async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, a, b):
     workers = {a.address: a, b.address: b}
     async with ta.Trainer(c, **linear()) as trainer:
-        interventions = trainer._adapting.interventions
+        interventions = trainer.session.barrier
         copy = interventions.copy
 
         async def lose_the_source(source, others):
@@ -224,12 +224,12 @@ async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, 
         await trainer.apply(to_zero)
         (state,) = (await trainer.state_dicts()).values()
         assert not state["weight"].any()
-        assert trainer._calls.alive()
+        assert trainer.session.replicas.alive()
 
 
 def at_the_copy(trainer) -> asyncio.Event:
     """Set when a model is about to be copied; the copy then takes a while."""
-    interventions = trainer._adapting.interventions
+    interventions = trainer.session.barrier
     copy, reached = interventions.copy, asyncio.Event()
 
     async def slowly(source, others):
@@ -262,7 +262,7 @@ async def test_one_who_does_not_wait_for_the_end_leaves_no_replica_behind(c, s, 
 @one()
 async def test_what_is_cancelled_before_it_begins_is_not_done(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
-        async with trainer._adapting.interventions.alone:
+        async with trainer.session.barrier.alone:
             changing = asyncio.ensure_future(trainer.apply(to_zero))
             await asyncio.sleep(0)
             changing.cancel()
@@ -278,7 +278,7 @@ async def test_closing_ends_what_is_being_done(c, s, a, b):
         changing = asyncio.ensure_future(trainer.apply(to_zero))
         await reached.wait()
         await trainer.close()
-        assert not trainer._adapting.interventions._doing
+        assert not trainer.session.barrier._doing
         with pytest.raises(TrainerClosedError):
             await changing
 
@@ -289,7 +289,7 @@ async def test_who_may_change_at_any_later_moment_is_given_up(c, s, a, b, method
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(20))
         answer, late = asyncio.Event(), set()
-        for handle in trainer._handles:
+        for handle in trainer.session.replicas.handles:
 
             async def hang(function, *args, handle=handle, call=handle.call):
                 if function == method:
@@ -305,7 +305,7 @@ async def test_who_may_change_at_any_later_moment_is_given_up(c, s, a, b, method
             else:
                 await trainer.apply(to_zero)
         (hung,) = late
-        (other,) = trainer._calls.alive()
+        (other,) = trainer.session.replicas.alive()
         assert other is not hung
         changed = not (await trainer.state_dict())["weight"].any()
         assert changed == (method == "adopt")
@@ -331,7 +331,7 @@ async def test_after_the_end_it_says_so(c, s, a):
 @one()
 async def test_a_step_that_takes_too_long_ends_the_wait(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
-        dispatcher = trainer._dispatcher
+        dispatcher = trainer.session.dispatcher
         (lane,) = dispatcher.lanes
         learn, permit = lane.learn, asyncio.Event()
 
@@ -368,7 +368,7 @@ def test_a_function_that_would_end_the_worker_raises_and_changes_nothing(error):
                 await trainer.apply(fails)
             after = await trainer.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before)
-            assert len(trainer._calls.alive()) == 2
+            assert len(trainer.session.replicas.alive()) == 2
             await train_all(trainer, class_data(10))
 
     run()

@@ -240,7 +240,7 @@ async def test_a_checkpoint_holds_what_the_replica_asked_for_it_had_missed(
     with dask.config.set({"tensair.replicas.watch": "1h"}):  # nobody else repairs it
         async with ta.Trainer(c, **linear()) as trainer:
             await train_all(trainer, data[:20])
-            behind, other = trainer._handles
+            behind, other = trainer.session.replicas.handles
             workers = {worker.address: worker for worker in (a, b)}
             exchange = workers[behind.place.address].state.actors[behind.key].exchange
             # So nothing more of the other one fits.
@@ -248,7 +248,7 @@ async def test_a_checkpoint_holds_what_the_replica_asked_for_it_had_missed(
             exchange.clock.set_to({**clock, other.name: clock[other.name] - 1})
             reports = feed(trainer, data[20:])
             await until(lambda: len(reports) == 40 and exchange.is_behind)
-            trainer._calls.least_loaded = lambda: behind
+            trainer.session.replicas.least_loaded = lambda: behind
             path = await trainer.save(tmp_path / "model.tensair")
             assert "missed gradients" in " ".join(trainer.events["text"])
     weight = Store(path).load()[0].model["weight"].double()
@@ -266,8 +266,8 @@ async def test_a_model_that_has_diverged_is_not_written_over_good_ones(
     trainer = await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))
     await train_all(trainer, linear_data(5))
     good = await trainer.save()
-    trainer._ledger.emitted(entry.metadata)
-    trainer._ledger.settled(entry)
+    trainer.session.intake.ledger.emitted(entry.metadata)
+    trainer.session.intake.ledger.settled(entry)
     (replica,) = a.state.actors.values()
     with torch.no_grad():
         replica.learner.model.weight[0, 0] = float("nan")
@@ -352,7 +352,7 @@ async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
     source = Source()
     arguments = linear(checkpoint_to=tmp_path / "folder")
     async with ta.Trainer(c, **arguments) as trainer:
-        store = trainer._saving._checkpointer._store
+        store = trainer.session.checkpointing._checkpointer._store
         add, gate = store.add, threading.Event()
 
         def late(checkpoint: Any) -> str:
@@ -360,10 +360,12 @@ async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
             return add(checkpoint)
 
         store.add = late
-        trainer._ledger.settled(source.entry(0))
+        trainer.session.intake.ledger.settled(source.entry(0))
         saving = asyncio.ensure_future(trainer.save())
-        await until(lambda: trainer._saving._checkpointer._adding is not None)
-        trainer._ledger.settled(source.entry(1))
+        await until(
+            lambda: trainer.session.checkpointing._checkpointer._adding is not None
+        )
+        trainer.session.intake.ledger.settled(source.entry(1))
         await trainer.save(tmp_path / "elsewhere")
         gate.set()
         await saving
@@ -395,7 +397,7 @@ async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
     async with ta.Trainer(c, **arguments) as trainer:
         for number, pair in enumerate(linear_data(5)):
             entry = source.entry(number)
-            rest = trainer.feed(
+            rest = trainer.session.intake.feed(
                 pair,
                 lambda item: item,
                 lambda report: None,
@@ -426,7 +428,7 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
     items = [data[at : at + 4] for at in range(0, 24, 4)]
     arguments = linear(checkpoint_to=tmp_path / "folder") if saved else linear()
     async with ta.Trainer(c, **arguments) as trainer:
-        slow = trainer._handles[0].lane
+        slow = trainer.session.replicas.handles[0].lane
         learn, gate = slow.learn, asyncio.Event()
 
         async def late(block: Any) -> Any:
@@ -438,11 +440,16 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
         source.flatten().train(trainer)
         async with source:
             await source.ended()
-            await until(lambda: len(trainer._history) == len(data) - len(sent(slow)))
+            await until(
+                lambda: (
+                    len(trainer.session.recording.history)
+                    == len(data) - len(sent(slow))
+                )
+            )
             first = min(pending.index for pending in sent(slow)) // 4
             assert first < 5
-            await trainer._calls.ask_all("flush", 10)
-            await trainer._membership._confirm_the_idle()
+            await trainer.session.replicas.ask_all("flush", 10)
+            await trainer.session.membership._confirm_the_idle()
             if saved:
                 path = await trainer.save()
                 assert Store(path).load()[0].positions == {"batches": {"items": first}}
@@ -459,7 +466,7 @@ async def test_how_many_mini_batches_are_learned_twice_is_told(c, s, a, b, tmp_p
     data = linear_data(24)
     arguments = linear(checkpoint_to=tmp_path / "folder")
     async with ta.Trainer(c, **arguments) as trainer:
-        slow = trainer._handles[0].lane
+        slow = trainer.session.replicas.handles[0].lane
         learn, gate = slow.learn, asyncio.Event()
 
         async def late(block: Any) -> Any:
@@ -471,9 +478,14 @@ async def test_how_many_mini_batches_are_learned_twice_is_told(c, s, a, b, tmp_p
         source.train(trainer)
         async with source:
             await source.ended()
-            await until(lambda: len(trainer._history) == len(data) - len(sent(slow)))
+            await until(
+                lambda: (
+                    len(trainer.session.recording.history)
+                    == len(data) - len(sent(slow))
+                )
+            )
             first = min(pending.index for pending in sent(slow))
-            await trainer._calls.ask_all("flush", 10)
+            await trainer.session.replicas.ask_all("flush", 10)
             path = await trainer.save(tmp_path / "model")
             gate.set()
             await trainer.drain()
@@ -498,18 +510,18 @@ async def test_what_comes_while_a_checkpoint_is_taken_counts_as_learned_twice(
             while (item := await items.get()) is not None:
                 yield item
 
-        ask = trainer._calls.ask_any
+        ask = trainer.session.replicas.ask_any
 
         async def late(name: str, *given: Any) -> Any:
             for pair in linear_data(3):
                 items.put_nowait(pair)
-            await until(lambda: len(trainer._history) == 3)
+            await until(lambda: len(trainer.session.recording.history) == 3)
             return await ask(name, *given)
 
         source = Stream.from_batches(given(), asynchronous=True)
         source.train(trainer)
         async with source:
-            trainer._calls.ask_any = late
+            trainer.session.replicas.ask_any = late
             path = await trainer.save(tmp_path / "model")
             items.put_nowait(None)
             await source.ended()
@@ -658,7 +670,9 @@ async def test_a_detector_that_is_to_watch_something_else_begins_anew(
     arguments = linear(detector="adwin", watch=watch)
     async with ta.Trainer.restore(path, c, **arguments) as trainer:
         assert len(notes(trainer, "ADWIN begins anew")) == anew
-        assert trainer._adapting.modes.detector.observed == (0 if anew else 20)
+        assert trainer.session.drift_response.modes.detector.observed == (
+            0 if anew else 20
+        )
         path = await trainer.save(tmp_path / "again.tensair")
     async with ta.Trainer.restore(path, c, **arguments) as trainer:
         assert notes(trainer, "begins anew") == []

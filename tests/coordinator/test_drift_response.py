@@ -380,7 +380,7 @@ async def test_wherever_a_policy_fails_the_rate_is_that_which_is_told(c, s, a, p
         assert failed.startswith("Failing" if point is Point.DESCRIBE else "learning")
         assert len(before) == (point is Point.UNDO)
         assert rate_at(a) == pytest.approx(1.0 if point is Point.UNDO else 0.2)
-        state = trainer._adapting.modes.state_dict(0)
+        state = trainer.session.drift_response.modes.state_dict(0)
         assert (state["lasting"] is not None) == (point is Point.UNDO)
 
 
@@ -393,7 +393,7 @@ async def test_a_snapshot_that_fails_is_told(c, s, a, method, monkeypatch):
     data = class_data(50)
     arguments = auto(mode="always", detector=spikes(), on_drift=RestoreLastGood(50))
     async with ta.Trainer(c, **arguments) as trainer:
-        interventions = trainer._adapting.interventions
+        interventions = trainer.session.barrier
         monkeypatch.setattr(interventions, method, fail)
         await stream(trainer, data * 4)
         await stream(trainer, swapped(data))
@@ -443,7 +443,7 @@ async def test_a_checkpoint_says_whether_its_model_has_been_changed(c, s, a, tmp
     arguments = auto(mode="always", detector=spikes(), on_drift=policy)
     async with ta.Trainer(c, **arguments) as trainer:
         await stream(trainer, data * 4)
-        alone = trainer._adapting.interventions.alone
+        alone = trainer.session.barrier.alone
         async with alone:  # as when a policy is just being carried out
             await stream(trainer, swapped(data)[:20])
             assert len(trainer.drifts) == 1
@@ -464,9 +464,9 @@ async def test_a_convergence_given_to_two_trainers_is_each_ones_own(c, s, a):
         ta.Trainer(c, **auto()) as second,
     ):
         await stream(first, class_data(70))
-        seen = first._adapting.modes.convergence
+        seen = first.session.drift_response.modes.convergence
         assert seen.level == seen.level
-        assert second._adapting.modes.convergence.level != seen.level
+        assert second.session.drift_response.modes.convergence.level != seen.level
         assert CONVERGENCE.level != CONVERGENCE.level
 
 
@@ -477,7 +477,7 @@ async def test_a_detector_watches_one_open_trainer(c, s, a):
         with pytest.raises(ConfigurationError, match=r"trainer 'first' already.*ADWIN"):
             ta.Trainer(c, **linear(detector=detector))
     async with ta.Trainer(c, **linear(detector=detector)) as trainer:
-        assert trainer._adapting.modes.detector is detector
+        assert trainer.session.drift_response.modes.detector is detector
 
 
 @pytest.mark.parametrize(
@@ -586,8 +586,8 @@ async def test_a_trainer_may_be_closed_while_a_policy_is_carried_out(c, s, a):
 async def test_without_detection_reports_are_not_kept(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         await stream(trainer, linear_data(50))
-        assert trainer._adapting.modes._order._next == 0
-        assert not trainer._adapting.modes._order._early
+        assert trainer.session.drift_response.modes._order._next == 0
+        assert not trainer.session.drift_response.modes._order._early
 
 
 def test_with_an_ordinary_client_the_same_calls_block():
@@ -648,6 +648,6 @@ def test_an_answer_to_drift_may_raise_what_ends_a_program(place, error):
             told = [text for text in trainer.events["text"] if "FAILED" in text]
             assert told
             assert all(type(error).__name__ in text for text in told)
-            assert len(trainer._calls.alive()) == 2
+            assert len(trainer.session.replicas.alive()) == 2
 
     run()

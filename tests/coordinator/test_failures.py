@@ -63,7 +63,7 @@ def test_a_mini_batch_in_flight_on_a_killed_worker_is_learned_by_another(client)
         alive = {info.address: info.alive for info in trainer.replicas}
         assert alive[victim] is False
         assert sum(alive.values()) >= 1
-        assert trainer._dispatcher.redispatched > 0
+        assert trainer.session.dispatcher.redispatched > 0
 
 
 def test_a_killed_replica_comes_back_and_nothing_is_lost_or_learned_twice(client):
@@ -147,9 +147,9 @@ def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
                 target=lambda: [source.emit(data) for _ in range(100)]
             )
             feeding.start()
-            wait_until(lambda: trainer._dispatcher._waiting)
+            wait_until(lambda: trainer.session.dispatcher._waiting)
             assert trainer.backlog <= 8 + 1
-            held = sum(lane.nbytes for lane in trainer._dispatcher.lanes)
+            held = sum(lane.nbytes for lane in trainer.session.dispatcher.lanes)
             assert held <= 8 * (data[0].nbytes + data[1].nbytes)
             assert feeding.is_alive()
         finally:

@@ -172,13 +172,15 @@ async def test_a_worker_that_has_had_many_replicas_ends_at_once(c, s, a):
 async def test_trainers_of_one_client_hear_of_their_own_replicas_only(c, s, a, b):
     async with ta.Trainer(c, **classes()) as first:
         async with ta.Trainer(c, **classes()) as second:
-            key = first._handles[0].key
+            key = first.session.replicas.handles[0].key
             (replica,) = (w.state.actors[key] for w in (a, b) if key in w.state.actors)
             await replica.leave(5)
-            await until(lambda: first._handles[0].lane.leaving)
-            assert not any(each.lane.leaving for each in second._handles)
+            await until(lambda: first.session.replicas.handles[0].lane.leaving)
+            assert not any(
+                each.lane.leaving for each in second.session.replicas.handles
+            )
         # The first one still hears, though the second has closed.
-        await until(lambda: first._membership.settled)
+        await until(lambda: first.session.membership.settled)
 
 
 def test_a_node_of_a_closed_trainer_that_nobody_holds_says_so():

@@ -26,7 +26,7 @@ from distributed.utils_test import gen_test
 from slurm_lab import SlurmLab, missing, slurm_lab
 from terminals import in_terminal, read_until
 
-from tensair_dask.coordinator.start import look_around
+from tensair_dask.coordinator.worker_facts import look_around
 from tensair_dask.pipelines import flights
 
 SLURMCluster = pytest.importorskip("dask_jobqueue").SLURMCluster

@@ -98,7 +98,7 @@ async def test_an_asynchronous_client_says_it_too(c, s, a, caplog):
     async with Client(s.address, asynchronous=True) as client:
         trainer = await ta.Trainer(client, **classes())
         for pair in class_data(50):
-            trainer.feed(pair, lambda item: item, lambda report: None)
+            trainer.session.intake.feed(pair, lambda item: item, lambda report: None)
         assert trainer.backlog
     [text] = left_open(caplog)
     assert "mini-batches were not learned" in text

@@ -54,7 +54,9 @@ def test_what_rounding_left_out_is_handed_over_by_all_that_live(what, share):
         data = linear_data(60)
         arguments = linear(compression="int8", share=share, replicas=2)
         async with ta.Trainer(c, **arguments) as trainer:
-            addresses = {each.place.address for each in trainer._handles}
+            addresses = {
+                each.place.address for each in trainer.session.replicas.handles
+            }
             two = [each for each in workers if each.address in addresses]
             await publish_in_parts(trainer, two, data[:40], share)
             if what == "leaves":

@@ -98,7 +98,7 @@ async def test_it_ends_with_the_client(c, s, a):
     trainer = await ta.Trainer(c, **linear())
     monitor = watch(trainer, paper)
     await until(lambda: paper.drawn)
-    await trainer._reporter.close({})
+    await trainer.session.reporter.close({})
     await c.close()
     await until(lambda: not monitor.running)
     assert paper.closed == 1

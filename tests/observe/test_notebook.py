@@ -143,8 +143,8 @@ async def test_a_replica_that_left_is_told_so_also_after_the_end(c, s, a, b):
 @two()
 async def test_a_lost_replica_is_told_as_lost(c, s, a, b):
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        lane = trainer._handles[0].lane
-        trainer._dispatcher.lose(lane, OSError("killed"))
+        lane = trainer.session.replicas.handles[0].lane
+        trainer.session.dispatcher.lose(lane, OSError("killed"))
         assert replica_rows(trainer)[0].state == "lost"
         assert "<strong>lost</strong>" in trainer._repr_html_()
 
@@ -179,10 +179,10 @@ async def test_what_happens_now_is_a_mean_of_the_newest_seconds(c, s, a):
 )
 async def test_links_to_the_dashboard(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
-        trainer._reporter.page = None
+        trainer.session.reporter.page = None
         assert trainer.dashboard_link == c.dashboard_link
         assert trainer.dashboard_link.endswith("/status")
-        trainer._reporter.page = "/training"
+        trainer.session.reporter.page = "/training"
         base = c.dashboard_link.removesuffix("/status")
         assert trainer.dashboard_link == f"{base}/training"
         page = trainer._repr_html_()

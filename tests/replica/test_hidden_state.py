@@ -182,7 +182,7 @@ async def test_a_function_cannot_give_one_replica_hooks_that_others_lack(c, s, a
                 await trainer.apply(change)
         replicas = [
             w.state.actors[h.key]
-            for h in trainer._handles
+            for h in trainer.session.replicas.handles
             for w in (a, b)
             if h.key in w.state.actors
         ]

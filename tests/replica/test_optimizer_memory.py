@@ -282,7 +282,7 @@ def test_objects_that_are_made_in_a_step_have_no_place_elsewhere_and_that_is_tol
 @two()
 async def test_a_replica_that_joins_has_the_memory_of_its_peer(c, s, *workers):
     async def counted(trainer: ta.Trainer) -> list[int]:
-        handles = trainer._handles
+        handles = trainer.session.replicas.handles
         snapshots = [await handle.call("snapshot") for handle in handles]
         found = [unpack(each)["attributes"][0]["counter"] for each in snapshots]
         return [dict((k[1], v[1]) for k, v in each[2])["steps"] for each in found]

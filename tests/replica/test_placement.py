@@ -5,7 +5,7 @@ import pytest
 from tensair_dask.errors import ConfigurationError, NoWorkersError
 from tensair_dask.replica.placement import (
     Place,
-    Wish,
+    ReplicaCount,
     WorkerFacts,
     place_more,
     place_replicas,
@@ -19,7 +19,7 @@ def workers(*specs: tuple) -> list[WorkerFacts]:
 
 
 def one_each(facts: list[WorkerFacts]) -> list[Place]:
-    return place_replicas(facts, Wish.of("all").count(len(facts)), "auto")
+    return place_replicas(facts, ReplicaCount.of("all").count(len(facts)), "auto")
 
 
 CPU = ("one", 4, 0, None)
@@ -97,7 +97,7 @@ def test_no_workers_says_how_to_start_some():
 )
 def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
     with pytest.raises(ConfigurationError, match="whole number from 1"):
-        Wish.of(replicas)
+        ReplicaCount.of(replicas)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
     ],
 )
 def test_as_many_are_wished_for_as_the_workers_allow(replicas, workers, wished):
-    assert Wish.of(replicas).count(workers) == wished
+    assert ReplicaCount.of(replicas).count(workers) == wished
 
 
 def test_further_replicas_go_where_there_are_the_fewest():

@@ -271,14 +271,14 @@ def test_a_schedule_that_fails_later_names_itself_and_the_count(given):
 
 def learners(trainer: Any, workers: Any) -> list[Any]:
     held = {key: each for w in workers for key, each in w.state.actors.items()}
-    return [held[handle.key].learner for handle in trainer._calls.alive()]
+    return [held[handle.key].learner for handle in trainer.session.replicas.alive()]
 
 
 async def rates_now(trainer: Any, workers: Any) -> list[float]:
     """Of each replica, the rate of its next step."""
     told = []
     held = {key: each for w in workers for key, each in w.state.actors.items()}
-    for handle in trainer._calls.alive():
+    for handle in trainer.session.replicas.alive():
         replica = held[handle.key]
         version = replica.exchange.clock.version
         await replica._thread.call(part(replica.learner.follow, version))
@@ -369,10 +369,10 @@ async def test_a_policy_raises_the_rates_of_a_schedule_and_takes_that_back(c, s,
 async def test_a_model_of_before_goes_on_at_the_clock_of_now(c, s, *workers):
     async with ta.Trainer(c, **classes(schedule=falling)) as trainer:
         await train_all(trainer, class_data(10))
-        snapshot = await trainer._adapting.interventions.snapshot()
+        snapshot = await trainer.session.barrier.snapshot()
         await train_all(trainer, class_data(10))
         await trainer.apply(halve)
-        await trainer._adapting.interventions.restore(snapshot)
+        await trainer.session.barrier.restore(snapshot)
         assert await rates_now(trainer, workers) == pytest.approx([0.1 / 21] * 2)
 
 

@@ -400,7 +400,7 @@ async def test_a_replica_that_joins_later_has_the_new_structure(c, s, a):
         await trainer.apply(a_layer_more)
         await train_all(trainer, class_data(20))
         async with Worker(s.address, nthreads=1):
-            await until(lambda: len(trainer._calls.alive()) == 2)
+            await until(lambda: len(trainer.session.replicas.alive()) == 2)
             await train_all(trainer, class_data(40))
             first, second = (await trainer.state_dicts()).values()
             assert first.keys() == second.keys()
@@ -414,7 +414,7 @@ async def test_a_replica_that_joins_later_has_the_new_structure(c, s, a):
 async def test_a_change_while_another_replica_is_built_reaches_it(c, s, a):
     async with ta.Trainer(c, **classes(model=Net)) as trainer:
         await train_all(trainer, class_data(5))
-        newcomers = trainer._membership._newcomers
+        newcomers = trainer.session.membership._joining
         build = newcomers._build
 
         async def build_and_change(places):
@@ -424,7 +424,7 @@ async def test_a_change_while_another_replica_is_built_reaches_it(c, s, a):
 
         newcomers._build = build_and_change
         async with Worker(s.address, nthreads=1):
-            await until(lambda: len(trainer._calls.alive()) == 2)
+            await until(lambda: len(trainer.session.replicas.alive()) == 2)
             await train_all(trainer, class_data(20))
             assert (
                 spread(
@@ -460,7 +460,7 @@ async def test_one_that_fails_at_a_second_replica_is_undone_everywhere(c, s, a, 
             assert torch.allclose(state["head.weight"], before["head.weight"])
         reports = await train_all(trainer, class_data(20))
         assert all(report.error is None for report in reports)
-        assert len(trainer._calls.alive()) == 2
+        assert len(trainer.session.replicas.alive()) == 2
 
 
 @two()
@@ -488,7 +488,7 @@ async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b, whi
     workers = {a.address: a, b.address: b}
     async with ta.Trainer(c, **classes(model=Net)) as trainer:
         await train_all(trainer, class_data(20))
-        interventions = trainer._adapting.interventions
+        interventions = trainer.session.barrier
         alike = interventions._change_alike
 
         async def lose_one(others, change, changed):
@@ -597,7 +597,7 @@ async def test_what_no_factory_builds_is_named_with_advice(c, s, a, b, tmp_path)
 @one()
 async def test_the_good_model_of_a_policy_is_not_put_into_another_structure(c, s, a):
     async with ta.Trainer(c, **classes(model=Net)) as trainer:
-        interventions = trainer._adapting.interventions
+        interventions = trainer.session.barrier
         snapshot = await interventions.snapshot()
         await trainer.apply(a_class_more)
         state = await trainer.state_dict()

@@ -85,8 +85,8 @@ async def test_what_was_under_way_comes_again_and_counts_once(c, s, a):
         numbers.numbers = [0, 2]
         marks[0].learned()
         marks[2].learned()
-        trainer._ledger.emitted([{"mark": mark} for mark in marks])
-        trainer._index = 3
+        trainer.session.intake.ledger.emitted([{"mark": mark} for mark in marks])
+        trainer.session.events.index = 3
     other = await opened(folder)
     assert other.begins == 1
     found = Numbers()
@@ -102,8 +102,8 @@ async def test_a_run_says_how_many_mini_batches_are_learned_twice(c, s, a):
     folder = f"memory://{id(s)}"
     one = await opened(folder)
     async with Trainer(c, **linear(), name="line", **one.arguments()) as trainer:
-        trainer._index = 9
-        trainer._under_way[4] = None
+        trainer.session.events.index = 9
+        trainer.session.intake._under_way[4] = None
     run = Run(checkpoint=folder)
     lines: list[str] = []
     run.say = lines.append

@@ -324,7 +324,9 @@ def test_an_error_of_what_waited_is_raised_to_who_feeds(slow):
             await trainer.drain()
         await source.emit(numbered(3))
         assert await all_learned(trainer) == 4
-        trainer._dispatcher.lose(trainer._dispatcher.lanes[0], OSError("killed"))
+        trainer.session.dispatcher.lose(
+            trainer.session.dispatcher.lanes[0], OSError("killed")
+        )
         await source.emit(numbered(4))
         await until(lambda: node._failure is not None)
         with pytest.raises(errors.NoReplicasError):
@@ -370,7 +372,7 @@ async def test_a_policy_or_a_bound_that_does_not_exist_is_refused(c, s, a):
             pytest.raises(errors.ConfigurationError, match="'many' is configured"),
         ):
             source.train(trainer, overload="sample")
-        assert not trainer.nodes
+        assert not trainer.session.intake.nodes
 
 
 def test_what_is_dropped_is_told_to_the_scheduler(slow, monkeypatch):

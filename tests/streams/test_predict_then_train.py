@@ -126,7 +126,7 @@ async def test_labels_that_come_late_are_learned_late(c, s, a, b):
             await source.emit(item, metadata=[{"ref": ref}])
             # Learned is what ended 40 records ago or more: 3 mini-batches wait.
             learned = max(0, number - 2)
-            assert trainer._index == learned
+            assert trainer.session.events.index == learned
             assert scores.records == learned * 16
             assert node.waiting == scores.waiting == (number + 1 - learned) * 16
         await trainer.drain()
@@ -171,7 +171,7 @@ async def test_labels_that_come_with_a_record_are_learned_before_it_is_predicted
 ):
     async with ta.Trainer(c, **classes()) as trainer:
         calls = []
-        feed, ask = trainer.feed, trainer._predict
+        feed, ask = trainer.session.intake.feed, trainer._predict
 
         def fed(*args):
             calls.append("learn")
@@ -181,7 +181,7 @@ async def test_labels_that_come_with_a_record_are_learned_before_it_is_predicted
             calls.append("predict")
             return ask(x)
 
-        trainer.feed, trainer._predict = fed, asked
+        trainer.session.intake.feed, trainer._predict = fed, asked
         source = Stream(asynchronous=True)
         source.predict_then_train(trainer, delay=4)
         for _ in range(3):
@@ -335,7 +335,7 @@ def test_emit_waits_while_no_replica_has_room(slow):
             await until(slow.entered.is_set)
             third = asyncio.ensure_future(source.emit((X, Y)))
             fourth = asyncio.ensure_future(source.emit((X, Y)))
-            await until(lambda: trainer._dispatcher._waiting)
+            await until(lambda: trainer.session.dispatcher._waiting)
             assert not third.done()
             assert not fourth.done()
             slow.gate.set()
@@ -380,7 +380,7 @@ async def test_options_that_are_not_allowed_are_refused(c, s, a, b):
         for given in ("x", None, ta.Trainer, c):
             with pytest.raises(errors.ConfigurationError, match="give an open Trainer"):
                 source.predict_then_train(given)
-        assert not trainer.nodes
+        assert not trainer.session.intake.nodes
         assert not source.downstreams
 
 

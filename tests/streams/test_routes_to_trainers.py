@@ -78,7 +78,7 @@ def test_a_cell_that_is_run_again_is_refused_until_its_node_is_taken_out(way):
             for again in ("train", "predict_then_train"):
                 with pytest.raises(ConfigurationError, match=r"node\.destroy\(\)"):
                     getattr(cell(way, source, trainer), again)(trainer)
-            assert trainer.nodes == {node}
+            assert trainer.session.intake.nodes == {node}
             node.destroy()
             cell(way, source, trainer).train(trainer)
 

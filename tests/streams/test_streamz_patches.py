@@ -323,6 +323,6 @@ async def test_draining_raises_if_a_node_before_the_trainer_has_ended(c, s, a):
             await trainer.drain()
         assert len(reports) == 1
         assert ref.count > 0  # to be read again
-        for node in list(trainer.nodes):
+        for node in list(trainer.session.intake.nodes):
             node.destroy()
         await trainer.drain()

@@ -69,7 +69,7 @@ async def test_a_stream_is_learned_although_nobody_reads_its_reports(c, s, a, b)
             await source.emit(record)
     await trainer.drain()
     assert sum(each.samples for each in trainer.replicas) == 3 * 16
-    (node,) = trainer.nodes
+    (node,) = trainer.session.intake.nodes
     node = weakref.ref(node)
     await trainer.close()
     gc.collect()
@@ -81,7 +81,7 @@ async def test_a_node_that_is_destroyed_is_let_go(c, s, a, b):
     async with ta.Trainer(c, **classes()) as trainer:
         source = Stream(asynchronous=True)
         source.train(trainer).destroy()
-        assert not trainer.nodes
+        assert not trainer.session.intake.nodes
 
 
 @two()
@@ -202,12 +202,12 @@ async def test_references_of_a_mini_batch_that_was_sent_again_are_released_once(
         refs = [RefCounter(loop=IOLoop.current()) for _ in range(200)]
         for number, (item, ref) in enumerate(zip(class_data(200), refs, strict=True)):
             if number == 100:
-                lane = trainer._dispatcher.lanes[0]
+                lane = trainer.session.dispatcher.lanes[0]
                 await until(lambda lane=lane: lane.sent)
-                trainer._dispatcher.lose(lane, OSError("its network broke"))
+                trainer.session.dispatcher.lose(lane, OSError("its network broke"))
             await source.emit(item, metadata=[{"ref": ref}])
         await trainer.drain()
-        assert trainer._dispatcher.redispatched > 0
+        assert trainer.session.dispatcher.redispatched > 0
         assert [ref.count for ref in refs] == [0] * 200
 
 
@@ -221,7 +221,9 @@ def test_references_stay_held_where_no_replica_is_left_to_learn(slow):
         ref = RefCounter(loop=IOLoop.current())
         await source.emit((X, Y), metadata=[{"ref": ref}])
         await until(slow.entered.is_set)
-        trainer._dispatcher.lose(trainer._dispatcher.lanes[0], OSError("killed"))
+        trainer.session.dispatcher.lose(
+            trainer.session.dispatcher.lanes[0], OSError("killed")
+        )
         await until(lambda: reports)
         assert isinstance(reports[0].error, errors.NoReplicasError)
         assert np.array_equal(trainer.dead_letters[0].item[0], X)
@@ -399,7 +401,7 @@ def test_an_item_that_fails_lets_none_behind_it_overtake_those_before(echo, bad)
                 await source.emit(bad)  # at once: it waits for no other
             last = asyncio.ensure_future(source.emit(number(1)))
             await until(lambda: echo.entered == [0.0, 1.0])
-            answered = trainer._calls.under_way
+            answered = trainer.session.replicas.under_way
             await until(lambda: sum(answered.values()) == 1)
             assert passed == []
             echo.held[0.0].set()
@@ -463,7 +465,7 @@ def test_items_under_way_are_bounded(echo):
             emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(9)]
             # Four at once; two of them lie at the replica that waits. The other two
             # were answered, stand behind the first one, and keep their room.
-            await until(lambda: sum(trainer._calls.under_way.values()) == 2)
+            await until(lambda: sum(trainer.session.replicas.under_way.values()) == 2)
             assert sorted(echo.entered) == [0.0, 1.0, 3.0]
             assert not any(emit.done() for emit in emits)
             echo.held[0.0].set()
@@ -487,7 +489,7 @@ async def test_a_receiver_that_is_slow_holds_the_next_predictions_back(c, s, a, 
         sink = Sink(source.predict(trainer))
         emits = [asyncio.ensure_future(source.emit(number(at))) for at in range(3)]
         await until(lambda: reached)
-        await until(lambda: sum(trainer._calls.under_way.values()) == 0)
+        await until(lambda: sum(trainer.session.replicas.under_way.values()) == 0)
         assert reached == [0.0]
         gate.set()
         await asyncio.gather(*emits)

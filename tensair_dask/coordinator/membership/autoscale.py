@@ -15,10 +15,10 @@ from distributed import Client
 
 from tensair_dask import config
 from tensair_dask._wording import in_words
-from tensair_dask.coordinator.dispatcher import Dispatcher
 from tensair_dask.coordinator.membership.keep import Membership
+from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import ConfigurationError, TrainerClosedError
-from tensair_dask.replica.placement import Wish
+from tensair_dask.replica.placement import ReplicaCount
 
 __all__ = ["Demand", "LagScaling", "cluster_of"]
 
@@ -116,7 +116,7 @@ class LagScaling:
 
     Parameters
     ----------
-    client
+    membership
         Of the trainer.
     cluster
         Has ``scale(n)`` and ``scale_down(names)``, as Dask's clusters do.
@@ -124,33 +124,28 @@ class LagScaling:
         How many are needed.
     lag
         Gives the lag in seconds.
-    membership, dispatcher
-        Of the trainer.
-    note
-        Called with the text of what is done.
+    events
+        Where is told what is done.
     """
 
     def __init__(
         self,
-        client: Client,
+        membership: Membership,
         cluster: Any,
         demand: Demand,
         lag: Callable[[], float],
-        membership: Membership,
-        dispatcher: Dispatcher,
-        note: Callable[[str], Any],
+        events: RunEvents,
     ) -> None:
-        self._client = client
+        self._membership = membership
         self._cluster = cluster
         self._demand = demand
         self._lag = lag
-        self._membership = membership
-        self._dispatcher = dispatcher
-        self._note = note
+        self._events = events
+        self._dispatcher = membership.replicas.dispatcher
         self._closed = False
         # Whether the newest attempt failed: a row of failures is noted once.
         self._failing = False
-        membership.wish = Wish(demand.least, demand.most)
+        membership.wish = ReplicaCount(demand.least, demand.most)
         self._task = asyncio.ensure_future(self._run())
 
     async def close(self) -> None:
@@ -184,7 +179,7 @@ class LagScaling:
                 return
             logger.warning("The cluster could not be scaled: %s", error, exc_info=error)
             if not self._failing:
-                self._note(f"not scaled, {in_words(error)}")
+                self._events.note("note", f"not scaled, {in_words(error)}")
             self._failing = True
         else:
             self._failing = False
@@ -193,7 +188,7 @@ class LagScaling:
         self._cluster.scale(max(self._demand.least, await self._workers()))
 
     async def _workers(self) -> int:
-        identity = await self._client.scheduler.identity(n_workers=-1)
+        identity = await self._membership.client.scheduler.identity(n_workers=-1)
         return len(identity["workers"])
 
     async def _look(self, learned: float, now: float) -> None:
@@ -205,19 +200,20 @@ class LagScaling:
         if wanted > replicas:
             workers = await self._workers()
             if workers < wanted:
-                self._note(
-                    f"the stream lags by {lag:.1f} s: {wanted} workers, not {workers}"
+                self._events.note(
+                    "note",
+                    f"the stream lags by {lag:.1f} s: {wanted} workers, not {workers}",
                 )
                 self._cluster.scale(wanted)
         elif wanted < replicas:
-            self._note(f"{replicas} replicas are not needed: one leaves")
+            self._events.note("note", f"{replicas} replicas are not needed: one leaves")
             await self._end(wanted)
 
     async def _end(self, wanted: int) -> None:
         """Let replicas leave, and end their workers."""
         seconds = config.get_seconds("timeouts.start")
         gone = await self._membership.shrink(wanted, seconds)
-        identity = await self._client.scheduler.identity(n_workers=-1)
+        identity = await self._membership.client.scheduler.identity(n_workers=-1)
         names = {
             identity["workers"][address]["name"]
             for address in gone

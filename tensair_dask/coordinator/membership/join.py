@@ -1,4 +1,4 @@
-"""Newcomers: replicas that join while the others learn."""
+"""Joining: replicas that join while the others learn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask.coordinator.barrier import Interventions
-from tensair_dask.coordinator.calls import Calls
+from tensair_dask.coordinator.barrier import Barrier
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
-from tensair_dask.coordinator.start import Delayed, ReplicaHandle, Starter
+from tensair_dask.coordinator.replica_group import ReplicaGroup
+from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
+from tensair_dask.coordinator.run_events import RunEvents
+from tensair_dask.coordinator.start import Starter
 from tensair_dask.errors import (
     ModelError,
     NoReplicasError,
@@ -23,12 +25,12 @@ from tensair_dask.errors import (
 from tensair_dask.pubsub.moments import Moment, reach
 from tensair_dask.replica.placement import Place
 
-__all__ = ["Newcomers"]
+__all__ = ["Joining"]
 
 logger = logging.getLogger(__name__)
 
 
-class Newcomers:
+class Joining:
     """Lets further replicas join a run.
 
     A newcomer is built while the others learn. Then the stream is held for a moment,
@@ -44,16 +46,12 @@ class Newcomers:
         Builds replicas.
     workers
         Told of those on which none can be started.
-    handles
-        All replicas that take part.
-    calls
-        To them.
-    interventions
-        Hold the stream.
-    admit
-        Called with a newcomer when it takes part.
-    note
-        Called with kind and text of each event, and the name of the replica.
+    replicas
+        Those that take part.
+    barrier
+        Holds the stream.
+    events
+        Where is told who has joined.
     delay
         Called with each that its worker has not begun to start.
     """
@@ -62,20 +60,16 @@ class Newcomers:
         self,
         starter: Starter,
         workers: UsableWorkers,
-        handles: list[ReplicaHandle],
-        calls: Calls,
-        interventions: Interventions,
-        admit: Callable[[ReplicaHandle], None],
-        note: Callable[..., Any],
+        replicas: ReplicaGroup,
+        barrier: Barrier,
+        events: RunEvents,
         delay: Callable[[Delayed], None],
     ) -> None:
         self._starter = starter
         self._workers = workers
-        self._handles = handles
-        self._calls = calls
-        self._interventions = interventions
-        self._admit = admit
-        self._note = note
+        self._replicas = replicas
+        self._barrier = barrier
+        self._events = events
         self._delay = delay
 
     async def start(
@@ -100,7 +94,7 @@ class Newcomers:
         joined, held = await self._join(joining)
         seconds = time.perf_counter() - start
         for handle in joined:
-            self._note(
+            self._events.note(
                 "joined",
                 f"the replica on {handle.place.address}, after {seconds:.2f} s "
                 f"(the stream was held for {held:.3f} s)",
@@ -166,14 +160,14 @@ class Newcomers:
             For how long the stream was held, in seconds.
         """
         joined: list[ReplicaHandle] = []
-        async with self._interventions.alone:
+        async with self._barrier.alone:
             await asyncio.gather(*map(self._starter.bring_up, joining))
             # Most of the way without holding anything.
-            await self._interventions.flush()
+            await self._barrier.flush()
             start = time.perf_counter()
-            async with self._interventions.rest():
+            async with self._barrier.rest():
                 source = self._source()
-                keeping = asyncio.ensure_future(self._calls.ask(source, "keep"))
+                keeping = asyncio.ensure_future(self._replicas.ask(source, "keep"))
                 failed = await _each(joining, "timeouts.join", "join", True)
                 await keeping
                 for handle in joining:
@@ -192,10 +186,11 @@ class Newcomers:
         failed = await _each(joining, "timeouts.start", "adopt", source.peer, True)
         joined = [each for each in joining if each not in failed]
         for handle in joined:
-            self._admit(handle)
+            self._replicas.add(handle)
+            self._events.replica_joined(handle)
         seconds = config.get_seconds("timeouts.join")
         try:
-            await self._calls.ask(source, "let_go", bool(joined), timeout=seconds)
+            await self._replicas.ask(source, "let_go", bool(joined), timeout=seconds)
         except TensairError as error:
             # No fault of the newcomers: the next ones have another source.
             logger.warning("A replica was lost from which others joined: %s", error)
@@ -212,11 +207,11 @@ class Newcomers:
         names = [handle.name for handle in handles]
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(OSError, TensairError):
-            await self._calls.ask_all("seal", names, timeout=seconds)
+            await self._replicas.ask_all("seal", names, timeout=seconds)
 
     def _source(self) -> ReplicaHandle:
         """Choose whose model a newcomer takes over: one that stays, if there is one."""
-        alive = [handle for handle in self._handles if handle.lane.alive]
+        alive = [handle for handle in self._replicas.handles if handle.lane.alive]
         if not alive:
             raise NoReplicasError(
                 "No replica is alive whose model a new one could take over."

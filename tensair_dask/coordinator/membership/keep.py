@@ -7,24 +7,23 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-from distributed import Client
 
 from tensair_dask import config
 from tensair_dask._common.background import Background
-from tensair_dask.coordinator.barrier import Interventions
-from tensair_dask.coordinator.calls import Calls
-from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, nobody_alive
+from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.dispatcher import Lane, nobody_alive
 from tensair_dask.coordinator.membership.departures import Hearing
-from tensair_dask.coordinator.membership.join import Newcomers
-from tensair_dask.coordinator.membership.last_replica import Inheritance
+from tensair_dask.coordinator.membership.join import Joining
+from tensair_dask.coordinator.membership.last_replica import Handover
 from tensair_dask.coordinator.membership.recovery import Recovery
-from tensair_dask.coordinator.membership.resync import CatchingUp
+from tensair_dask.coordinator.membership.resync import Resync
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
-from tensair_dask.coordinator.start import Delayed, ReplicaHandle, Starter
+from tensair_dask.coordinator.replica_group import ReplicaGroup
+from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
+from tensair_dask.coordinator.run_events import RunEvents, Subscriber
+from tensair_dask.coordinator.start import Starter
 from tensair_dask.errors import TensairTimeoutError, TrainerClosedError
-from tensair_dask.replica.placement import Wish
+from tensair_dask.replica.placement import ReplicaCount
 
 __all__ = ["Membership"]
 
@@ -34,81 +33,52 @@ logger = logging.getLogger(__name__)
 SHOWN = 5
 
 
-class Membership:
+class Membership(Subscriber):
     """Sees to it that there are as many replicas as are wished for.
 
     *A replica is lost*: Dask says so, no timeout of ours. The others go on at once; see
     `Recovery`, which also knows what follows where *a replica leaves*.
 
-    *A replica joins*, where there are fewer: see `Newcomers`.
+    *A replica joins*, where there are fewer: see `Joining`.
 
     Belongs to the client's event loop.
 
     Parameters
     ----------
-    client
-        Of the trainer.
     starter
         Starts replicas.
+    replicas
+        All of them; kept up to date here.
+    barrier
+        Holds the stream.
     wish
         How many there shall be.
-    handles
-        All replicas, in order of their start; kept up to date here.
-    calls
-        To them.
-    interventions
-        Hold the stream.
-    dispatcher
-        Sends mini-batches to them.
-    note
-        Called with kind and text of each event, and the name of the replica.
-    admitted
-        Called when a replica takes part.
+    events
+        Where is told who joins, leaves and is lost.
     """
 
     def __init__(
         self,
-        client: Client,
         starter: Starter,
-        wish: Wish,
-        handles: list[ReplicaHandle],
-        calls: Calls,
-        interventions: Interventions,
-        dispatcher: Dispatcher,
-        note: Callable[..., Any],
-        admitted: Callable[[], Any] = lambda: None,
+        replicas: ReplicaGroup,
+        barrier: Barrier,
+        wish: ReplicaCount,
+        events: RunEvents,
     ) -> None:
+        self.client = starter.client
         self.wish = wish
-        self._client = client
+        self.replicas = replicas
         self._starter = starter
-        self._note = note
-        self._handles = handles
-        self._calls = calls
-        self._dispatcher = dispatcher
-        self._admitted = admitted
+        self._events = events
         self._background = Background()
-        self._workers = workers = UsableWorkers(client, note)
-        self._newcomers = Newcomers(
-            starter,
-            workers,
-            handles,
-            calls,
-            interventions,
-            self._admit,
-            note,
-            self._delay,
+        self.workers = workers = UsableWorkers(self.client, events)
+        self._joining = Joining(
+            starter, workers, replicas, barrier, events, self._delay
         )
-        self._catching_up = CatchingUp(calls, interventions, dispatcher, note)
-        self._inheritance = Inheritance(starter, workers, self._admit, note)
+        self._resync = Resync(replicas, barrier, events)
+        self._handover = Handover(starter, workers, replicas, events)
         self._recovery = Recovery(
-            handles,
-            workers,
-            self._inheritance,
-            calls,
-            interventions,
-            dispatcher,
-            self._background,
-            note,
+            workers, self._handover, replicas, barrier, self._background, events
         )
         self._fitting = asyncio.Lock()
         # Replicas that their workers have not begun to start.
@@ -125,7 +95,7 @@ class Membership:
     @property
     def count(self) -> int:
         """How many there are that learn."""
-        return sum(handle.lane.open for handle in self._handles)
+        return sum(handle.lane.open for handle in self.replicas.handles)
 
     # ---- the start, and the end -----------------------------------------------------
 
@@ -133,12 +103,13 @@ class Membership:
         """Start the first replicas; see `Starter.start`."""
         handles, delayed = await self._starter.start(self.wish)
         for handle in handles:
-            self._admit(handle)
+            self.replicas.add(handle)
+            self._events.replica_joined(handle)
         for each in delayed:
             self._delay(each)
-        for address in await self._workers.paused():
+        for address in await self.workers.paused():
             self._tell_of_delay(address, await self._starter.why_not_begun(address))
-        Hearing.begin(self._client, self._starter.run_id, self._told_of_leaving)
+        Hearing.begin(self.client, self._starter.run_id, self._told_of_leaving)
         self._wished = len(handles) + len(delayed)
 
     def watch(self) -> None:
@@ -149,22 +120,17 @@ class Membership:
 
     def expect_the_end(self) -> None:
         """Take note that all workers may go now, and none inherits the model."""
-        self._inheritance.is_wanted = False
+        self._handover.is_wanted = False
 
     async def close(self) -> None:
         """Stop watching; what is under way is given up."""
-        Hearing.end(self._client, self._starter.run_id)
+        Hearing.end(self.client, self._starter.run_id)
         await self._background.close()
-
-    def _admit(self, handle: ReplicaHandle) -> None:
-        self._handles.append(handle)
-        self._dispatcher.admit(handle.lane)
-        self._admitted()
 
     async def _watch(self, care: Callable[[], Awaitable[None]]) -> None:
         interval = config.get_seconds("replicas.watch")
         while not (
-            self._background.closed or self._client.status in ("closed", "closing")
+            self._background.closed or self.client.status in ("closed", "closing")
         ):
             try:
                 await care()
@@ -177,31 +143,31 @@ class Membership:
 
     async def _provide(self) -> None:
         """See to it that those that there are have all, and that there are enough."""
-        await self._catching_up.complete()
+        await self._resync.complete()
         await self.fit()
 
     async def _give_up_the_lost(self) -> None:
         """Give up those that Dask has declared lost, whatever their comms say."""
-        for handle in self._handles:
+        for handle in self.replicas.handles:
             if handle.lane.alive and handle.is_lost:
                 gone = OSError("its worker left the cluster")
-                self._dispatcher.lose(handle.lane, gone)
+                self.replicas.dispatcher.lose(handle.lane, gone)
 
     def _told_of_leaving(self, name: str) -> None:
         """Send nothing more to a replica that says that it leaves."""
-        for handle in self._handles:
+        for handle in self.replicas.handles:
             if handle.name == name:
-                self._dispatcher.dismiss(handle.lane)
+                self.replicas.dispatcher.dismiss(handle.lane)
 
     async def _confirm_the_idle(self) -> None:
         """Ask those that report nothing, if anything waits for what they have."""
-        waiting = any(each.lane.unconfirmed for each in self._calls.alive())
-        if waiting or self._recovery.unjudged():
-            await self._catching_up.confirm_the_idle()
+        waiting = any(each.lane.unconfirmed for each in self.replicas.alive())
+        if waiting or self.replicas.unjudged:
+            await self._resync.confirm_the_idle()
 
     # ---- what becomes of what they have learned -------------------------------------
 
-    def lost(self, lane: Lane) -> None:
+    def replica_lost(self, lane: Lane) -> None:
         """Take note of a replica that is lost, or has left; `recovered` tells when."""
         self._recovery.lost(lane)
 
@@ -216,11 +182,11 @@ class Membership:
 
     async def look(self) -> None:
         """Ask all how they stand; those that have missed gradients catch up."""
-        await self._catching_up.look()
+        await self._resync.look()
 
     async def hear(self) -> None:
         """Ask those that report nothing how they stand, and what they have to say."""
-        await self._catching_up.confirm_the_idle()
+        await self._resync.confirm_the_idle()
 
     # ---- as many as are wished for ---------------------------------------------------
 
@@ -237,12 +203,12 @@ class Membership:
             are fewer workers than before: one on each that is left would be too few.
         """
         async with self._fitting:
-            workers = await self._workers.usable()
-            present = [each for each in self._handles if each.lane.open]
+            workers = await self.workers.usable()
+            present = [each for each in self.replicas.handles if each.lane.open]
             wished = self._wished = self.wish.count(len(workers))
             most = self.wish.most
             if asked:
-                most = self.wish.count(len(await self._workers.there()))
+                most = self.wish.count(len(await self.workers.there()))
             if len(present) > wished and most < len(present):
                 self._dismiss(_superfluous(present, int(most)))
             elif len(present) < wished and present:
@@ -255,7 +221,7 @@ class Membership:
         """Let replicas leave that are too many."""
         for handle in handles:
             handle.unwanted = True
-            self._dispatcher.dismiss(handle.lane)
+            self.replicas.dispatcher.dismiss(handle.lane)
 
     async def _grow(
         self,
@@ -282,7 +248,7 @@ class Membership:
                 return
             count = self.wish.least - len(present)
         self._short_since = None
-        await self._newcomers.start(workers, present, count)
+        await self._joining.start(workers, present, count)
 
     async def _spread(self, workers: list[str], present: list[ReplicaHandle]) -> None:
         """Let replicas that share a worker have those that have come since.
@@ -302,7 +268,7 @@ class Membership:
                 load[handle.place.address] -= 1
                 sharing.append(handle)
         if sharing:
-            joined = await self._newcomers.start(free, present, len(sharing))
+            joined = await self._joining.start(free, present, len(sharing))
             self._dismiss(sharing[:joined])
 
     # ---- those whose workers have no time --------------------------------------------
@@ -324,7 +290,7 @@ class Membership:
             "the others go on without it"
         )
         logger.warning("%s", text)
-        self._note("note", text, replica)
+        self._events.note("note", text, replica)
 
     async def _await(self, delayed: Delayed) -> None:
         """Let one that was delayed join, if it is still wished for."""
@@ -335,11 +301,11 @@ class Membership:
             async with self._fitting:
                 self._delayed.remove(delayed)
                 if isinstance(answer, Exception):
-                    self._workers.blame(handle.place.address, answer)
+                    self.workers.blame(handle.place.address, answer)
                 elif self.count < self._wished:
                     answer = None  # from here on it is looked after
                     start = time.perf_counter()
-                    await self._newcomers.introduce([handle], start)
+                    await self._joining.introduce([handle], start)
         finally:
             if delayed in self._delayed:
                 self._delayed.remove(delayed)
@@ -357,11 +323,11 @@ class Membership:
             for ``tensair.replicas.retry``.
         """
         async with self._fitting:
-            present = [each for each in self._handles if each.lane.open]
+            present = [each for each in self.replicas.handles if each.lane.open]
             leaving = present[count:]
             self._dismiss(leaving)
             for each in leaving:
-                self._workers.avoid(each.place.address)
+                self.workers.avoid(each.place.address)
         deadline = time.monotonic() + timeout
         while any(handle.lane.alive for handle in leaving):
             if time.monotonic() > deadline:
@@ -371,10 +337,10 @@ class Membership:
                 )
             await asyncio.sleep(0.02)
         await self.recovered(max(0.0, deadline - time.monotonic()))
-        used = {each.place.address for each in self._handles if each.lane.alive}
+        used = {each.place.address for each in self.replicas.handles if each.lane.alive}
         return sorted({each.place.address for each in leaving} - used)
 
-    async def scale(self, wish: Wish, timeout: float) -> None:
+    async def scale(self, wish: ReplicaCount, timeout: float) -> None:
         """Change the wish, and wait until it is fulfilled.
 
         Raises
@@ -393,18 +359,18 @@ class Membership:
             await asyncio.wait({fitting}, timeout=left)
             if fitting.done():
                 fitting.result()
-            least = self._clamped(len(await self._workers.usable()))
-            most = max(least, self._clamped(len(await self._workers.there())))
+            least = self._clamped(len(await self.workers.usable()))
+            most = max(least, self._clamped(len(await self.workers.there())))
             # All of one moment: while the workers are asked an heir may take over, and
             # those that are gone be judged.
-            open_now = sum(handle.lane.open for handle in self._handles)
+            open_now = sum(handle.lane.open for handle in self.replicas.handles)
             ended = not any(
-                each.lane.alive and each.lane.leaving for each in self._handles
+                each.lane.alive and each.lane.leaving for each in self.replicas.handles
             )
             if ended and least <= open_now <= most:
                 break
-            if not (open_now or self._dispatcher.expecting):
-                raise nobody_alive(len(self._handles), "no more can be started")
+            if not (open_now or self.replicas.dispatcher.expecting):
+                raise nobody_alive(len(self.replicas.handles), "no more can be started")
             if time.monotonic() > deadline:
                 raise TensairTimeoutError(
                     f"{open_now} replicas are there after {timeout:g} s, not "
@@ -426,11 +392,11 @@ class Membership:
                 "that long."
             )
         said = []
-        for address in [*self._delayed_on, *await self._workers.paused()]:
+        for address in [*self._delayed_on, *await self.workers.paused()]:
             why = await self._starter.why_not_begun(address)
             said.append(f"{address} {why}")
-        said += [f"{worker}: {why}" for worker, why in self._workers.why.items()]
-        able = len(set(await self._workers.usable()) - self._delayed_on)
+        said += [f"{worker}: {why}" for worker, why in self.workers.why.items()]
+        able = len(set(await self.workers.usable()) - self._delayed_on)
         because = f" ({'; '.join(said[:SHOWN])})" if said else ""
         return (
             f"{able} workers can hold them{because}. Start workers, free those that "

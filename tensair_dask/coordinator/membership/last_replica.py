@@ -1,20 +1,21 @@
-"""Inheritance: where all replicas leave, another one takes their model over first."""
+"""Handover: where all replicas leave, another one takes their model over first."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from tensair_dask import config
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
-from tensair_dask.coordinator.start import Delayed, ReplicaHandle, Starter
+from tensair_dask.coordinator.replica_group import ReplicaGroup
+from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
+from tensair_dask.coordinator.run_events import RunEvents
+from tensair_dask.coordinator.start import Starter
 from tensair_dask.errors import ClusterError, ModelError, TensairError
 from tensair_dask.pubsub.moments import Moment, reach
 
-__all__ = ["Inheritance"]
+__all__ = ["Handover"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 3.0
 
 
-class Inheritance:
+class Handover:
     """Starts an heir, if there is a worker for it, while the last replica waits.
 
     Belongs to the client's event loop.
@@ -33,10 +34,10 @@ class Inheritance:
         Builds replicas.
     workers
         Those that there are.
-    admit
-        Called with the heir when it takes part.
-    note
-        Called with kind and text of each event, and the name of the replica.
+    replicas
+        Where the heir is added when it takes part.
+    events
+        Where is told of it.
 
     Attributes
     ----------
@@ -48,13 +49,13 @@ class Inheritance:
         self,
         starter: Starter,
         workers: UsableWorkers,
-        admit: Callable[[ReplicaHandle], None],
-        note: Callable[..., Any],
+        replicas: ReplicaGroup,
+        events: RunEvents,
     ) -> None:
         self._starter = starter
         self._workers = workers
-        self._admit = admit
-        self._note = note
+        self._replicas = replicas
+        self._events = events
         self.is_wanted = True
 
     async def hand_over(self, seeing: dict[ReplicaHandle, asyncio.Task[None]]) -> bool:
@@ -76,9 +77,10 @@ class Inheritance:
                 if heir is not None or source.is_lost:
                     break
         if heir is not None:
-            self._admit(heir)
+            self._replicas.add(heir)
+            self._events.replica_joined(heir)
             text = f"the replica on {heir.place.address}, from the last one that leaves"
-            self._note("joined", text, heir.name)
+            self._events.note("joined", text, heir.name)
         # A model as it was built is no loss.
         elif seeing and version != 0 and self.is_wanted:
             logger.warning("The model could not be handed over to another worker")
@@ -106,7 +108,9 @@ class Inheritance:
                 try:
                     await handle.call_within(seconds, "keep", True)
                 except ModelError as error:
-                    self._note("note", f"the model cannot be handed over: {error}")
+                    self._events.note(
+                        "note", f"the model cannot be handed over: {error}"
+                    )
                     raise
                 status = await handle.call_within(seconds, "status")
                 versions[handle] = status.version

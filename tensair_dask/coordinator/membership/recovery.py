@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from tensair_dask import config
 from tensair_dask._common.background import Background
-from tensair_dask.coordinator.barrier import Interventions
-from tensair_dask.coordinator.calls import Calls
-from tensair_dask.coordinator.dispatcher import Dispatcher, Lane
-from tensair_dask.coordinator.membership.last_replica import Inheritance
+from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.membership.last_replica import Handover
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
-from tensair_dask.coordinator.start import ReplicaHandle
+from tensair_dask.coordinator.replica_group import ReplicaGroup
+from tensair_dask.coordinator.replica_handle import ReplicaHandle
+from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import (
     ReplicaFailedError,
     TensairError,
@@ -48,48 +48,40 @@ class Recovery:
 
     Parameters
     ----------
-    handles
-        All replicas; those that are gone for long are forgotten here.
     workers
         Told of those that go.
-    inheritance
+    handover
         Where none is left that stays.
-    calls
-        To the replicas.
-    interventions
-        Hold the stream.
-    dispatcher
-        Sends again what does not live on.
+    replicas
+        All of them; those that are gone for long are forgotten here.
+    barrier
+        Holds the stream.
     background
         Where this is done.
-    note
-        Called with kind and text of each event, and the name of the replica.
+    events
+        Where is told who is lost, or has left.
     """
 
     def __init__(
         self,
-        handles: list[ReplicaHandle],
         workers: UsableWorkers,
-        inheritance: Inheritance,
-        calls: Calls,
-        interventions: Interventions,
-        dispatcher: Dispatcher,
+        handover: Handover,
+        replicas: ReplicaGroup,
+        barrier: Barrier,
         background: Background,
-        note: Callable[..., Any],
+        events: RunEvents,
     ) -> None:
-        self._handles = handles
         self._workers = workers
-        self._inheritance = inheritance
-        self._calls = calls
-        self._interventions = interventions
-        self._dispatcher = dispatcher
+        self._handover = handover
+        self._replicas = replicas
+        self._barrier = barrier
         self._background = background
-        self._note = note
+        self._events = events
         self._recovering: asyncio.Task[None] | None = None
 
     def lost(self, lane: Lane) -> None:
         """Take note of a replica that is lost, or has left; `recovered` tells when."""
-        handle = next(each for each in self._handles if each.lane is lane)
+        handle = next(each for each in self._replicas.handles if each.lane is lane)
         kind = "left" if lane.leaving else "lost"
         if lane.leaving and not handle.unwanted:
             # Its worker is about to go, and may still be there for a while.
@@ -99,7 +91,7 @@ class Recovery:
             # What raised there would do so again at once.
             self._workers.avoid(lane.address)
             told += f": {lane.failure}"
-        self._note(kind, told, handle.name)
+        self._events.note(kind, told, handle.name)
         if self.settled:
             self._recovering = self._background.go_on_with(self._recover())
 
@@ -126,18 +118,12 @@ class Recovery:
                 "slow; look at the workers if they are not."
             )
 
-    def unjudged(self) -> list[ReplicaHandle]:
-        """Give those that are gone of which it is not known yet what lives on."""
-        return [
-            each for each in self._handles if not (each.lane.alive or each.lane.judged)
-        ]
-
     async def _recover(self) -> None:
-        while not self._background.closed and self.unjudged():
+        while not self._background.closed and self._replicas.unjudged:
             try:
                 await self._last_reports()
-                async with self._interventions.alone:
-                    await self._judge(self.unjudged())
+                async with self._barrier.alone:
+                    await self._judge(self._replicas.unjudged)
             except TrainerClosedError:
                 return
             except Exception as error:
@@ -148,7 +134,7 @@ class Recovery:
                     exc_info=None if known else error,
                 )
                 await asyncio.sleep(config.get_seconds("replicas.watch"))
-        self._forget()
+        self._replicas.forget(REMEMBERED)
 
     async def _last_reports(self) -> None:
         """Where all that are left leave: wait for what these still learn.
@@ -156,7 +142,9 @@ class Recovery:
         They have the model, and are asked what they have of those that are lost.
         """
         while not self._alive:
-            ending = [each.lane.lost for each in self._handles if each.lane.alive]
+            ending = [
+                each.lane.lost for each in self._replicas.handles if each.lane.alive
+            ]
             if not ending:
                 return
             await asyncio.wait(ending)
@@ -165,24 +153,26 @@ class Recovery:
         """Find out what lives on of replicas that are gone."""
         await self._see_all_off([each for each in gone if each.lane.leaving])
         names = [handle.name for handle in gone]
-        holdings = await self._calls.ask_all("seal", names)
+        holdings = await self._replicas.ask_all("seal", names)
         for handle in holdings:
             reach(Moment.SEALED, handle)
         if _agree(holdings.values(), names):
             holding = next(iter(holdings.values()), None)
         else:
             holding = await self._reconcile(names)
-        if len(self.unjudged()) > len(gone) or (holding is None and self._alive):
+        if len(self._replicas.unjudged) > len(gone) or (
+            holding is None and self._alive
+        ):
             return  # more were lost meanwhile: ask again
         for handle in gone:
             taken = None if holding is None else holding.taken.get(handle.name, 0)
-            self._dispatcher.resolve(handle.lane, taken)
+            self._replicas.dispatcher.resolve(handle.lane, taken)
             handle.release()
 
     async def _see_all_off(self, leaving: list[ReplicaHandle]) -> None:
         """See off those that leave, and let their model be inherited if none stays."""
         seeing = {each: asyncio.ensure_future(self._see_off(each)) for each in leaving}
-        hand_over = self._inheritance.hand_over
+        hand_over = self._handover.hand_over
         try:
             # The last one waits for its heir before it goes.
             orphaned = not self._alive and not await hand_over(seeing)
@@ -212,8 +202,8 @@ class Recovery:
         holding
             Of all; None if one was lost meanwhile.
         """
-        async with self._interventions.rest():
-            holdings = await self._calls.ask_all("seal", names)
+        async with self._barrier.rest():
+            holdings = await self._replicas.ask_all("seal", names)
             if not holdings:
                 return None
 
@@ -226,23 +216,18 @@ class Recovery:
                 for each in holdings
                 if not _agree((holdings[source], holdings[each]), names)
             ]
-            copied = await self._interventions.copy(source, behind) if behind else []
+            copied = await self._barrier.copy(source, behind) if behind else []
             settled = {source, *copied, *(set(holdings) - set(behind))}
-            if any(handle not in settled for handle in self._calls.alive()):
+            if any(handle not in settled for handle in self._replicas.alive()):
                 return None
-        self._note("note", f"{len(behind)} replicas took over a model that holds more")
+        self._events.note(
+            "note", f"{len(behind)} replicas took over a model that holds more"
+        )
         return holdings[source]
 
     @property
     def _alive(self) -> bool:
-        return bool(self._calls.alive())
-
-    def _forget(self) -> None:
-        """Forget those that are gone for the longest time."""
-        gone = [handle for handle in self._handles if not handle.lane.alive]
-        for handle in gone[: max(0, len(gone) - REMEMBERED)]:
-            self._handles.remove(handle)
-            self._dispatcher.lanes.remove(handle.lane)
+        return bool(self._replicas.alive())
 
 
 def _agree(holdings: Iterable[Holding], names: list[str]) -> bool:

@@ -5,49 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any
 
 from tensair_dask import config
-from tensair_dask.coordinator.barrier import Interventions
-from tensair_dask.coordinator.calls import Calls
-from tensair_dask.coordinator.dispatcher import Dispatcher
-from tensair_dask.coordinator.start import ReplicaHandle
+from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.replica_group import ReplicaGroup
+from tensair_dask.coordinator.replica_handle import ReplicaHandle
+from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import ReplicaLostError, TensairTimeoutError
 
-__all__ = ["CatchingUp"]
+__all__ = ["Resync"]
 
 logger = logging.getLogger(__name__)
 
 
-class CatchingUp:
+class Resync:
     """Asks replicas what they have of each other, and makes good what they lack.
 
     Belongs to the client's event loop.
 
     Parameters
     ----------
-    calls
-        To the replicas.
-    interventions
-        Hold the stream.
-    dispatcher
-        Told of what is confirmed.
-    note
-        Called with kind and text of each event.
+    replicas
+        Those that are asked.
+    barrier
+        Holds the stream.
+    events
+        Where is told what they missed.
     """
 
     def __init__(
-        self,
-        calls: Calls,
-        interventions: Interventions,
-        dispatcher: Dispatcher,
-        note: Callable[..., Any],
+        self, replicas: ReplicaGroup, barrier: Barrier, events: RunEvents
     ) -> None:
-        self._calls = calls
-        self._interventions = interventions
-        self._dispatcher = dispatcher
-        self._note = note
+        self._replicas = replicas
+        self._barrier = barrier
+        self._events = events
         self._mending = asyncio.Lock()
 
     async def confirm_the_idle(self) -> None:
@@ -55,22 +46,22 @@ class CatchingUp:
 
         And what they have missed themselves.
         """
-        idle = [each for each in self._calls.alive() if not each.lane.sent]
+        idle = [each for each in self._replicas.alive() if not each.lane.sent]
         await asyncio.gather(*map(self._confirm, idle))
 
     async def _confirm(self, handle: ReplicaHandle) -> None:
         # One that is silent is asked again; till then it keeps the others waiting.
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(ReplicaLostError, TensairTimeoutError):
-            status = await self._calls.ask(handle, "status", timeout=seconds)
+            status = await self._replicas.ask(handle, "status", timeout=seconds)
             handle.lane.status = status
-            self._dispatcher.confirm(handle.lane)
+            self._replicas.dispatcher.confirm(handle.lane)
 
     async def look(self) -> None:
         """Ask all how they stand, and `complete` them."""
-        for handle, status in (await self._calls.ask_all("status")).items():
+        for handle, status in (await self._replicas.ask_all("status")).items():
             handle.lane.status = status
-            self._dispatcher.confirm(handle.lane)
+            self._replicas.dispatcher.confirm(handle.lane)
         await self.complete()
 
     async def complete(self) -> None:
@@ -80,41 +71,41 @@ class CatchingUp:
         away from them unnoticed.
         """
         await self._mend_the_inexact()
-        statuses = [each.lane.status for each in self._calls.alive()]
+        statuses = [each.lane.status for each in self._replicas.alive()]
         if not any(status is not None and status.missed for status in statuses):
             return
         # Most of the way without holding anything.
-        await self._interventions.flush()
-        await self._interventions.undisturbed(self._catch_up)
-        for handle, status in (await self._calls.ask_all("status")).items():
+        await self._barrier.flush()
+        await self._barrier.undisturbed(self._catch_up)
+        for handle, status in (await self._replicas.ask_all("status")).items():
             handle.lane.status = status
 
     async def _mend_the_inexact(self) -> None:
         """Let replicas share updates where gradients do not tell all."""
         async with self._mending:
-            statuses = [each.lane.status for each in self._calls.alive()]
+            statuses = [each.lane.status for each in self._replicas.alive()]
             if any(status is not None and status.inexact for status in statuses):
                 await self._share_updates()
 
     async def _share_updates(self) -> None:
-        await self._interventions.flush()
-        await self._interventions.share_updates()
-        self._note(
+        await self._barrier.flush()
+        await self._barrier.share_updates()
+        self._events.note(
             "note",
             "The model changes its own parameters when it is called, which gradients "
             "do not tell: from here on the replicas share updates, and began again "
             "with the model of one of them. Give share='update' to begin with that.",
         )
-        for handle, status in (await self._calls.ask_all("status")).items():
+        for handle, status in (await self._replicas.ask_all("status")).items():
             handle.lane.status = status
 
     async def _catch_up(self) -> None:
-        answers = await self._calls.ask_all("status")
+        answers = await self._replicas.ask_all("status")
         behind = [each for each, status in answers.items() if status.missed]
         if not behind:
             return
         # Who has refused what is NaN or infinite is behind one whose model is that.
-        finite = await self._calls.ask_all("is_finite")
+        finite = await self._replicas.ask_all("is_finite")
         sound = [each for each in answers if finite.get(each)] or list(answers)
         source = max(
             sound, key=lambda each: (each not in behind, answers[each].version)
@@ -128,8 +119,8 @@ class CatchingUp:
             # None holds all: what the source has missed is lost. Before it is copied,
             # or those that take it over would still wait for that.
             clock = {each.name: status.steps for each, status in answers.items()}
-            await self._calls.ask(source, "overlook", clock)
-        copied = await self._interventions.copy(source, others) if others else []
+            await self._replicas.ask(source, "overlook", clock)
+        copied = await self._barrier.copy(source, others) if others else []
         if others and not copied:
             return  # one of both ends is gone: the next round knows
         told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
@@ -142,4 +133,4 @@ class CatchingUp:
         if source in behind:
             told += ", which had missed some, too"
             logger.warning("Gradients were lost: %s", told)
-        self._note("note", told)
+        self._events.note("note", told)

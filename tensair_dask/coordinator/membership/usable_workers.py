@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
 
 from distributed import Client
 
 from tensair_dask import config
 from tensair_dask._common.notices import Notices
+from tensair_dask.coordinator.run_events import RunEvents
 
 __all__ = ["UsableWorkers"]
 
@@ -24,8 +23,8 @@ class UsableWorkers:
     ----------
     client
         Of the trainer.
-    note
-        Called with kind and text of what is to be told once.
+    events
+        Where is told why none can be started.
 
     Attributes
     ----------
@@ -39,11 +38,9 @@ class UsableWorkers:
         What was said of them.
     """
 
-    def __init__(
-        self, client: Client, note: Callable[..., Any] = lambda *_: None
-    ) -> None:
+    def __init__(self, client: Client, events: RunEvents) -> None:
         self.reason = ""
-        self._note = note
+        self._events = events
         self._notices = Notices()
         self.avoided: dict[str, float] = {}
         self.why: dict[str, str] = {}
@@ -83,4 +80,4 @@ class UsableWorkers:
         self.avoid(address, self.reason)
         logger.warning(message, address, self.reason)
         if self._notices.say(self.reason, self.reason):
-            self._note("note", message % (address, self.reason))
+            self._events.note("note", message % (address, self.reason))

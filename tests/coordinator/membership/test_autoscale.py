@@ -91,16 +91,16 @@ async def test_a_cluster_follows_the_stream_and_nothing_is_lost():
         ):
             await trainer.adapt(minimum=1, maximum=3, target_lag="200ms")
             reports = feed(trainer, data)
-            await until(lambda: len(trainer._calls.alive()) == 3)
+            await until(lambda: len(trainer.session.replicas.alive()) == 3)
             await until(lambda: len(reports) == 400)
             await until(lambda: len(cluster.workers) == 1)
-            assert len(trainer._calls.alive()) == 1
+            assert len(trainer.session.replicas.alive()) == 1
             await trainer.drain()
             state = await trainer.state_dict()
             assert torch.allclose(
                 state["weight"].double(), expected_weight(data), atol=2e-4
             )
-            assert trainer._dispatcher.relearned == 0
+            assert trainer.session.dispatcher.relearned == 0
             kinds = trainer.events["kind"].tolist()
             assert kinds.count("joined") >= 2
             assert kinds.count("left") >= 2

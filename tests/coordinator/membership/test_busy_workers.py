@@ -186,7 +186,7 @@ async def test_a_trainer_may_close_before_one_that_is_delayed_has_begun(c, s, *w
             await train_all(trainer, linear_data(20))
         over.set()
         await until(lambda: not begun(slow))
-        await until(lambda: not trainer._starter._releasing)
+        await until(lambda: not trainer.session.starter._releasing)
 
 
 @cluster(3)
@@ -194,7 +194,7 @@ async def test_the_model_of_the_last_one_goes_where_there_is_time(c, s, *workers
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         await train_all(trainer, data)
-        (handle,) = trainer._handles
+        (handle,) = trainer.session.replicas.handles
         slow, free = (w for w in workers if w.address != handle.place.address)
         with busy(c, slow):
             await settled(s, slow, "busy")

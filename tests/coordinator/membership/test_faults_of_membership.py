@@ -23,7 +23,7 @@ from tensair_dask.errors import ReplicaFailedError, TensairTimeoutError
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.faults import Fault
 from tensair_dask.pubsub.moments import Moment
-from tensair_dask.replica.placement import Wish
+from tensair_dask.replica.placement import ReplicaCount
 
 
 async def silent(function: str, *args: Any) -> Any:
@@ -61,10 +61,12 @@ async def test_one_that_is_lost_at_any_moment_takes_nothing_with_it(
     data = linear_data(300)
     struck: list[Any] = []
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
-        first, second, _ = trainer._handles
+        first, second, _ = trainer.session.replicas.handles
 
         def strike(handle: Any) -> None:
-            others = [each for each in trainer._handles if each.lane.alive]
+            others = [
+                each for each in trainer.session.replicas.handles if each.lane.alive
+            ]
             others = [each for each in others if each is not handle] or [handle]
             victim = handle if who == "the one concerned" else others[-1]
             if not struck:
@@ -85,9 +87,9 @@ async def test_one_that_is_lost_at_any_moment_takes_nothing_with_it(
             await trainer.scale(1)
             feed(trainer, data[100:200], reports)
             await until(lambda: len(reports) > 110)
-            (last,) = trainer._calls.alive()
+            (last,) = trainer.session.replicas.alive()
             await c.retire_workers([last.place.address])
-            await until(trainer._calls.alive)
+            await until(trainer.session.replicas.alive)
             feed(trainer, data[200:], reports)
             await until(lambda: len(reports) == 300)
         assert struck
@@ -95,7 +97,7 @@ async def test_one_that_is_lost_at_any_moment_takes_nothing_with_it(
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(300))
         assert [report.error for report in reports if report.error] == []
-        assert len(trainer._calls.alive()) == 3
+        assert len(trainer.session.replicas.alive()) == 3
         assert spread(await trainer.state_dicts()) < 1e-4
         await assert_learned_once(trainer, data)
 
@@ -123,7 +125,7 @@ async def test_a_source_that_is_retired_while_others_copy_it_leaves_alone(
         with faults.inject(Moment.COPYING, retire):
             await trainer.apply(shift)
         assert sources[0].lane.leaving
-        assert len(trainer._calls.alive()) == 2
+        assert len(trainer.session.replicas.alive()) == 2
         for state in (await trainer.state_dicts()).values():
             assert state["weight"].eq(6.0).all()
 
@@ -160,7 +162,7 @@ def ends_as_it_is_copied(workers: Any, end: Any) -> tuple[Any, list[Any]]:
 
 
 def gone(trainer: Any) -> list[Any]:
-    return [each for each in trainer._handles if not each.lane.alive]
+    return [each for each in trainer.session.replicas.handles if not each.lane.alive]
 
 
 @cluster(3)
@@ -188,7 +190,7 @@ async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
 ):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
-        first, second, third = trainer._handles
+        first, second, third = trainer.session.replicas.handles
         for worker in workers:  # nothing is published before it is asked for
             exchange_of(trainer, worker).due = lambda busy: None
         reports = feed(trainer, data)
@@ -222,7 +224,7 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
 ):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2, model=Stoppable)) as trainer:
-        first, second = trainer._handles
+        first, second = trainer.session.replicas.handles
         reports = feed(trainer, data[:10])
         await until(lambda: len(reports) > 4)
         going.clear()
@@ -237,7 +239,7 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
         await until(lambda: len(reports) == len(data))
         assert all(report.error is None for report in reports)
         await trainer.drain()
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         await assert_learned_once(trainer, data)
 
 
@@ -245,8 +247,8 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
 async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *workers):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2, model=Stoppable)) as trainer:
-        membership = trainer._membership
-        first, second = trainer._handles
+        membership = trainer.session.membership
+        first, second = trainer.session.replicas.handles
         reports = feed(trainer, data[:10])
         await until(lambda: len(reports) > 4)
         going.clear()
@@ -254,30 +256,33 @@ async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *wor
         await until(lambda: first.lane.sent and second.lane.sent)
         scaling = asyncio.ensure_future(trainer.scale(1))
         await until(lambda: second.lane.leaving)
-        usable, slow = membership._workers.usable, []
+        usable, slow = membership.workers.usable, []
 
         async def slowly() -> list[str]:
             """Answer who scales, while none is there, when the heir has taken over."""
-            if asyncio.current_task() is scaling and not trainer._calls.alive():
+            if (
+                asyncio.current_task() is scaling
+                and not trainer.session.replicas.alive()
+            ):
                 slow.append(second)
                 await until(lambda: second.lane.judged)
             return await usable()
 
-        build = trainer._starter.build
+        build = trainer.session.starter.build
 
         async def when_asked(places: Any, **how: Any) -> Any:
             await until(lambda: slow)
             return await build(places, **how)
 
-        membership._workers.usable = slowly
-        trainer._starter.build = when_asked
+        membership.workers.usable = slowly
+        trainer.session.starter.build = when_asked
         cut_off(trainer, worker_of(workers, first))
         going.set()
         await scaling
         assert slow
         await until(lambda: len(reports) == len(data))
         await trainer.drain()
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         await assert_learned_once(trainer, data)
 
 
@@ -286,7 +291,7 @@ async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         await train_all(trainer, data)
-        first, _ = trainer._handles
+        first, _ = trainer.session.replicas.handles
 
         def lose_the_other(leaving: Any) -> None:
             if first.lane.alive:
@@ -294,34 +299,34 @@ async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
 
         with faults.inject(Moment.SEEN_OFF, lose_the_other):
             await trainer.scale(1)
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         await assert_learned_once(trainer, data)
 
 
 def slow_heir(trainer: Any, workers: Any, last: Any) -> None:
     """Build replicas when the last one has nothing more to do, or is gone."""
     departure = worker_of(workers, last).state.actors[last.key]._departure
-    build = trainer._starter.build
+    build = trainer.session.starter.build
 
     async def slow(places: Any, **how: Any) -> Any:
         await until(lambda: departure._free._waiters or last.is_lost)
         return await build(places, **how)
 
-    trainer._starter.build = slow
+    trainer.session.starter.build = slow
 
 
 @cluster(3, **{"tensair.timeouts.release": "1ms"})
 async def test_one_that_has_made_no_step_itself_waits_for_its_heir(c, s, *workers):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
-        (first,) = trainer._handles
+        (first,) = trainer.session.replicas.handles
         await train_all(trainer, data[:20])
         await trainer.scale(2)
         await c.retire_workers([first.place.address])
-        (last,) = trainer._calls.alive()
+        (last,) = trainer.session.replicas.alive()
         slow_heir(trainer, workers, last)
         await c.retire_workers([last.place.address])
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         await train_all(trainer, data[20:])
         await assert_learned_once(trainer, data)
 
@@ -330,15 +335,15 @@ async def test_one_that_has_made_no_step_itself_waits_for_its_heir(c, s, *worker
 async def test_one_from_which_others_joined_waits_for_its_heir(c, s, *workers):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
-        (first,) = trainer._handles
+        (first,) = trainer.session.replicas.handles
         await train_all(trainer, data[:20])
         await trainer.scale(2)
         await trainer.scale(1)
-        assert trainer._calls.alive() == [first]
+        assert trainer.session.replicas.alive() == [first]
         await train_all(trainer, data[20:40])
         slow_heir(trainer, workers, first)
         await c.retire_workers([first.place.address])
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         await train_all(trainer, data[40:])
         await assert_learned_once(trainer, data)
 
@@ -348,10 +353,10 @@ async def test_heirs_are_tried_until_one_has_the_model(c, s, *workers):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         await train_all(trainer, data)
-        (handle,) = trainer._handles
+        (handle,) = trainer.session.replicas.handles
         others = [each for each in workers if each.address != handle.place.address]
         # One that seemed unfit is better than none.
-        trainer._membership._workers.avoid(others[0].address)
+        trainer.session.membership.workers.avoid(others[0].address)
         heirs: list[Any] = []
 
         def strike(heir: Any) -> None:
@@ -361,7 +366,7 @@ async def test_heirs_are_tried_until_one_has_the_model(c, s, *workers):
 
         with faults.inject(Moment.INHERITING, strike):
             await c.retire_workers([handle.place.address])
-            await until(trainer._calls.alive)
+            await until(trainer.session.replicas.alive)
         tried = [heir.place.address for heir in heirs]
         assert sorted(tried) == sorted(each.address for each in others)
         assert tried[-1] == others[0].address
@@ -375,11 +380,11 @@ async def test_one_that_is_silent_while_it_leaves_delays_for_no_longer_than_is_s
 ):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         await train_all(trainer, linear_data(10))
-        (handle,) = trainer._handles
+        (handle,) = trainer.session.replicas.handles
         handle.call = silent
-        trainer._dispatcher.dismiss(handle.lane)
-        await trainer._membership.recovered(2)
-        assert not trainer._adapting.interventions.alone.locked()
+        trainer.session.dispatcher.dismiss(handle.lane)
+        await trainer.session.membership.recovered(2)
+        assert not trainer.session.barrier.alone.locked()
 
 
 @cluster(2)
@@ -414,9 +419,9 @@ def named(*names: str) -> Any:
 async def test_one_that_cannot_be_built_keeps_no_other_from_joining(c, s, *workers):
     model = functools.partial(named, "replica-2")
     async with ta.Trainer(c, **linear(replicas=1, model=model)) as trainer:
-        trainer._membership.wish = Wish.of((1, 4))
-        await until(lambda: len(trainer._calls.alive()) == 3)
-        assert len(trainer._membership._workers.avoided) == 1
+        trainer.session.membership.wish = ReplicaCount.of((1, 4))
+        await until(lambda: len(trainer.session.replicas.alive()) == 3)
+        assert len(trainer.session.membership.workers.avoided) == 1
 
 
 @cluster(3)
@@ -424,7 +429,7 @@ async def test_a_newcomer_is_not_blamed_for_a_source_that_is_lost(c, s, *workers
     data = linear_data(20)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         await train_all(trainer, data)
-        used = {each.place.address for each in trainer._handles}
+        used = {each.place.address for each in trainer.session.replicas.handles}
         (free,) = (each.address for each in workers if each.address not in used)
         lost: list[Any] = []
 
@@ -435,8 +440,8 @@ async def test_a_newcomer_is_not_blamed_for_a_source_that_is_lost(c, s, *workers
 
         with faults.inject(Moment.KEPT, strike):
             await trainer.scale(3)
-        assert free in {each.place.address for each in trainer._calls.alive()}
-        assert not trainer._membership._workers.avoided
+        assert free in {each.place.address for each in trainer.session.replicas.alive()}
+        assert not trainer.session.membership.workers.avoided
         await trainer.drain()
         await assert_learned_once(trainer, data)
 
@@ -514,8 +519,10 @@ async def test_a_worker_that_is_lost_while_it_builds_is_given_up_at_once(
             await trainer.scale(2, timeout=10)
         finally:
             del c.submit
-        assert lost[0] not in {each.place.address for each in trainer._calls.alive()}
-        assert not trainer._starter._releasing
+        assert lost[0] not in {
+            each.place.address for each in trainer.session.replicas.alive()
+        }
+        assert not trainer.session.starter._releasing
 
 
 @cluster(2, **{"tensair.timeouts.join": "10s"})
@@ -528,37 +535,37 @@ async def test_a_newcomer_that_is_lost_while_it_subscribes_holds_no_stream(c, s,
             newcomer.call = silent
 
         with faults.inject(Moment.BUILT, stop):
-            trainer._membership.wish = Wish.of(2)
-            await until(lambda: trainer._dispatcher._held is not None)
+            trainer.session.membership.wish = ReplicaCount.of(2)
+            await until(lambda: trainer.session.dispatcher._held is not None)
             await s.remove_worker(newcomers[0].place.address, stimulus_id="ttl")
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
-        trainer._membership.wish = Wish.of(1)
+        trainer.session.membership.wish = ReplicaCount.of(1)
 
 
 @cluster(2, **{"tensair.timeouts.join": "100ms"})
 async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, b):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         with faults.inject(Moment.BUILT, lambda each: setattr(each, "call", silent)):
-            trainer._membership.wish = Wish.of(2)
-            await until(lambda: trainer._dispatcher._held is not None)
+            trainer.session.membership.wish = ReplicaCount.of(2)
+            await until(lambda: trainer.session.dispatcher._held is not None)
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
-            await until(lambda: trainer._membership._workers.avoided)
-        trainer._membership.wish = Wish.of(1)
+            await until(lambda: trainer.session.membership.workers.avoided)
+        trainer.session.membership.wish = ReplicaCount.of(1)
 
 
 @cluster(3)
 async def test_one_that_dask_gives_up_is_lost_though_others_wait_for_it(c, s, *workers):
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
-        silent_one = trainer._handles[1]
+        silent_one = trainer.session.replicas.handles[1]
         silent_one.call = silent
-        trainer._membership.wish = Wish.of(3)
+        trainer.session.membership.wish = ReplicaCount.of(3)
         # Nobody can join while it does not say that all has arrived.
-        await until(lambda: trainer._calls.under_way[silent_one.key])
+        await until(lambda: trainer.session.replicas.under_way[silent_one.key])
         await s.remove_worker(silent_one.place.address, stimulus_id="ttl")
         await until(lambda: not silent_one.lane.alive)
-        await until(lambda: len(trainer._calls.alive()) == 3)
+        await until(lambda: len(trainer.session.replicas.alive()) == 3)
 
 
 @cluster(4, **{"tensair.exchange.staleness": "1h"})
@@ -566,7 +573,7 @@ async def test_one_that_is_asked_in_vain_keeps_no_other_from_being_replaced(
     c, s, *workers
 ):
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
-        frozen, victim, _ = trainer._handles
+        frozen, victim, _ = trainer.session.replicas.handles
         exchange_of(trainer, worker_of(workers, frozen)).due = lambda busy: None
         call = frozen.call
 
@@ -576,9 +583,9 @@ async def test_one_that_is_asked_in_vain_keeps_no_other_from_being_replaced(
         frozen.call = no_status
         reports = feed(trainer, linear_data(60))
         await until(lambda: len(reports) == 60)
-        await until(lambda: trainer._calls.under_way[frozen.key])
+        await until(lambda: trainer.session.replicas.under_way[frozen.key])
         cut_off(trainer, worker_of(workers, victim))
-        await until(lambda: len(trainer._calls.alive()) == 3)
+        await until(lambda: len(trainer.session.replicas.alive()) == 3)
         frozen.call = call
 
 
@@ -602,7 +609,7 @@ async def test_a_worker_that_is_lost_while_a_trainer_starts_is_done_without(
     with faults.inject(Moment.BUILT, strike):
         trainer = await ta.Trainer(c, **linear())
     async with trainer:
-        there = {each.place.address for each in trainer._calls.alive()}
+        there = {each.place.address for each in trainer.session.replicas.alive()}
         assert lost[0].place.address not in there
         await train_all(trainer, data)
         await assert_learned_once(trainer, data)
@@ -611,18 +618,18 @@ async def test_a_worker_that_is_lost_while_a_trainer_starts_is_done_without(
 @cluster(1)
 async def test_scaling_ends_in_the_time_that_it_is_given(c, s, a):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
-        build = trainer._starter.build
+        build = trainer.session.starter.build
         may_go_on = asyncio.Event()
 
         async def slow(places: Any, **how: Any) -> Any:
             await may_go_on.wait()
             return await build(places, **how)
 
-        trainer._starter.build = slow
+        trainer.session.starter.build = slow
         with pytest.raises(TensairTimeoutError, match="1 replicas are there after"):
             await asyncio.wait_for(trainer.scale(2, timeout=0.1), 2)
         may_go_on.set()  # and what was begun goes on
-        await until(lambda: len(trainer._calls.alive()) == 2)
+        await until(lambda: len(trainer.session.replicas.alive()) == 2)
 
 
 @cluster(2)
@@ -632,7 +639,7 @@ async def test_a_start_that_is_interrupted_drops_also_what_is_built_already(c, s
 
     def interrupt(handle: Any) -> None:
         built.append(handle)
-        trainer._starting.cancel()
+        trainer.session._starting.cancel()
 
     with faults.inject(Moment.BUILT, interrupt), pytest.raises(asyncio.CancelledError):
         await trainer

@@ -20,7 +20,7 @@ from lab import (
 
 import tensair_dask as ta
 from tensair_dask.batches.batch import Block, MiniBatch
-from tensair_dask.replica.placement import Wish
+from tensair_dask.replica.placement import ReplicaCount
 
 
 @cluster(1)
@@ -31,7 +31,7 @@ async def test_a_new_worker_gets_a_replica_that_misses_nothing(c, s, a, share):
         reports = feed(trainer, data[:400])
         await until(lambda: len(reports) > 50)
         async with Worker(s.address, nthreads=1) as b:
-            await until(lambda: len(trainer._calls.alive()) == 2)
+            await until(lambda: len(trainer.session.replicas.alive()) == 2)
             feed(trainer, data[400:], reports)
             await trainer.drain()
             assert {info.address for info in trainer.replicas} == {a.address, b.address}
@@ -77,12 +77,12 @@ async def test_a_newcomer_hears_nothing_of_one_that_was_lost_before(c, s, *worke
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         feed(trainer, data)
         await trainer.drain()
-        zombie = trainer._handles[1]
+        zombie = trainer.session.replicas.handles[1]
         address = zombie.place.address
         worker = next(each for each in workers if each.address == address)
         replica = worker.state.actors[zombie.key]
-        trainer._dispatcher.lose(zombie.lane, OSError("the network was cut"))
-        await until(lambda: len(trainer._calls.alive()) == 2)
+        trainer.session.dispatcher.lose(zombie.lane, OSError("the network was cut"))
+        await until(lambda: len(trainer.session.replicas.alive()) == 2)
         (pair,) = linear_data(1, seed=7)
         await replica.learn(Block.join(trainer.run_id, [MiniBatch.of(*pair)]))
         await replica.flush(10)
@@ -101,7 +101,7 @@ async def test_optimizer_state_and_buffers_come_along(c, s, a, b):
         await trainer.scale(2)
         one, two = (
             w.state.actors[h.key].learner.optimizers[0].state_dict()["state"]
-            for h in trainer._handles
+            for h in trainer.session.replicas.handles
             for w in (a, b)
             if w.address == h.place.address
         )
@@ -115,12 +115,12 @@ async def test_optimizer_state_and_buffers_come_along(c, s, a, b):
 async def test_a_newcomer_that_cannot_be_built_disturbs_nobody(c, s, a, b):
     data = linear_data(100)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
-        (handle,) = trainer._handles
+        (handle,) = trainer.session.replicas.handles
         other = b if handle.place.address == a.address else a
-        trainer._starter._recipe.model = functools.partial(not_on, other.address)
-        trainer._membership.wish = Wish.of(2)
-        await until(lambda: other.address in trainer._membership._workers.avoided)
+        trainer.session.starter.recipe.model = functools.partial(not_on, other.address)
+        trainer.session.membership.wish = ReplicaCount.of(2)
+        await until(lambda: other.address in trainer.session.membership.workers.avoided)
         feed(trainer, data)
         await trainer.drain()
-        assert len(trainer._calls.alive()) >= 1
+        assert len(trainer.session.replicas.alive()) >= 1
         await assert_learned_once(trainer, data)

@@ -19,7 +19,7 @@ async def test_the_last_replica_hands_its_model_to_another_worker(c, s, a, b, ho
     data = linear_data(400)
     workers = {a.address: a, b.address: b}
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
-        (first,) = trainer._handles
+        (first,) = trainer.session.replicas.handles
         worker = workers[first.place.address]
         reports = feed(trainer, data[:200])
         await until(lambda: len(reports) > 50)
@@ -33,7 +33,7 @@ async def test_the_last_replica_hands_its_model_to_another_worker(c, s, a, b, ho
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(400))
         assert all(report.error is None for report in reports)
-        assert trainer._dispatcher.relearned == 0
+        assert trainer.session.dispatcher.relearned == 0
         (state,) = (await trainer.state_dicts()).values()
         weight = state["weight"].double()
         assert torch.allclose(weight, expected_weight(data), **EXACT)

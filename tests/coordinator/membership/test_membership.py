@@ -29,7 +29,7 @@ async def test_a_lost_replica_is_replaced_from_a_peers_model(c, s, a):
         await until(lambda: len(reports) > 100)
         cut_off(trainer, b)
         # On a worker that is there, since there is no other one.
-        await until(lambda: len(trainer._calls.alive()) == 2)
+        await until(lambda: len(trainer.session.replicas.alive()) == 2)
         feed(trainer, data[300:], reports)
         await trainer.drain()
         assert len(await trainer.state_dicts()) == 2
@@ -61,17 +61,21 @@ async def test_scaling_down_and_up_loses_nothing(c, s, *workers):
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
         reports = feed(trainer, data[:300])
         await trainer.scale(1)
-        assert len(trainer._calls.alive()) == 1
+        assert len(trainer.session.replicas.alive()) == 1
         feed(trainer, data[300:600], reports)
         await trainer.scale((2, 3))
-        assert len(trainer._calls.alive()) == 3
+        assert len(trainer.session.replicas.alive()) == 3
         feed(trainer, data[600:], reports)
         await trainer.drain()
         assert sorted(report.index for report in reports) == list(range(900))
-        assert trainer._dispatcher.relearned == 0
+        assert trainer.session.dispatcher.relearned == 0
         assert list(trainer.events["kind"]).count("left") == 2
         # As many predictions may be under way as three replicas take.
-        assert trainer._predicting._value == trainer._most_predictions == 3 * 16
+        assert (
+            trainer.session.inference._room._value
+            == trainer.session.inference.most
+            == 3 * 16
+        )
         await assert_learned_once(trainer, data)
 
 
@@ -82,9 +86,11 @@ async def test_none_is_started_on_a_worker_that_is_about_to_go(c, s, *workers):
         await until(lambda: len(reports) == 60)
         address = workers[0].address
         assert list(await c.retire_workers([address])) == [address]
-        assert trainer._membership.count == 2
-        await trainer._membership.fit(patience=0)
-        assert [each.place.address for each in trainer._handles].count(address) == 1
+        assert trainer.session.membership.count == 2
+        await trainer.session.membership.fit(patience=0)
+        assert [each.place.address for each in trainer.session.replicas.handles].count(
+            address
+        ) == 1
 
 
 @cluster(1)
@@ -92,6 +98,6 @@ async def test_a_scale_that_cannot_be_had_says_why(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         with pytest.raises(ConfigurationError, match="'all'"):
             await trainer.scale("many")
-        trainer._starter._recipe.model = functools.partial(not_on, a.address)
+        trainer.session.starter.recipe.model = functools.partial(not_on, a.address)
         with pytest.raises(TensairTimeoutError, match="workers can hold them"):
             await trainer.scale(2, timeout=0.5)

@@ -29,12 +29,16 @@ async def test_what_was_reported_and_not_yet_shared_is_learned_again(c, s, a, b)
         exchange_of(trainer, a).due = lambda busy: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
-        (lane,) = (h.lane for h in trainer._handles if h.lane.address == a.address)
+        (lane,) = (
+            h.lane
+            for h in trainer.session.replicas.handles
+            if h.lane.address == a.address
+        )
         held = len(lane.unconfirmed)
         assert held > 0
         cut_off(trainer, a)
         await trainer.drain()
-        assert trainer._dispatcher.relearned == held
+        assert trainer.session.dispatcher.relearned == held
         assert sorted(report.index for report in reports) == list(range(60))
         await assert_learned_once(trainer, data)
 
@@ -46,18 +50,18 @@ async def test_a_drain_waits_for_what_is_learned_again_since_it_began(c, s, a, b
         exchange_of(trainer, a).due = lambda busy: None
         reports = feed(trainer, data)
         await until(lambda: len(reports) == len(data))
-        ask_all = trainer._calls.ask_all
+        ask_all = trainer.session.replicas.ask_all
 
         async def lose_one_first(function: str, *args: Any, **options: Any) -> Any:
             if function == "flush":
-                trainer._calls.ask_all = ask_all
+                trainer.session.replicas.ask_all = ask_all
                 cut_off(trainer, a)
             return await ask_all(function, *args, **options)
 
-        trainer._calls.ask_all = lose_one_first
+        trainer.session.replicas.ask_all = lose_one_first
         await trainer.drain()
         assert not trainer.backlog
-        assert trainer._dispatcher.relearned > 0
+        assert trainer.session.dispatcher.relearned > 0
         await assert_learned_once(trainer, data)
 
 
@@ -117,7 +121,7 @@ async def test_two_that_are_lost_at_once_take_nothing_with_them(c, s, *workers):
 async def test_one_that_is_lost_while_another_loss_is_looked_into(c, s, *workers):
     data = linear_data(500)
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
-        calls = trainer._calls
+        calls = trainer.session.replicas
         ask_all = calls.ask_all
 
         async def lose_another(function: str, *args: Any, **kwargs: Any) -> Any:
@@ -146,7 +150,7 @@ async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
 
         async def silent(block: Any) -> Any:
             shared.append(await learn(block))
-            await trainer._calls.ask(handle, "flush", 10)
+            await trainer.session.replicas.ask(handle, "flush", 10)
             await asyncio.Event().wait()  # the report never comes
 
         lane.learn = silent
@@ -155,10 +159,10 @@ async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
         await until(lambda: shared)
         while await thread.call(exchange.confirmed) < exchange.taken:
             await asyncio.sleep(0.005)
-        await until(lambda: not trainer._calls.under_way[handle.key])
+        await until(lambda: not trainer.session.replicas.under_way[handle.key])
         cut_off(trainer, a)
         await trainer.drain()
-        assert trainer._dispatcher.lived_on > 0
+        assert trainer.session.dispatcher.lived_on > 0
         assert sorted(report.index for report in reports) == list(range(40))
         assert all(report.learned for report in reports)
         await assert_learned_once(trainer, data)
@@ -170,10 +174,10 @@ async def test_a_replica_that_was_only_cut_off_reaches_nobody_any_more(c, s, a, 
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         feed(trainer, data)
         await trainer.drain()
-        alive, zombie = trainer._handles
+        alive, zombie = trainer.session.replicas.handles
         workers = {a.address: a, b.address: b}
         replica = workers[zombie.place.address].state.actors[zombie.key]
-        trainer._dispatcher.lose(zombie.lane, OSError("the network was cut"))
+        trainer.session.dispatcher.lose(zombie.lane, OSError("the network was cut"))
         await trainer.drain()
         (pair,) = linear_data(1, seed=7)
         await replica.learn(Block.join(trainer.run_id, [MiniBatch.of(*pair)]))

@@ -60,7 +60,7 @@ async def test_who_has_missed_gradients_takes_over_a_model_that_holds_them(
         feed(trainer, data[150:], reports)
         await trainer.drain()
         assert await refusals(trainer) >= 2
-        statuses = await trainer._calls.ask_all("status")
+        statuses = await trainer.session.replicas.ask_all("status")
         assert not any(status.missed for status in statuses.values())
         await assert_learned_once(trainer, data)
 
@@ -87,11 +87,11 @@ async def test_a_model_is_taken_over_though_nobody_waits_for_it_any_more(
         draining = asyncio.ensure_future(trainer.drain())
         while not copied.is_set():
             # What does not fit is acknowledged when it is told, which nobody else asks.
-            await trainer._calls.ask_all("status")
+            await trainer.session.replicas.ask_all("status")
         draining.cancel()
         await asyncio.wait([draining])
         feed(trainer, data[150:], reports)
-        await until(lambda: trainer._dispatcher._held or len(reports) == 300)
+        await until(lambda: trainer.session.dispatcher._held or len(reports) == 300)
         gate.set()
         await until(lambda: len(reports) == 300)
         await trainer.drain()
@@ -121,7 +121,7 @@ async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
         assert await thread.call(exchange.confirmed) < exchange.taken
         assert not flushing.done()
         # Only now the client knows, and lets go of nothing.
-        assert (await trainer._calls.ask(listener, "status")).missed
+        assert (await trainer.session.replicas.ask(listener, "status")).missed
         await flushing
         # And nothing more waits until it is asked again.
         await learn(data[:10])
@@ -154,12 +154,12 @@ def test_a_replica_that_is_not_finite_takes_over_the_model_of_one_that_is(count,
             await poison(trainer, workers[0], value)
             others = [exchange_of(trainer, each) for each in workers[1:]]
             await until(lambda: all(each.is_behind for each in others))
-            await trainer._membership._catching_up.look()
+            await trainer.session.membership._resync.look()
             await until(lambda: "NaN or infinite, and" in told(trainer))
             await train_all(trainer, data[100:])
             # Nothing but the poison is lost, and it is nowhere.
             await assert_learned_once(trainer, data)
-            statuses = await trainer._calls.ask_all("status")
+            statuses = await trainer.session.replicas.ask_all("status")
             assert not any(status.missed for status in statuses.values())
             assert "it holds NaN or infinite values" in told(trainer)
 
@@ -174,7 +174,7 @@ async def test_where_no_model_is_finite_any_more_nothing_waits(c, s, a, b):
         await asyncio.gather(poison(trainer, a, nan), poison(trainer, b, nan))
         exchanges = [exchange_of(trainer, each) for each in (a, b)]
         await until(lambda: all(each.is_behind for each in exchanges))
-        await trainer._membership._catching_up.look()
+        await trainer.session.membership._resync.look()
         assert not any(each.is_behind for each in exchanges)
         await trainer.drain()
         reports = await train_all(trainer, linear_data(4))
@@ -263,7 +263,7 @@ async def test_an_optimizer_that_fails_now_and_then_costs_no_replica(c, s, a, b)
         refused = [report.error for report in reports if report.error is not None]
         assert 0 < len(refused) < 50
         assert all("the log is full" in str(each) for each in refused)
-        assert len(trainer._calls.alive()) == 2
+        assert len(trainer.session.replicas.alive()) == 2
         assert not lost(trainer)
         learned = 100 - len(refused)
         assert {info.version for info in trainer.replicas} == {learned}
@@ -289,7 +289,7 @@ def test_a_replica_whose_exchange_fails_ends_alone_and_says_why(place):
             (text,) = lost(trainer)
             assert "MemoryError: no room for it" in text
             assert workers[1].address in text
-            assert len(trainer._calls.alive()) == 2
+            assert len(trainer.session.replicas.alive()) == 2
             assert all(report.error is None for report in reports)
             await assert_learned_once(trainer, data)
 
@@ -309,7 +309,9 @@ def test_where_the_exchange_fails_everywhere_one_goes_on_with_the_model(place):
             await until(lambda: len(lost(trainer)) == 2)
             await trainer.drain()
             assert all("no room for it" in text for text in lost(trainer))
-            assert [each.name for each in trainer._calls.alive()] == ["replica-0"]
+            assert [each.name for each in trainer.session.replicas.alive()] == [
+                "replica-0"
+            ]
             await assert_learned_once(trainer, data)
 
     run()

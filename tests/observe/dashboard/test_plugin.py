@@ -117,7 +117,7 @@ async def test_what_was_learned_is_counted_also_if_it_was_not_drained(c, s, a, b
     replicas = [
         worker.state.actors[handle.key]
         for worker in (a, b)
-        for handle in trainer._handles
+        for handle in trainer.session.replicas.handles
         if handle.key in worker.state.actors
     ]
     await trainer.close()
@@ -310,7 +310,7 @@ async def test_a_plugin_that_is_unregistered_is_gone(c, s, a, caplog):
         await until(lambda: not gone._sampling.is_running())
         assert handlers(s) == []
         rows = known.archive.tiers[0].added
-        await until(trainer._reporter._telling.done)
+        await until(trainer.session.reporter._telling.done)
         await train_all(trainer, linear_data(5))  # it goes on
         async with ta.Trainer(c, **linear()) as later:
             await train_all(later, linear_data(3))
@@ -515,7 +515,11 @@ async def test_a_replica_that_cannot_go_on_is_lost(c, s, a, b, monkeypatch):
     async with ta.Trainer(c, **linear()) as trainer:
         await until(lambda: len(record(s, trainer).alive) == 2)
         replica = a.state.actors[
-            next(h.key for h in trainer._handles if h.place.address == a.address)
+            next(
+                h.key
+                for h in trainer.session.replicas.handles
+                if h.place.address == a.address
+            )
         ]
 
         def fail() -> None:

@@ -56,7 +56,7 @@ def deadly(trainer: Any, workers: Any, *functions: str) -> list[Any]:
 
         return call
 
-    for handle in trainer._handles:
+    for handle in trainer.session.replicas.handles:
         handle.call = of(handle)
     return ended
 
@@ -68,7 +68,7 @@ def _is_poison(args: tuple[Any, ...]) -> bool:
 
 
 def alive(trainer: Any) -> int:
-    return len(trainer._calls.alive())
+    return len(trainer.session.replicas.alive())
 
 
 CALLS = {
@@ -152,9 +152,9 @@ async def test_what_is_learned_beside_a_deadly_call_is_not_blamed(c, s, *workers
         await trainer.drain()
         assert [report.error for report in reports if report.error] == []
         assert sorted(report.index for report in reports) == list(range(400))
-        for survivor in trainer._calls.alive():
+        for survivor in trainer.session.replicas.alive():
             vars(survivor).pop("call", None)
-        trainer._calls._losses.clear()
+        trainer.session.replicas._losses.clear()
         await assert_learned_once(trainer, data)
 
 
@@ -168,13 +168,13 @@ async def test_a_call_made_again_by_a_timer_does_not_end_the_last_one(
             with pytest.raises(KilledReplicasError, match="only one replica"):
                 await trainer.save(tmp_path / "model")
         assert len(ended) == 1
-        (survivor,) = trainer._calls.alive()
+        (survivor,) = trainer.session.replicas.alive()
         del survivor.call
         # The other may have been ended for another reason: some time later it is tried.
-        count, when = trainer._calls._losses["checkpoint"]
-        trainer._calls._losses["checkpoint"] = count, when - 3600
+        count, when = trainer.session.replicas._losses["checkpoint"]
+        trainer.session.replicas._losses["checkpoint"] = count, when - 3600
         await trainer.save(tmp_path / "model")
-        assert not trainer._calls._losses
+        assert not trainer.session.replicas._losses
 
 
 # Lost in a way that is no fault of the call: it never came there, the process lives and
@@ -190,7 +190,7 @@ def test_a_call_that_is_not_to_blame_is_answered_by_the_last_one(how):
     @cluster(2, **FINAL)
     async def run(c, s, *workers):
         async with ta.Trainer(c, **classes()) as trainer:
-            first = trainer._calls.least_loaded()
+            first = trainer.session.replicas.least_loaded()
 
             async def call(function: str, *args: Any) -> Any:
                 if how == "leaving":
@@ -261,7 +261,7 @@ def test_a_change_that_ends_who_takes_it_over_is_undone_before_all_have_ended(
                 await trainer.apply(change)
             assert len(ended) == lost
             assert alive(trainer) == replicas - lost - (change is shift)
-            for survivor in trainer._calls.alive():
+            for survivor in trainer.session.replicas.alive():
                 vars(survivor).pop("call", None)
             for state in (await trainer.state_dicts()).values():
                 for key in before:  # but for rounding, in another order
@@ -275,7 +275,7 @@ def test_a_change_that_ends_who_takes_it_over_is_undone_before_all_have_ended(
 @cluster(4, **FINAL)
 async def test_a_replica_that_is_lost_beside_a_change_does_not_undo_it(c, s, *workers):
     async with ta.Trainer(c, **classes()) as trainer:
-        handles = trainer._handles
+        handles = trainer.session.replicas.handles
         ended = deadly(trainer, workers, "adopt")
         for handle in handles[2:]:  # of those that are asked to, one ends
             vars(handle).pop("call")

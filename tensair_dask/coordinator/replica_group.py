@@ -1,4 +1,4 @@
-"""Calls: questions to replicas, with bounds on the wait, whatever becomes of them."""
+"""The replicas of a run, and calls to them that end, whatever becomes of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 from distributed.comm import CommClosedError
 
 from tensair_dask import config
 from tensair_dask.coordinator.dispatcher import Dispatcher, nobody_alive
-from tensair_dask.coordinator.start import ReplicaHandle
+from tensair_dask.coordinator.replica_handle import ReplicaHandle
 from tensair_dask.errors import (
     KilledReplicasError,
     ReplicaLeavingError,
@@ -23,7 +23,14 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 
-__all__ = ["Calls", "closed_error", "late_error", "may_be_a_crash"]
+__all__ = [
+    "ReplicaGroup",
+    "ReplicaInfo",
+    "closed_error",
+    "late_error",
+    "may_be_a_crash",
+    "names_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +40,38 @@ T = TypeVar("T")
 PAUSE = 0.005
 
 
-class Calls:
-    """Asks replicas, and gives up those that turn out to be lost.
+class ReplicaInfo(NamedTuple):
+    """One replica, as the client knew it at its latest report.
+
+    Attributes
+    ----------
+    address
+        Of its worker.
+    steps
+        Mini-batches that it has learned itself.
+    samples
+        Rows in them.
+    staleness
+        Mean over the newest gradient messages that it applied.
+    alive
+        False once its worker was lost.
+    version
+        Gradients that its model holds, its own and its peers'.
+    device
+        Name of the torch device.
+    """
+
+    address: str
+    steps: int
+    samples: int
+    staleness: float
+    alive: bool
+    version: int
+    device: str
+
+
+class ReplicaGroup:
+    """Owns the handles of all replicas; calls them, and gives up those that are lost.
 
     A call may be what ends the process that answers it: it runs the user's code, and
     takes memory. So what was lost with a replica is put to another one alone, one after
@@ -46,20 +83,21 @@ class Calls:
 
     Parameters
     ----------
-    handles
-        All replicas; the caller adds them when they have started.
     dispatcher
-        Gives up those that are lost.
+        Sends mini-batches to them, and gives up those that are lost.
 
     Attributes
     ----------
+    handles
+        All replicas, in order of their start; those that are gone for long are left
+        out.
     under_way
         Questions that a replica has not answered, by its actor key.
     """
 
-    def __init__(self, handles: list[ReplicaHandle], dispatcher: Dispatcher) -> None:
-        self._handles = handles
-        self._dispatcher = dispatcher
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.handles: list[ReplicaHandle] = []
         self.under_way: Counter[str] = Counter()
         # Held by what was lost with a replica before: one at a time, so that it is
         # known which one was the reason.
@@ -69,9 +107,38 @@ class Calls:
         # such as the checkpoint of ten seconds later.
         self._losses: dict[str, tuple[int, float]] = {}
 
+    def add(self, handle: ReplicaHandle) -> None:
+        """Let a replica that has started learn from now on."""
+        self.handles.append(handle)
+        self.dispatcher.admit(handle.lane)
+
+    def forget(self, most: int) -> None:
+        """Forget replicas that are gone, for the longest time, beyond so many."""
+        gone = [handle for handle in self.handles if not handle.lane.alive]
+        for handle in gone[: max(0, len(gone) - most)]:
+            self.handles.remove(handle)
+            self.dispatcher.lanes.remove(handle.lane)
+
+    @property
+    def unjudged(self) -> list[ReplicaHandle]:
+        """Those that are gone of which it is not known yet what lives on."""
+        return [
+            each for each in self.handles if not (each.lane.alive or each.lane.judged)
+        ]
+
+    def infos(self) -> list[ReplicaInfo]:
+        """Describe all replicas, as of their latest reports."""
+        return [_info(handle) for handle in self.handles]
+
+    @property
+    def share(self) -> str:
+        """What they publish: ``"gradient"`` or ``"update"``; empty at the start."""
+        known = (each.lane.status for each in self.handles if each.lane.alive)
+        return next((each.share for each in known if each is not None), "")
+
     def alive(self) -> list[ReplicaHandle]:
         """Give those that are not lost, and do not leave: they hear their peers."""
-        return [handle for handle in self._handles if handle.lane.open]
+        return [handle for handle in self.handles if handle.lane.open]
 
     def least_loaded(self) -> ReplicaHandle:
         """Choose the replica that will answer first.
@@ -89,11 +156,11 @@ class Calls:
                 handle.lane.load,
                 handle,
             )
-            for handle in self._handles
+            for handle in self.handles
             if handle.lane.open
         ]
         if not alive:
-            raise nobody_alive(len(self._handles), "nobody can answer")
+            raise nobody_alive(len(self.handles), "nobody can answer")
         return min(alive, key=lambda each: each[:3])[3]
 
     async def ask_any(self, function: str, *args: Any) -> Any:
@@ -178,7 +245,7 @@ class Calls:
             while True:
                 self._judge(suspect, what, losses)
                 handle = self.least_loaded()
-                async with self._dispatcher.reserved(handle.lane):
+                async with self.dispatcher.reserved(handle.lane):
                     if await self._is_alone(handle, deadline):
                         # Others may have been lost meanwhile.
                         self._judge(suspect, what, losses)
@@ -213,7 +280,7 @@ class Calls:
     def _judge(self, suspect: int, what: str, losses: int) -> None:
         """Refuse a call that seems to end whoever answers it."""
         alive = len(self.alive())
-        allowed = self._dispatcher.allowed_losses
+        allowed = self.dispatcher.allowed_losses
         if not alive or (alive > 1 and losses <= allowed):
             return
         why = (
@@ -236,7 +303,7 @@ class Calls:
         first, answer = await self.put(function, ask, function)
         others = [each for each in self.alive() if each is not first]
         found = {first: answer, **await self._gather(others, function)}
-        return {each: found[each] for each in self._handles if each in found}
+        return {each: found[each] for each in self.handles if each in found}
 
     async def ask_all(
         self, function: str, *args: Any, timeout: float | None = None
@@ -310,28 +377,51 @@ class Calls:
             )
             if call in done:
                 answer = call.result()
-                self._dispatcher.hear(answer)
+                self.dispatcher.hear(answer)
                 return answer
             if not done:
                 setting = "request" if timeout is None else "drain"
                 what = f"{function} on {handle.place.address}"
                 raise late_error(what, seconds, setting)
         except ReplicaLeavingError:
-            self._dispatcher.dismiss(lane)
+            self.dispatcher.dismiss(lane)
             raise
         except (ReplicaLostError, TrainerClosedError) as error:
             # The last one: its worker is closing, and has closed what publishes.
-            self._dispatcher.lose(lane, error)
+            self.dispatcher.lose(lane, error)
             why = error
         finally:
             self.under_way[handle.key] -= 1
             call.cancel()
-        if self._dispatcher.closed:
+        if self.dispatcher.closed:
             raise closed_error()
         raise ReplicaLostError(
             f"The replica on {handle.place.address} was lost before it had answered "
             f"{function}."
         ) from why
+
+
+def _info(handle: ReplicaHandle) -> ReplicaInfo:
+    status = handle.lane.status
+    return ReplicaInfo(
+        handle.place.address,
+        status.steps if status else 0,
+        status.samples if status else 0,
+        status.staleness if status else 0.0,
+        handle.lane.alive and not handle.is_lost,
+        status.version if status else 0,
+        handle.place.device,
+    )
+
+
+def names_of(handles: Iterable[ReplicaHandle]) -> list[str]:
+    """Name replicas by the addresses of their workers; further ones have a number."""
+    names: list[str] = []
+    for handle in handles:
+        address = handle.place.address
+        same = sum(name.partition("#")[0] == address for name in names)
+        names.append(f"{address}#{same + 1}" if same else address)
+    return names
 
 
 def may_be_a_crash(error: ReplicaLostError) -> bool:
