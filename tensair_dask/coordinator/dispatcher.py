@@ -315,7 +315,7 @@ class Dispatcher:
     ) -> None:
         self._run_id = run_id
         self._limits = limits
-        self._events = events
+        self.events = events
         self.lanes: list[Lane] = []
         # Those that wait for room, as a heap by their tickets: who was waked in vain
         # comes back to its place.
@@ -527,8 +527,8 @@ class Dispatcher:
             self._say_once(key, text)
 
     def _say_once(self, key: str, text: str) -> None:
-        if self._events is not None:
-            self._events.say_once(key, text)
+        if self.events is not None:
+            self.events.say_once(key, text)
 
     def _report(self, lane: Lane, outcome: Any, taken: list[Pending]) -> None:
         now = time.time()
@@ -566,8 +566,8 @@ class Dispatcher:
 
     def _deliver(self, pending: Pending, report: Report) -> None:
         try:
-            if self._events is not None:
-                self._events.reported(pending, report)
+            if self.events is not None:
+                self.events.reported(pending, report)
         except BaseException as error:  # who waits for the report gets it all the same
             logger.error(
                 "What looks at the reports raised; the stream goes on",
@@ -793,10 +793,10 @@ class Dispatcher:
         self._notice_rest()
         if self.closed:
             return
-        if self._events is None:
+        if self.events is None:
             self.resolve(lane, 0)
         else:
-            self._events.replica_lost(lane)
+            self.events.replica_lost(lane)
 
     def resolve(self, lane: Lane, taken: int | None) -> None:
         """Say what the others have of a replica that is lost, or has left.

@@ -50,7 +50,7 @@ async def test_what_two_replicas_notice_is_one_warning_and_one_event(c, s, a, b)
         def emit(self, record):
             caught.append(record.getMessage())
 
-    logger = logging.getLogger("tensair_dask.trainer")
+    logger = logging.getLogger("tensair_dask.coordinator.run_events")
     logger.addHandler(handler := Keep())
     try:
         async with ta.Trainer(c, **linear()) as trainer:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from distributed.utils_test import captured_logger, gen_test
 
 from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits, Pending
+from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.errors import (
     KilledReplicasError,
     NoReplicasError,
@@ -79,6 +81,21 @@ class Peer:
         return Status(
             count, count, 0.0, count, count, self.confirmed, leaving=self.leaving
         )
+
+
+class Losing(Subscriber):
+    """Does something where a replica is lost."""
+
+    def __init__(self, function: Callable[[Lane], Any]) -> None:
+        self.replica_lost = function
+
+
+def losing(function: Callable[[Lane], Any]) -> RunEvents:
+    """Events of which a function hears when a replica is lost."""
+    nobody: Any = None
+    events = RunEvents(nobody, "run")
+    events.subscribe(Losing(function))
+    return events
 
 
 class Bench:
@@ -393,7 +410,7 @@ async def test_a_suspect_that_was_learned_after_all_is_none_any_more():
     while not peer.blocks:
         await asyncio.sleep(0)
     lost = []
-    bench.dispatcher._lost = lost.append
+    bench.dispatcher.events = losing(lost.append)
     bench.dispatcher.lose(bench.dispatcher.lanes[0], OSError("killed"))
     assert pending.losses == 1
     bench.dispatcher.resolve(lost[0], 1)
@@ -519,7 +536,7 @@ async def test_while_one_that_leaves_has_the_model_mini_batches_wait():
     leaving, lost = Peer(free=False), Peer(free=False)
     bench = Bench(leaving, lost)
     dispatcher = bench.dispatcher
-    dispatcher._lost = lambda lane: None  # it is up to the test to resolve
+    dispatcher.events = losing(lambda lane: None)  # it is up to the test to resolve
     await bench.submit(4)
     while not (leaving.blocks and lost.blocks):
         await asyncio.sleep(0)
@@ -576,7 +593,7 @@ async def test_of_a_lost_replica_what_cannot_be_learned_again_is_never_settled()
     await bench.submit(20)
     await bench.dispatcher.drained(5)
     (lane,) = bench.dispatcher.lanes
-    bench.dispatcher._lost = lambda lane: bench.dispatcher.resolve(lane, 10)
+    bench.dispatcher.events = losing(lambda lane: bench.dispatcher.resolve(lane, 10))
     bench.dispatcher.admit(Lane("other", other.learn))
     with captured_logger(
         "tensair_dask.coordinator.dispatcher", level=logging.WARNING

@@ -499,7 +499,7 @@ async def test_what_has_no_effect_without_a_detector_is_warned_of(
     said = [
         each.getMessage()
         for each in caplog.records
-        if each.name == "tensair_dask.trainer"
+        if each.name == "tensair_dask.drift.drift_config"
     ]
     assert len(said) == bool(words)
     assert words in "".join(said)

@@ -30,11 +30,11 @@ WIDE = X.astype("float64")
 NAN = np.full_like(X, np.nan)
 
 
-def said(caplog, name="tensair_dask.trainer") -> list[str]:
+def said(caplog, name="tensair_dask.coordinator") -> list[str]:
     return [
         each.getMessage()
         for each in caplog.records
-        if each.name == name and each.levelno == logging.WARNING
+        if each.name.startswith(name) and each.levelno == logging.WARNING
     ]
 
 

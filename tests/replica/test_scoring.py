@@ -331,7 +331,7 @@ async def test_a_metric_that_fails_is_one_warning_and_one_event(c, s, a, b):
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("tensair_dask.trainer")
+    logger = logging.getLogger("tensair_dask.coordinator.run_events")
     logger.addHandler(handler)
     try:
         metrics = {"mine": raises, "ours": ta.metrics.accuracy}

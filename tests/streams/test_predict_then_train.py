@@ -247,7 +247,7 @@ def test_bad_items_leave_the_stream_running(options):
 
 @two()
 async def test_predictions_that_cannot_be_scored_are_counted(c, s, a, b):
-    caught = logging.getLogger("tensair_dask.trainer")
+    caught = logging.getLogger("tensair_dask.coordinator.run_events")
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
