@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 # Public names and where they live. Imported on first use: Dask's scheduler loads
 # this package for its half of pubsub and must not pay for torch.
 _PUBLIC = {
+    "CheckpointConfig": "tensair_dask.options",
+    "DriftConfig": "tensair_dask.options",
+    "ExchangeConfig": "tensair_dask.options",
+    "ReplicaConfig": "tensair_dask.options",
     "Prediction": "tensair_dask.batches.predictions",
     "Prequential": "tensair_dask.prequential",
     "Pub": "tensair_dask.pubsub",
@@ -31,9 +35,13 @@ _ROOMS = (
 )
 
 __all__ = [
+    "CheckpointConfig",
+    "DriftConfig",
+    "ExchangeConfig",
     "Prediction",
     "Prequential",
     "Pub",
+    "ReplicaConfig",
     "Report",
     "Sub",
     "Trainer",
