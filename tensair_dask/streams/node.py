@@ -79,7 +79,7 @@ class TrainerNode(Stream):
     learns = True
 
     # What was given to read items by, in place of the default.
-    _read_by: Callable[[Any], Any] | None = None
+    read_by: Callable[[Any], Any] | None = None
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class TrainerNode(Stream):
         self._overload: Overload | None = None
         if self.learns:
             others = [each for each in list(intake.nodes) if each.learns]
-            if text := check_route(upstream, self._read_by, others):
+            if text := check_route(upstream, self.read_by, others):
                 intake.tell(f"routes {upstream} {id(upstream)}", text)
             _note_sources(upstream, intake)
         client = trainer.client

@@ -155,7 +155,7 @@ class predict_then_train(OrderedNode):
         pending = whole("pending", pending, 1, 100_000)
         later = Delay.of(0 if delay is None else delay)
         _check_delay(later, delay, scores, moment, pending)
-        self._read_by = collate
+        self.read_by = collate
         super().__init__(upstream, trainer, on_error=on_error, **kwargs)
         self.scores = scores
         self._delay, self._later = later, delay

@@ -83,7 +83,7 @@ def check_route(upstream: Stream, collate: Any, others: Iterable[Any]) -> str:
         for before in other.upstreams:
             if before is None or not (common := _common(upstream, before)):
                 continue
-            same = _same(collate, other._read_by) and _are_alike(upstream, before)
+            same = _same(collate, other.read_by) and _are_alike(upstream, before)
             if same:
                 raise _twice(upstream, other)
             if not (_parts(upstream, common) and _parts(before, common)):

@@ -95,7 +95,7 @@ class train(TrainerNode):
         if overload != "block":
             waiting = config.get("overload.waiting", waiting)
             check_overload(overload, waiting)
-        self._read_by = collate
+        self.read_by = collate
         super().__init__(upstream, trainer, on_error, **kwargs)
         self._collate = collate or Pairs(form_of(upstream))
         if overload != "block":
