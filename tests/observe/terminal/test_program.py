@@ -70,7 +70,11 @@ if __name__ == "__main__":
     address = "127.0.0.1:0"
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=address
+            n_workers=2,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp",
+            dashboard_address=address,
         ) as cluster,
         Client(cluster) as client,
         ta.Trainer(client, name="flowers", **classes()) as trainer,
@@ -84,7 +88,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> Iterator[tuple[str, str]]:
-    """Address of a cluster and run of a trainer on it, in processes of their own."""
+    """Address of a cluster and run of a trainer on it, in a process of their own."""
     file = tmp_path_factory.mktemp("training") / "training.py"
     file.write_text(TRAINING)
     tests = str(Path(__file__).parents[2])
@@ -109,6 +113,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.processes
+@pytest.mark.xdist_group("monitor")  # one cluster for all of them
 class TestWhileItTrains:
     def test_a_pipe_gets_a_json_object_a_line(self, training):
         address, run_id = training
