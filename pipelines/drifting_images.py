@@ -13,9 +13,9 @@ of your own with ``--data FOLDER``. To start a pipeline of your own, copy this f
 from __future__ import annotations
 
 import functools
-import json
+import itertools
 import math
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +24,11 @@ import click
 import numpy as np
 import torch
 from distributed import Client
-from rich import box, table
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
-from tensair_dask._common.files import check_folder
 from tensair_dask.adaptation import (
     POLICIES,
     TRAINING,
@@ -40,15 +36,14 @@ from tensair_dask.adaptation import (
     RaiseLearningRate,
     Reinitialise,
 )
-from tensair_dask.drift.run_record import Alarms, Detections, Record
+from tensair_dask.drift.run_record import Detections, Record
 from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
 from tensair_dask.runner import terminal
 from tensair_dask.runner.images import NAMES, Images, ImageSet, load
-from tensair_dask.runner.modes_run import ON_DRIFT, ModesRun
+from tensair_dask.runner.modes_run import ON_DRIFT, ModesRun, watch_for
 from tensair_dask.runner.options import (
-    FOLDER,
     FROM_ZERO,
     PATH,
     POSITIVE,
@@ -353,7 +348,7 @@ def build(
         seed=seed,
         mode=mode,
         detector=detector,
-        watch=_errors if detector == "ddm" else "loss",
+        watch=watch_for(detector),
         convergence=convergence if mode == "auto" else None,
         on_drift=POLICY.get(on_drift, on_drift),
         name=NAME,
@@ -362,10 +357,6 @@ def build(
     source = Stream(asynchronous=True)
     reports = source.counted(continuation).train(trainer).map(continuation.numbered)
     return Pipeline(source, reports, trainer)
-
-
-def _errors(report: ta.Report) -> float:
-    return 1.0 - report.metrics["accuracy"]
 
 
 # ---------------------------------------------------------------- on the command line
@@ -393,7 +384,7 @@ class ImagesRun(ModesRun):
     on_drift: str = option("train", ON_DRIFT, type=click.Choice(ANSWERS))
     swaps: int = option(4, "How often two labels are swapped.", type=FROM_ZERO)
     every: int = option(1000, "Mini-batches between two swaps.", type=POSITIVE)
-    batch_size: int = option(32, "Images in a mini-batch.", type=POSITIVE)
+    batch_size: int = 32
     learning_rate: float = option(
         0.1, "Of plain SGD.", type=Number(min=0, min_open=True)
     )
@@ -404,46 +395,31 @@ class ImagesRun(ModesRun):
         shown="half of --every",
     )
     seed: int = option(0, "Of the stream and of the model.", type=FROM_ZERO)
-    output: Path = option(Path("tensair-output"), "Folder for the plots.", type=FOLDER)
 
     images: ImageSet | None = field(default=None, init=False, repr=False)
     stream: SwappedLabels | None = field(default=None, init=False, repr=False)
-    record: Record = field(default_factory=lambda: Record(0), init=False, repr=False)
-    alarms: Alarms = field(default_factory=lambda: Alarms(list), init=False, repr=False)
     held_out: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def stops_after(self) -> int | None:
-        """Mini-batch at which mode never begins; None in the other modes."""
-        if self.mode != "never":
-            return None
+    def stops(self) -> int:
+        """The mini-batch from which on mode never learns nothing."""
         return self.every // 2 if self.warm_up is None else self.warm_up
 
-    def without_effect(self, given: Collection[str]) -> str:
-        """Say which options would have no effect; see `Run.without_effect`."""
-        if "warm_up" in given and self.mode != "never":
-            return (
-                f"--warm-up was given in mode {self.mode}; it is of --mode never: give "
-                "that, or leave it out."
-            )
-        return super().without_effect(given)
+    @property
+    def has_results(self) -> bool:
+        """Whether there was an image to score."""
+        return bool(self.sides) and self.record.records > 0
 
-    def check_files(self) -> None:
-        """See that the plots can be written, before the run."""
-        super().check_files()
-        check_folder(self.output, "--output")
-
-    def begins_in(self, index: int) -> str:
-        """Mode from this mini-batch on: never begins with something to predict with."""
-        stops = self.stops_after
-        return "always" if stops is not None and index < stops else self.mode
+    @property
+    def record(self) -> Record:
+        """What was reported."""
+        return self.sides[0].record
 
     @property
     def detections(self) -> Detections:
         """What was detected of what came."""
-        if self.stream is None or self.trainer is None:
-            return Detections({}, [])
-        return Detections(self.stream.changes(), self.alarms())
+        assert self.stream is not None
+        return Detections(self.stream.changes(), self.sides[0].alarms())
 
     def course(self) -> Course:
         """What is drawn."""
@@ -482,15 +458,24 @@ class ImagesRun(ModesRun):
         }
 
     def tables(self) -> list[Table]:
-        """Swaps with their detections, and scores, for the page of the run."""
-        if self.stream is None or not self.record.records:
+        """Swaps with their detections, work, and scores."""
+        if not self.has_results:
             return []
+        record = self.record
         return [
             Table(
                 "Swaps",
                 ["labels", "at mini-batch", "detected at", "after mini-batches"],
                 self.detections.rows(),
                 f"{self.headline()}.",
+            ),
+            Table(
+                "Work",
+                ["mini-batches", "number", "share"],
+                [
+                    ("learned", record.learned, f"{record.share:.0%}"),
+                    ("predicted only", record.predicted, f"{1 - record.share:.0%}"),
+                ],
             ),
             Table(
                 "Accuracy",
@@ -503,55 +488,70 @@ class ImagesRun(ModesRun):
 
     def figures(self) -> list[tuple[str, Any]]:
         """Loss and accuracy along the stream."""
-        if self.stream is None or not self.record.records:
+        if not self.has_results:
             return []
         return [("Loss and accuracy", drift_figures.panels(self.course()))]
 
+    def draw(self) -> dict[str, str]:
+        """Draw the same into files."""
+        return drift_figures.draw(
+            self.course(),
+            folder=self.output,
+            title=self.title,
+            subtitle=self.headline(),
+        )
 
-class ImagesView:
+    def result(self) -> dict[str, Any]:
+        """Add swaps, work and scores to what a script wants to know."""
+        assert self.images is not None
+        assert self.stream is not None
+        detections, record = self.detections, self.record
+        return super().result() | {
+            "dataset": self.images.name,
+            "mode": self.mode,
+            "detector": self.detector,
+            "on_drift": self.on_drift,
+            "seed": self.seed,
+            "swaps": [
+                {"labels": text, "index": place, "detected": alarm, "delay": delay}
+                for text, place, alarm, delay in detections.rows()
+            ],
+            "detected": len(detections.changes) - detections.missed,
+            "missed": detections.missed,
+            "delay": detections.delay,
+            "false_alarms": detections.false,
+            "mini_batches": {
+                "learned": record.learned,
+                "predicted": record.predicted,
+                "share_learned": record.share,
+            },
+            "accuracy": {
+                "prequential": record.mean,
+                "held_out": self.held_out["accuracy"],
+                "baselines": self.stream.baselines(),
+            },
+            "loss": {"held_out": self.held_out["loss"]},
+        }
+
+
+class ImagesView(terminal.RunView):
     """The live line: how far, phase, loss, accuracy, drifts."""
 
-    def __init__(self, run: ImagesRun, total: int, trainer: Any) -> None:
-        self._run = run
-        self._total = total
-        self._trainer = trainer
+    run: ImagesRun
 
-    def drawing(self) -> RenderableType:
-        """Draw a bar with the phase before it, and the numbers below it."""
-        done = self._run.tally.reached
-        bar = table.Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        phase = self._trainer.phase
-        bar.add_row(
-            Text(
-                f"{phase:<10}", style="bold yellow" if phase == "training" else "bold"
-            ),
-            ProgressBar(total=max(self._total, 1), completed=done),
-            f"{done:,} of {self._total:,} {self._run.records}",
-        )
-        return Group(bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
+    def state(self) -> Text:
+        """Whether it learns."""
+        phase = self.trainer.phase
+        style = "bold yellow" if phase == TRAINING else "bold"
+        return Text(f"{phase:<10}", style=style)
 
-    def plain(self) -> str:
-        """Draw the same as one line without a bar."""
-        done = f"{self._run.tally.reached:,}/{self._total:,} {self._run.records}"
-        return f"{self._trainer.phase}  {done}  {self._numbers()}"
-
-    def _numbers(self) -> str:
-        tally, record = self._run.tally, self._run.record
-        parts = [
-            f"{tally.current_rate():,.0f}/s",
-            f"loss {_score(tally.loss())}",
-            f"accuracy {_score(record.recent())}",
-            f"learned {record.share:.0%}",
-            f"drifts {len(self._run.alarms())}",
-            f"staleness {tally.staleness():.1f}",
-            f"backlog {self._trainer.backlog}",
-        ]
-        if tally.refused:
-            parts.append(f"refused {tally.refused.total()}")
-        return "  ".join(parts)
+    def measured(self) -> Iterator[str]:
+        """Accuracy, work, drifts and staleness."""
+        record = self.run.record
+        yield f"accuracy {terminal.score(record.recent())}"
+        yield f"learned {record.share:.0%}"
+        yield f"drifts {len(self.run.sides[0].alarms())}"
+        yield f"staleness {self.run.tally.staleness():.1f}"
 
 
 class _Teller:
@@ -579,17 +579,12 @@ async def emitted(
 ) -> AsyncIterator[tuple[np.ndarray, np.ndarray]]:
     """Give the mini-batches, and mark on the dashboard what truly happens."""
     swaps = {swap.place: swap for swap in stream.swaps}
-    begin = run.continuation.begins
-    for index, batch in enumerate(stream.batches(begin), begin):
-        if (swap := swaps.get(index)) is not None:
-            run.say(f"{index:>9,}  labels {swap.one} and {swap.other} are swapped")
-            await trainer.mark(
-                f"labels {swap.one} and {swap.other} are swapped from mini-batch "
-                f"{index:,} on"
-            )
-        # A run may go on from a checkpoint behind the warm-up.
-        if run.begins_in(index) == "never" and trainer.mode != "never":
-            await trainer.set_mode("never")
+    places = itertools.count(run.continuation.begins)
+    async for batch in run.stopping(stream.batches(run.continuation.begins)):
+        if (swap := swaps.get(index := next(places))) is not None:
+            text = f"labels {swap.one} and {swap.other} are swapped"
+            run.say(f"{index:>9,}  {text}")
+            await trainer.mark(f"{text} from mini-batch {index:,} on")
         yield batch
 
 
@@ -607,7 +602,6 @@ async def main(run: ImagesRun) -> None:
         seed=run.seed,
         limit=run.limit,
     )
-    run.record = Record(len(stream))
     await run.go_on(
         NAME,
         images=images.name,
@@ -615,18 +609,16 @@ async def main(run: ImagesRun) -> None:
         batch_size=run.batch_size,
         seed=run.seed,
     )
-    run.continuation.keep("record", run.record)
-    run.tally.before = run.record.records
     run.say(
         f"{len(images.learn):,} images of {images.name} to draw from, "
         f"{len(images.held_out):,} held out; {len(stream):,} mini-batches, labels "
         f"swapped {len(stream.swaps)} times"
     )
     async with run.client() as client:
-        source, reports, trainer = build(
+        pipeline = build(
             client,
             images,
-            mode=run.begins_in(run.continuation.begins),
+            mode=run.begins_in(run.mode),
             detector=run.detector,
             on_drift=run.on_drift,
             learning_rate=run.learning_rate,
@@ -634,20 +626,17 @@ async def main(run: ImagesRun) -> None:
             seed=run.seed,
             continuation=run.continuation,
         )
-        number = run.continuation.number
-        run.alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
-        run.continuation.keep("alarms", run.alarms)
+        source, reports, trainer = pipeline
+        run.follow(run.mode, pipeline, stream.records)
+        run.tally.before = run.record.records
         async with run.training(trainer):
-            reports.sink(run.record.add)
             reports.sink(_Teller(run, trainer).look)
-            view = ImagesView(run, stream.records, trainer)
-            with run.watch(trainer, reports, view):
-                batches = emitted(run, stream, trainer)
-                await run.feed(source, batches, lambda batch: len(batch[1]))
-                await trainer.drain()
-            if run.record.records:
+            with run.watch(trainer, reports, ImagesView(run, trainer, stream.records)):
+                await run.feed_batches(source, emitted(run, stream, trainer))
+                await run.drain()
+            if run.has_results:
                 run.held_out = await trainer.evaluate(judged(images, stream))
-        finish(run)
+        run.show()
 
 
 def judged(
@@ -659,98 +648,6 @@ def judged(
     for start in range(0, len(held_out), size):
         rows = slice(start, start + size)
         yield held_out.inputs(rows), labels[rows]
-
-
-def finish(run: ImagesRun) -> None:
-    """Print the tables, draw the curves, print the JSON if asked for."""
-    if not run.record.records:
-        run.say("Nothing was learned.")
-        return
-    run.console.print(result_tables(run), soft_wrap=True)
-    run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
-    run.files |= drift_figures.draw(
-        run.course(),
-        folder=run.output,
-        title=run.title,
-        subtitle=run.headline(),
-    )
-    for name, path in run.files.items():
-        run.say_file(name, path)
-    if run.as_json:
-        click.echo(json.dumps(result(run)))
-
-
-def result_tables(run: ImagesRun) -> RenderableType:
-    """Swaps and their detections, work and accuracy."""
-    detections, record = run.detections, run.record
-    swaps = table.Table(box=box.SIMPLE_HEAD)
-    for name in ("labels swapped", "at mini-batch", "detected at", "after"):
-        swaps.add_column(name, justify="left" if name == "labels swapped" else "right")
-    for text, place, alarm, delay in detections.rows():
-        at, after = ("missed", "-") if alarm is None else (f"{alarm:,}", f"{delay:,}")
-        swaps.add_row(text, f"{place:,}", at, after)
-    work = table.Table(box=box.SIMPLE_HEAD)
-    work.add_column("mini-batches")
-    work.add_column("", justify="right")
-    work.add_column("share", justify="right")
-    for name, count, share in (
-        ("learned", record.learned, record.share),
-        ("predicted only", record.predicted, 1 - record.share),
-    ):
-        work.add_row(name, f"{count:,}", f"{share:.0%}")
-    scores = table.Table(box=box.SIMPLE_HEAD)
-    scores.add_column(f"{record.records:,} {run.records}")
-    scores.add_column("accuracy", justify="right")
-    for name, accuracy in run.accuracies().items():
-        style = "bold" if name.startswith("model") else "dim"
-        scores.add_row(name, _score(accuracy), style=style)
-    headline = Text(f"  {run.headline()}", style="bold")
-    drawn = [swaps] if detections.changes else []
-    return Group("", headline, *drawn, work, scores)
-
-
-def result(run: ImagesRun) -> dict[str, Any]:
-    """Everything that a script wants to know of the run, fit for JSON."""
-    assert run.images is not None
-    assert run.stream is not None
-    detections, record, tally = run.detections, run.record, run.tally
-    return {
-        "interrupted": run.interrupts.received is not None,
-        "dataset": run.images.name,
-        "mode": run.mode,
-        "detector": run.detector,
-        "on_drift": run.on_drift,
-        "seed": run.seed,
-        "swaps": [
-            {"labels": text, "index": place, "detected": alarm, "delay": delay}
-            for text, place, alarm, delay in detections.rows()
-        ],
-        "detected": len(detections.changes) - detections.missed,
-        "missed": detections.missed,
-        "delay": detections.delay,
-        "false_alarms": detections.false,
-        "mini_batches": {
-            "learned": record.learned,
-            "predicted": record.predicted,
-            "share_learned": record.share,
-        },
-        "accuracy": {
-            "prequential": record.mean,
-            "held_out": run.held_out["accuracy"],
-            "baselines": run.stream.baselines(),
-        },
-        "loss": {"held_out": run.held_out["loss"]},
-        **tally.refusals(),
-        "seconds": tally.seconds,
-        "rate": tally.rate,
-        "staleness": {"mean": tally.staleness_mean, "most": tally.staleness_most},
-        "replicas": tally.replicas(),
-        "files": run.files,
-    } | run.went_on()
-
-
-def _score(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from torch import nn
 import tensair_dask as ta
 from tensair_dask._common.rate_limiter import Pace
 from tensair_dask.prequential import BinaryPrequential
-from tensair_dask.runner.modes_run import AdaptiveRun
+from tensair_dask.runner.modes_run import AdaptiveRun, watch_for
 from tensair_dask.runner.options import option
 from tensair_dask.runner.resume import Continuation
 from tensair_dask.runner.run import command
@@ -557,7 +557,7 @@ def build(
         metrics={"accuracy": ta.metrics.binary_accuracy},
         mode=mode,
         detector=detector,
-        watch=_errors if detector == "ddm" else "loss",
+        watch=watch_for(detector),
         on_drift=on_drift,
         replicas=replicas,
         keep_predictions=True,
@@ -577,10 +577,6 @@ def build(
     reports = source.counted(continuation).train(trainer).map(continuation.numbered)
     reports.sink(score)
     return Pipeline(source, reports, trainer, scores)
-
-
-def _errors(report: ta.Report) -> float:
-    return 1.0 - report.metrics["accuracy"]
 
 
 # So many mini-batches of a topic can be told of, 9 bytes each.
@@ -613,10 +609,10 @@ class FlightsRun(AdaptiveRun):
 
     positions: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
 
-    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Add the positions to what a script wants to know."""
         told = {"positions": self.positions} if self.kafka else {}
-        return super().result(scores) | told
+        return super().result() | told
 
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect; see `Run.without_effect`."""
@@ -636,16 +632,15 @@ async def main(run: FlightsRun) -> None:
     await run.go_on(NAME, flights_of=origin, window=run.window)
     topic = None if run.kafka is None else Topic(run)
     times: Any
-    expected: Any
     if topic is None:
         flights = load(run.limit)
         run.say(f"{len(flights):,} flights, {flights.late.mean():.1%} of them late")
-        times = expected = flights.time
+        times, expected = flights.time, len(flights)
     else:
         run.say(f"Flights of topic {run.topic} at {run.kafka}, as group {run.group}")
         run.continuation.keep("numbering", topic.inputs)
         run.continuation.keep("times", topic.times)
-        times, expected = topic.times, range(MOST_BATCHES * run.batch_size)
+        times, expected = topic.times, MOST_BATCHES * run.batch_size
     source = Stream(asynchronous=True)
     async with run.client() as client, contextlib.AsyncExitStack() as open_trainers:
         for mode in run.modes:  # one, or all of them side by side
@@ -662,7 +657,7 @@ async def main(run: FlightsRun) -> None:
                 continuation=Continuation() if run.compare else run.continuation,
             )
             await open_trainers.enter_async_context(run.training(pipeline.trainer))
-            run.follow(mode, pipeline, times=expected)
+            run.follow(mode, pipeline, expected)
         first = run.sides[0]
         run.tally.before = first.scores.expected
         with run.watch_scores(first.trainer, first.reports, first.scores, times=times):

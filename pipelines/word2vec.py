@@ -15,7 +15,6 @@ import asyncio
 import bz2
 import dataclasses
 import functools
-import json
 import logging
 import math
 import time
@@ -38,7 +37,6 @@ import numpy as np
 import torch
 from distributed import Client
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from streamz import Stream
@@ -49,7 +47,7 @@ from tensair_dask.runner import terminal
 from tensair_dask.runner.options import FILE, FROM_ZERO, POSITIVE, Number, option
 from tensair_dask.runner.resume import Continuation
 from tensair_dask.runner.run import Run, command
-from tensair_dask.runner.summary import Tally
+from tensair_dask.runner.summary import number_or_none
 from tensair_dask.text.embeddings import CBOW, SkipGram, WordVectors
 from tensair_dask.text.export import is_binary
 from tensair_dask.text.reading import (
@@ -525,6 +523,20 @@ class WordsRun(Run):
             is_binary(path)
             check_writable(path, "--export")
 
+    def result(self) -> dict[str, Any]:
+        """Add words, steps and looks to what a script wants to know."""
+        return super().result() | {
+            "words": self.tally.records,
+            "steps": self.tally.batches,
+            "looks": [
+                {
+                    name: number_or_none(value) if isinstance(value, float) else value
+                    for name, value in look.items()
+                }
+                for look in self.told
+            ],
+        }
+
     @property
     def repeats(self) -> int:
         """Passes over the text."""
@@ -625,43 +637,33 @@ def wikipedia() -> str:
         return "\n".join(filter_wiki(text) for _, text, _ in pages)
 
 
-class WordsView:
+class WordsView(terminal.RunView):
     """The live line: how far, how fast, loss, vocabulary, bytes exchanged."""
 
-    def __init__(self, run: WordsRun, vocabulary: Vocabulary, trainer: Any) -> None:
-        self._run = run
+    run: WordsRun
+
+    def __init__(self, run: WordsRun, trainer: Any, vocabulary: Vocabulary) -> None:
+        super().__init__(run, trainer, 0)
         self._vocabulary = vocabulary
-        self._trainer = trainer
         self.bytes_per_step = math.nan
 
-    def drawing(self) -> RenderableType:
-        """Draw a bar where the end is known, and the numbers below it."""
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        done = f"{self._run.tally.reached:,} words"
-        bar.add_row(
-            Text(done, style="bold"), ProgressBar(total=1, completed=self._run.read)
-        )
-        return Group(bar, Text(self.numbers(), no_wrap=True, overflow="ellipsis"))
+    def state(self) -> Text:
+        """Words that were learned."""
+        return Text(f"{self.run.tally.reached:,} words", style="bold")
 
-    def plain(self) -> str:
-        """Draw the same as one line without a bar."""
-        return f"{self._run.tally.reached:,} words  {self.numbers()}"
+    def counted(self, between: str = "") -> str:
+        """Of a stream nobody knows how many words come."""
+        return ""
 
-    def numbers(self) -> str:
-        """Speed, loss, vocabulary, exchange, backlog."""
-        tally = self._run.tally
-        parts = [f"{tally.current_rate():,.0f}/s"]
-        loss = tally.loss()
-        parts.append("loss -" if math.isnan(loss) else f"loss {loss:.3f}")
-        parts.append(f"vocabulary {len(self._vocabulary):,}")
+    def share(self) -> float:
+        """How much of the text was read, where its end is known."""
+        return self.run.read
+
+    def measured(self) -> Iterator[str]:
+        """Vocabulary and exchange."""
+        yield f"vocabulary {len(self._vocabulary):,}"
         if not math.isnan(self.bytes_per_step):
-            parts.append(f"exchanged {self.bytes_per_step / 1e3:,.1f} kB a step")
-        parts.append(f"backlog {self._trainer.backlog}")
-        if tally.refused:
-            parts.append(f"refused {tally.refused.total()}")
-        return "  ".join(parts)
+            yield f"exchanged {self.bytes_per_step / 1e3:,.1f} kB a step"
 
 
 class Looks:
@@ -817,7 +819,7 @@ async def main(run: WordsRun) -> None:
         run.tally.before = reached.words
         lines = run.lines(vocabulary, reached.texts)
         async with run.training(pipeline.trainer) as trainer:
-            view = WordsView(run, vocabulary, trainer)
+            view = WordsView(run, trainer, vocabulary)
             looks = Looks(run, pipeline, vocabulary, judged, view)
             with run.watch(trainer, pipeline.reports, view):
                 async with looks.now_and_then():
@@ -828,44 +830,16 @@ async def main(run: WordsRun) -> None:
 
 async def finish(run: WordsRun, pipeline: Pipeline, looks: Looks) -> None:
     """Look once more, export, and tell what was done."""
-    if not run.tally.batches:
-        none = "; no vectors are written" if run.export else ""
-        run.say(f"Nothing was learned{none}.")
+    if run.has_results:
+        await looks.look()
+        for path in run.export:
+            await pipeline.words.save(path)
+            kind = path.suffix.lstrip(".") or "text"
+            run.files[path.name if kind in run.files else kind] = str(path)
+    elif run.export:
+        run.say("Nothing was learned; no vectors are written.")
         return
-    await looks.look()
-    for path in run.export:
-        await pipeline.words.save(path)
-        kind = path.suffix.lstrip(".") or "text"
-        run.files[path.name if kind in run.files else kind] = str(path)
-    run.console.print(terminal.run_table(run.tally, run.records), soft_wrap=True)
-    for name, file in run.files.items():
-        run.say_file(name, file)
-    if run.as_json:
-        click.echo(json.dumps(result(run)))
-
-
-def result(run: WordsRun) -> dict[str, Any]:
-    """Everything that a script wants to know of the run, fit for JSON."""
-    tally: Tally = run.tally
-    return {
-        "interrupted": run.interrupts.received is not None,
-        "words": tally.records,
-        "steps": tally.batches,
-        "seconds": tally.seconds,
-        "rate": tally.rate,
-        **tally.refusals(),
-        "replicas": tally.replicas(),
-        "looks": list(_plain(run.told)),
-        "files": run.files,
-    } | run.went_on()
-
-
-def _plain(looks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for look in looks:
-        yield {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in look.items()
-        }
+    run.show()
 
 
 if __name__ == "__main__":

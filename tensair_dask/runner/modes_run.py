@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import pandas as pd
@@ -18,16 +17,16 @@ from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures import scores as score_figures
 from tensair_dask.observe.figures.drift import Course
 from tensair_dask.observe.html_report import Table
-from tensair_dask.prequential import MAJORITY, MODEL, BinaryPrequential, Scores
-from tensair_dask.runner import terminal
+from tensair_dask.prequential import MAJORITY, MODEL, Scores
+from tensair_dask.runner.batches_run import BatchesRun
 from tensair_dask.runner.options import FROM_ZERO, option
-from tensair_dask.runner.run import Run
 from tensair_dask.runner.scored_run import ScoredRun
+from tensair_dask.runner.summary import number_or_none
 
 if TYPE_CHECKING:
-    import numpy as np
+    from tensair_dask.reports import Report
 
-__all__ = ["DETECTORS", "ON_DRIFT", "AdaptiveRun", "ModesRun", "Side"]
+__all__ = ["DETECTORS", "ON_DRIFT", "AdaptiveRun", "ModesRun", "Side", "watch_for"]
 
 DETECTORS = ("optwin", "adwin", "page-hinkley", "ddm", "kswin")
 
@@ -35,8 +34,41 @@ ON_DRIFT = "What is done when a drift is detected, beside learning again."
 
 
 @dataclass
-class ModesRun(Run):
-    """A run whose model may stop learning, and begin again when a drift is detected."""
+class Side:
+    """One trainer of a run, and how it did.
+
+    Attributes
+    ----------
+    mode
+        What the user asked for.
+    trainer, reports, scores
+        Of the pipeline; scores are None where it has none of its own.
+    record
+        Of its reports.
+    alarms
+        Gives the mini-batches at which it has detected drift.
+    """
+
+    mode: str
+    trainer: Any
+    reports: Any
+    scores: Any
+    record: Record
+    alarms: Alarms
+
+
+@dataclass
+class ModesRun(BatchesRun):
+    """A run whose model may stop learning, and begin again when a drift is detected.
+
+    Attributes
+    ----------
+    sides
+        The trainers that learn the stream; most runs have one.
+    """
+
+    # What a warm-up is of.
+    warmed: ClassVar[str] = "--mode never"
 
     mode: str = option(
         "always",
@@ -52,37 +84,86 @@ class ModesRun(Run):
     )
     on_drift: str = option("train", ON_DRIFT, type=click.Choice(POLICIES))
 
+    sides: list[Side] = field(default_factory=list, init=False, repr=False)
 
-@dataclass
-class Side:
-    """One trainer of a run, and how it did.
+    @property
+    def modes(self) -> list[str]:
+        """The modes to run."""
+        return [self.mode]
 
-    Attributes
-    ----------
-    mode
-        What the user asked for.
-    trainer, reports, scores
-        Of the pipeline.
-    record
-        Of its reports.
-    alarms
-        Gives the mini-batches at which it has detected drift.
-    drifts
-        Mini-batches at which it detected drift; set when the stream is over.
-    """
+    @property
+    def stops(self) -> int:
+        """The mini-batch from which on mode never learns nothing."""
+        raise NotImplementedError
 
-    mode: str
-    trainer: Any
-    reports: Any
-    scores: BinaryPrequential
-    record: Record
-    alarms: Alarms
-    drifts: list[int] = field(default_factory=list)
+    def without_effect(self, given: Collection[str]) -> str:
+        """Say which options would have no effect; see `Run.without_effect`."""
+        if "warm_up" in given and "never" not in self.modes:
+            return (
+                f"--warm-up was given in mode {self.mode}, which has none: give "
+                f"{self.warmed}, or leave it out."
+            )
+        return super().without_effect(given)
+
+    def begins_in(self, mode: str) -> str:
+        """Mode to make the trainer in: never begins with something to predict with."""
+        if mode == "never" and self.continuation.begins < self.stops:
+            return "always"
+        return mode
+
+    def follow(self, mode: str, pipeline: Any, records: int) -> None:
+        """Record what becomes of a pipeline; call it for each, the first one first.
+
+        Parameters
+        ----------
+        mode
+            What the user asked for.
+        pipeline
+            Has a trainer, the stream of its reports, and perhaps scores.
+        records
+            How many come.
+        """
+        trainer, number = pipeline.trainer, self.continuation.number
+        record = Record(self.batches_of(records))
+        alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
+        self.continuation.keep("record", record)
+        self.continuation.keep("alarms", alarms)
+        pipeline.reports.sink(record.add)
+        scores = getattr(pipeline, "scores", None)
+        self.sides.append(Side(mode, trainer, pipeline.reports, scores, record, alarms))
+
+    async def stopping(self, batches: Iterable[Any]) -> AsyncIterator[Any]:
+        """Give the mini-batches; let mode never begin when the warm-up is over.
+
+        The first one is that with which the run goes on.
+        """
+        learning = [side for side in self.sides if side.mode == "never"]
+        for index, batch in enumerate(batches, self.continuation.begins):
+            # A run may go on from a checkpoint behind the warm-up.
+            while learning and index >= self.stops:
+                await learning.pop().trainer.set_mode("never")
+            yield batch
+
+    async def drain(self) -> None:
+        """Drain all trainers."""
+        for side in self.sides:
+            await side.trainer.drain()
+
+
+def watch_for(detector: str | None) -> str | Callable[[Report], float]:
+    """What a detector watches: DDM takes errors only, the others the loss."""
+    return _share_of_errors if detector == "ddm" else "loss"
+
+
+def _share_of_errors(report: Report) -> float:
+    return 1.0 - report.metrics["accuracy"]
 
 
 @dataclass
 class AdaptiveRun(ModesRun, ScoredRun):
     """A run that is scored, in one of the modes, or in all of them side by side."""
+
+    warmed: ClassVar[str] = "--mode never or --compare"
 
     warm_up: int = option(
         27_000,
@@ -93,19 +174,12 @@ class AdaptiveRun(ModesRun, ScoredRun):
         False, "Learn the same stream in all three modes, side by side."
     )
 
-    sides: list[Side] = field(default_factory=list, init=False, repr=False)
-
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect; see `Run.without_effect`."""
         if self.compare and "mode" in given:
             return (
                 f"--compare and --mode {self.mode} were given; --compare learns in all "
                 "modes: leave one of the two out."
-            )
-        if "warm_up" in given and not self.compare and self.mode != "never":
-            return (
-                f"--warm-up was given in mode {self.mode}; it is of --mode never "
-                "and of --compare: give one of these, or leave it out."
             )
         return super().without_effect(given)
 
@@ -121,18 +195,12 @@ class AdaptiveRun(ModesRun, ScoredRun):
     @property
     def modes(self) -> list[str]:
         """The modes to run: one, or all."""
-        return list(MODES_COMPARED) if self.compare else [self.mode]
-
-    def begins_in(self, mode: str) -> str:
-        """Mode to make the trainer in: never begins with something to predict with."""
-        if mode == "never" and self.continuation.begins < self._stops:
-            return "always"
-        return mode
+        return list(MODES_COMPARED) if self.compare else super().modes
 
     @property
-    def _stops(self) -> int:
+    def stops(self) -> int:
         """The mini-batch from which on mode never learns nothing."""
-        return -(-self.warm_up // self.batch_size)
+        return self.batches_of(self.warm_up)
 
     def detector_in(self, mode: str) -> str | None:
         """Tell the detector of a trainer; compared are modes, so only auto has one."""
@@ -142,46 +210,6 @@ class AdaptiveRun(ModesRun, ScoredRun):
         """Tell what a trainer does on drift; nothing where it has no detector."""
         return "train" if self.compare and mode != "auto" else self.on_drift
 
-    def follow(self, mode: str, pipeline: Any, times: np.ndarray) -> None:
-        """Record what becomes of a pipeline; call it for each, the first one first.
-
-        Parameters
-        ----------
-        mode
-            What the user asked for.
-        pipeline
-            Has a trainer, the stream of its reports, and scores.
-        times
-            When each record was made; the length says how many come.
-        """
-        trainer, number = pipeline.trainer, self.continuation.number
-        record = Record(-(-len(times) // self.batch_size))
-        alarms = Alarms(lambda: map(number, trainer.drifts["index"]))
-        self.continuation.keep("record", record)
-        self.continuation.keep("alarms", alarms)
-        pipeline.reports.sink(record.add)
-        self.sides.append(
-            Side(mode, trainer, pipeline.reports, pipeline.scores, record, alarms)
-        )
-
-    async def stopping(self, batches: Iterable[Any]) -> AsyncIterator[Any]:
-        """Give the mini-batches; let mode never begin when the warm-up is over.
-
-        The first one is that with which the run goes on.
-        """
-        learning = [side for side in self.sides if side.mode == "never"]
-        for index, batch in enumerate(batches, self.continuation.begins):
-            # A run may go on from a checkpoint behind the warm-up.
-            while learning and index >= self._stops:
-                await learning.pop().trainer.set_mode("never")
-            yield batch
-
-    async def drain(self) -> None:
-        """Drain all trainers, and take note of what they have detected."""
-        for side in self.sides:
-            await side.trainer.drain()
-            side.drifts = side.alarms()
-
     # ---- results --------------------------------------------------------------------
 
     @property
@@ -189,7 +217,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
         return [
             side
             for side in self.sides
-            if side.mode == "auto" or side.drifts or self.detector_in(side.mode)
+            if side.mode == "auto" or side.alarms() or self.detector_in(side.mode)
         ]
 
     def after_warm_up(self, side: Side) -> Scores:
@@ -202,7 +230,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
         for side in self.sides:
             one = self.after_warm_up(side)
             share = f"{side.record.share:.0%}"
-            drifts: Any = len(side.drifts) if side in self._adapting else None
+            drifts: Any = len(side.alarms()) if side in self._adapting else None
             values = (one.accuracy, one.log_loss, one.auc)
             rows.append((side.mode, *values, share, drifts))
         note = ""
@@ -214,21 +242,14 @@ class AdaptiveRun(ModesRun, ScoredRun):
         names = ["mode", "accuracy", "log loss", "AUC", "learned", "drifts"]
         return Table("What adaptation was worth", names, rows, note)
 
-    def results(self, title: str) -> list[Any]:
-        """Add what the modes were worth to what is printed."""
-        shown = super().results(title)
-        if not self.compare and not self._adapting:
-            return shown
-        return [*shown, terminal.results_table(self.worth())]
-
-    def draw(self, title: str) -> dict[str, str]:
+    def draw(self) -> dict[str, str]:
         """Add when each model learned, and how the modes compare."""
-        files = super().draw(title)
+        files = super().draw()
         for side in self._adapting:
             made = drift_figures.draw(
                 self.course(side),
                 folder=self.output,
-                title=title,
+                title=self.title,
                 subtitle=self.told(side),
                 name=f"drift-{side.mode}",
             )
@@ -238,7 +259,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
                 self.curves(),
                 self.times,
                 folder=self.output,
-                title=title,
+                title=self.title,
                 subtitle=f"scores over the last {self._window:,} {self.records}",
                 axis=self.axis,
                 name="modes",
@@ -252,11 +273,11 @@ class AdaptiveRun(ModesRun, ScoredRun):
 
     def course(self, side: Side) -> Course:
         """What is drawn of one trainer: nobody knows where this stream truly drifts."""
-        return Course(side.record.frame(), alarms=side.drifts)
+        return Course(side.record.frame(), alarms=side.alarms())
 
     def told(self, side: Side) -> str:
         """Say in one line what came of it."""
-        found = len(Detections({}, side.drifts).false)
+        found = len(Detections({}, side.alarms()).false)
         return (
             f"mode {side.mode}, {side.record.share:.0%} of the mini-batches learned; "
             f"{found:,} drift{'' if found == 1 else 's'} detected"
@@ -274,25 +295,26 @@ class AdaptiveRun(ModesRun, ScoredRun):
                 columns[score, MAJORITY] = first[score, MAJORITY]
         return pd.DataFrame(columns)
 
-    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Add the modes to what a script wants to know."""
-        return super().result(scores) | {
-            "modes": {
-                side.mode: {
-                    "accuracy": _plain(self.after_warm_up(side).accuracy),
-                    "log_loss": _plain(self.after_warm_up(side).log_loss),
-                    "auc": _plain(self.after_warm_up(side).auc),
-                    "learned": side.record.learned,
-                    "predicted": side.record.predicted,
-                    "share_learned": side.record.share,
-                    "drifts": side.drifts,
-                }
-                for side in self.sides
-            }
+        return super().result() | {
+            "modes": {side.mode: self._result_of(side) for side in self.sides}
+        }
+
+    def _result_of(self, side: Side) -> dict[str, Any]:
+        scores, record = self.after_warm_up(side), side.record
+        return {
+            "accuracy": number_or_none(scores.accuracy),
+            "log_loss": number_or_none(scores.log_loss),
+            "auc": number_or_none(scores.auc),
+            "learned": record.learned,
+            "predicted": record.predicted,
+            "share_learned": record.share,
+            "drifts": side.alarms(),
         }
 
     def tables(self) -> list[Table]:
-        """Add what the modes were worth to the page of the run."""
+        """Add what the modes were worth."""
         tables = super().tables()
         if tables and (self.compare or self._adapting):
             tables.append(self.worth())
@@ -316,7 +338,3 @@ class AdaptiveRun(ModesRun, ScoredRun):
 
 # In the order of the table: what all else is measured by comes first.
 MODES_COMPARED = ("always", "auto", "never")
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 from rich.console import Console
+from rich.text import Text
 
 from tensair_dask._common.interrupts import Interrupts, kept_from_children
 from tensair_dask._common.program import execute
@@ -37,6 +39,7 @@ from tensair_dask.errors import (
     SourceError,
 )
 from tensair_dask.observe.html_report import Table, written
+from tensair_dask.runner import terminal
 from tensair_dask.runner.options import (
     PATH,
     POSITIVE,
@@ -48,7 +51,6 @@ from tensair_dask.runner.options import (
 from tensair_dask.runner.replica_log import Happenings
 from tensair_dask.runner.resume import Continuation
 from tensair_dask.runner.summary import Tally
-from tensair_dask.runner.terminal import LiveLine, View
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -223,20 +225,7 @@ class Run:
         return ""
 
     async def go_on(self, name: str, **options: Any) -> None:
-        """Look where the stream goes on, if the user has given a folder; say so.
-
-        Parameters
-        ----------
-        name
-            Of the trainer.
-        **options
-            What must be the same from run to run.
-
-        Raises
-        ------
-        CheckpointError
-            If the folder cannot be used, or its checkpoint is of another run.
-        """
+        """Look where the stream goes on, and say so; see `Continuation.open`."""
         await self.continuation.open(name, **options)
         going_on = self.continuation
         if going_on.path:
@@ -261,7 +250,7 @@ class Run:
                 )
 
     @contextlib.contextmanager
-    def watch(self, trainer: Any, reports: Any, view: View) -> Iterator[None]:
+    def watch(self, trainer: Any, reports: Any, view: terminal.View) -> Iterator[None]:
         """Show a live line, and add up the reports, while the stream goes by.
 
         Parameters
@@ -281,7 +270,7 @@ class Run:
         self.tally.start()
         try:
             with (
-                LiveLine(self.console, view),
+                terminal.live_line(self.console, view),
                 Happenings(trainer, self.say, self.continuation, self._processes),
             ):
                 yield
@@ -385,13 +374,55 @@ class Run:
             }
         }
 
+    # ---- results: other kinds of runs have more ------------------------------------
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything was learned, so that there is something to show."""
+        return self.tally.batches > 0
+
+    def show(self) -> None:
+        """Print the results, draw them, tell of the files, print JSON if asked for."""
+        if not self.has_results:
+            self.say("Nothing was learned.")
+            return
+        if self.title:
+            self.console.print(Text(f"\n  {self.title}", style="bold"), soft_wrap=True)
+        for table in self.tables():
+            self.console.print(terminal.results_table(table), soft_wrap=True)
+        work = terminal.run_table(self.tally, self.records)
+        self.console.print(work, soft_wrap=True)
+        self.files |= self.draw()
+        for name, path in self.files.items():
+            self.say_file(name, path)
+        if self.as_json:
+            click.echo(json.dumps(self.result()))
+
     def tables(self) -> list[Table]:
-        """Results for the page of the run; other kinds of runs have some."""
+        """Results for the terminal, and for the page of the run."""
         return []
 
     def figures(self) -> list[tuple[str, Any]]:
-        """Titles and bokeh figures for the page of the run; the same."""
+        """Titles and bokeh figures for the page of the run."""
         return []
+
+    def draw(self) -> dict[str, str]:
+        """Draw into files; their paths, by what they are."""
+        return {}
+
+    def result(self) -> dict[str, Any]:
+        """Everything that a script wants to know of the run, fit for JSON."""
+        tally = self.tally
+        return {
+            "interrupted": self.interrupts.received is not None,
+            **tally.refusals(),
+            "seconds": tally.seconds,
+            "rate": tally.rate,
+            "staleness": {"mean": tally.staleness_mean, "most": tally.staleness_most},
+            "replicas": tally.replicas(),
+            "files": self.files,
+            **self.went_on(),
+        }
 
 
 def command(

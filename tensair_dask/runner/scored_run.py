@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
-from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from tensair_dask._common.files import check_folder, check_writable
+from tensair_dask._common.files import check_writable
 from tensair_dask.observe.figures import scores as score_figures
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.runner import terminal
-from tensair_dask.runner.options import FOLDER, PATH, POSITIVE, option
-from tensair_dask.runner.run import Run
+from tensair_dask.runner.batches_run import BatchesRun
+from tensair_dask.runner.options import PATH, POSITIVE, option
+from tensair_dask.runner.summary import number_or_none
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +25,9 @@ __all__ = ["ScoredRun"]
 
 
 @dataclass
-class ScoredRun(Run):
+class ScoredRun(BatchesRun):
     """A run whose predictions are scored."""
 
-    batch_size: int = option(64, "Records in a mini-batch.", type=POSITIVE)
     window: int = option(
         10_000, "How many {records} the sliding scores look back.", type=POSITIVE
     )
@@ -41,7 +37,6 @@ class ScoredRun(Run):
         "--save",
         type=PATH,
     )
-    output: Path = option(Path("tensair-output"), "Folder for the plots.", type=FOLDER)
 
     scores: BinaryPrequential | None = field(default=None, init=False, repr=False)
     times: Any = field(default=None, init=False, repr=False)
@@ -62,21 +57,12 @@ class ScoredRun(Run):
             When each record of the stream was made; the length says how many come.
         """
         self.scores, self.times = scores, times
-        view = terminal.ScoresView(self.tally, trainer, scores, times, self.records)
+        view = terminal.ScoresView(self, trainer, scores, times)
         return self.watch(trainer, reports, view)
 
-    async def feed_batches(
-        self,
-        source: Any,
-        batches: Iterable[tuple[Any, Any]] | AsyncIterable[tuple[Any, Any]],
-    ) -> None:
-        """Emit mini-batches ``(x, y)``; the length of ``y`` counts the records."""
-        await self.feed(source, batches, lambda batch: len(batch[1]))
-
     def check_files(self) -> None:
-        """See that plots, model and scores can be written, before the run."""
+        """See that model and scores can be written as well, before the run."""
         super().check_files()
-        check_folder(self.output, "--output")
         if self.save_to is not None:
             for path in self._saved_as(self.save_to):
                 check_writable(path, "--save")
@@ -93,11 +79,12 @@ class ScoredRun(Run):
             return
         import torch
 
+        self.scores = scores
         model, told = self._saved_as(self.save_to)
         model.parent.mkdir(parents=True, exist_ok=True)
         torch.save(await trainer.state_dict(), model)
         self.files |= {"model": str(model), "scores": str(told)}
-        told.write_text(json.dumps(self.result(scores), indent=2) + "\n", "utf-8")
+        told.write_text(json.dumps(self.result(), indent=2) + "\n", "utf-8")
 
     def finish(
         self,
@@ -106,7 +93,7 @@ class ScoredRun(Run):
         title: str,
         axis: str = "time",
     ) -> None:
-        """Print the final tables, draw the curves, print the JSON if asked for.
+        """Show the results; see `Run.show`.
 
         Parameters
         ----------
@@ -121,57 +108,37 @@ class ScoredRun(Run):
         """
         self.scores, self.times = scores, times
         self.title, self.axis = title, axis
-        if not scores.records:
-            self.say("Nothing was learned.")
-            return
-        for part in self.results(title):
-            self.console.print(part, soft_wrap=True)
-        self.files |= self.draw(title)
-        for name, path in self.files.items():
-            self.say_file(name, path)
-        if self.as_json:
-            click.echo(json.dumps(self.result(scores)))
+        self.show()
 
-    def results(self, title: str) -> list[Any]:
-        """Tables for the terminal; other kinds of runs have more."""
-        assert self.scores is not None
-        return [
-            terminal.scores_table(self.scores, title, self.records),
-            terminal.run_table(self.tally, self.records),
-        ]
+    @property
+    def has_results(self) -> bool:
+        """Whether anything was scored."""
+        return self.scores is not None and self.scores.records > 0
 
-    def draw(self, title: str) -> dict[str, str]:
+    def draw(self) -> dict[str, str]:
         """Draw the curves; the files, by what they are."""
         assert self.scores is not None
         return score_figures.draw(
             self.scores.curves(),
             self.times,
             folder=self.output,
-            title=title,
+            title=self.title,
             subtitle=f"scores over the last {self.scores.window:,} {self.records}",
             axis=self.axis,
         )
 
-    def result(self, scores: BinaryPrequential) -> dict[str, Any]:
-        """Everything that a script wants to know of the run, fit for JSON."""
-        return {
-            "interrupted": self.interrupts.received is not None,
+    def result(self) -> dict[str, Any]:
+        """Add the scores to what a script wants to know."""
+        scores = self.scores
+        assert scores is not None
+        return super().result() | {
             "overall": _plain(scores.overall()),
             "recent": _plain(scores.recent()),
             "baselines": {
                 name: _plain(each) for name, each in scores.baselines().items()
             },
             "batches": self.tally.batches,
-            **self.tally.refusals(),
-            "seconds": self.tally.seconds,
-            "rate": self.tally.rate,
-            "staleness": {
-                "mean": self.tally.staleness_mean,
-                "most": self.tally.staleness_most,
-            },
-            "replicas": self.tally.replicas(),
-            "files": self.files,
-        } | self.went_on()
+        }
 
     def tables(self) -> list[Table]:
         """Scores of the model beside those of the baselines."""
@@ -211,4 +178,4 @@ class ScoredRun(Run):
 def _plain(scores: Scores) -> dict[str, float | None]:
     """Scores as JSON has them: no NaN."""
     fields = dataclasses.asdict(scores)
-    return {name: None if math.isnan(v) else v for name, v in fields.items()}
+    return {name: number_or_none(value) for name, value in fields.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tensair_dask.reports import Report
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "number_or_none"]
 
 
 class Tally:
@@ -171,6 +172,11 @@ class Tally:
             }
             for address in sorted(self._batches_of)
         ]
+
+
+def number_or_none(value: float) -> float | None:
+    """Write NaN as JSON can."""
+    return None if math.isnan(value) else value
 
 
 def _several(number: int, name: str, ending: str) -> str:

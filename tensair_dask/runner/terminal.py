@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from types import TracebackType
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from rich import box
@@ -15,14 +16,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
+from tensair_dask.prequential import MODEL, BinaryPrequential
 from tensair_dask.runner.summary import Tally
 
-__all__ = ["LiveLine", "ScoresView", "View", "run_table", "scores_table"]
+if TYPE_CHECKING:
+    from tensair_dask.runner.run import Run
+
+__all__ = [
+    "RunView",
+    "ScoresView",
+    "View",
+    "live_line",
+    "results_table",
+    "run_table",
+    "score",
+]
+
+# Seconds between two drawings, and between two plain lines.
+REFRESH = 0.25
+PLAIN_REFRESH = 10.0
 
 
 class View(Protocol):
-    """What a `LiveLine` shows."""
+    """What a `live_line` shows."""
 
     def drawing(self) -> RenderableType:
         """Draw for a terminal that can be redrawn."""
@@ -31,8 +47,9 @@ class View(Protocol):
         """Draw the same as one line of text."""
 
 
-class LiveLine:
-    """A line that is redrawn while reports come in; a context manager.
+@contextlib.contextmanager
+def live_line(console: Console, view: View) -> Iterator[None]:
+    """Redraw a line while reports come in.
 
     Where the output is no terminal, one plain line is printed every ten seconds.
 
@@ -43,129 +60,126 @@ class LiveLine:
     view
         What to draw.
     """
+    draw = _redraw if console.is_terminal else _print_on
+    drawing = asyncio.ensure_future(draw(console, view))
+    try:
+        yield
+    finally:
+        drawing.cancel()
 
-    refresh = 0.25  # seconds
-    plain_refresh = 10.0
 
-    def __init__(self, console: Console, view: View) -> None:
-        self._console = console
-        self._view = view
-        self._drawing: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> LiveLine:
-        draw = self._redraw if self._console.is_terminal else self._print_on
-        self._drawing = asyncio.ensure_future(draw())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._drawing is not None:
-            self._drawing.cancel()
-
-    async def _redraw(self) -> None:
-        # Drawn on the event loop: a thread of Live's own would read the tally while
-        # it changes.
-        with Live(console=self._console, auto_refresh=False, transient=True) as live:
-            while True:
-                live.update(self._view.drawing(), refresh=True)
-                await asyncio.sleep(self.refresh)
-
-    async def _print_on(self) -> None:
+async def _redraw(console: Console, view: View) -> None:
+    # Drawn on the event loop: a thread of Live's own would read the tally while it
+    # changes.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            await asyncio.sleep(self.plain_refresh)
-            self._console.print(self._view.plain(), soft_wrap=True)
+            live.update(view.drawing(), refresh=True)
+            await asyncio.sleep(REFRESH)
 
 
-class ScoresView:
+async def _print_on(console: Console, view: View) -> None:
+    while True:
+        await asyncio.sleep(PLAIN_REFRESH)
+        console.print(view.plain(), soft_wrap=True)
+
+
+class RunView:
+    """A bar that tells how far a run has come, and numbers below it.
+
+    Parameters
+    ----------
+    run
+        Its sums are shown.
+    trainer
+        Asked for its backlog.
+    total
+        How many records come.
+    """
+
+    def __init__(self, run: Run, trainer: Any, total: int) -> None:
+        self.run = run
+        self.trainer = trainer
+        self.total = total
+
+    def state(self) -> Text:
+        """What stands before the bar."""
+        raise NotImplementedError
+
+    def counted(self, between: str = " of ") -> str:
+        """What stands behind the bar."""
+        done = self.run.tally.reached
+        return f"{done:,}{between}{self.total:,} {self.run.records}"
+
+    def share(self) -> float:
+        """How far it has come, from 0 to 1."""
+        return self.run.tally.reached / max(self.total, 1)
+
+    def measured(self) -> Iterable[str]:
+        """Numbers beside those of every run."""
+        return ()
+
+    def numbers(self) -> str:
+        """Speed, loss, what is measured, backlog, and what was refused."""
+        tally = self.run.tally
+        parts = [
+            f"{tally.current_rate():,.0f}/s",
+            f"loss {score(tally.loss())}",
+            *self.measured(),
+            f"backlog {self.trainer.backlog}",
+        ]
+        if tally.refused:
+            parts.append(f"refused {tally.refused.total()}")
+        return "  ".join(parts)
+
+    def drawing(self) -> RenderableType:
+        """Draw the bar, and the numbers below it."""
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        progress = ProgressBar(total=1, completed=self.share())
+        bar.add_row(self.state(), progress, self.counted())
+        return Group(bar, Text(self.numbers(), no_wrap=True, overflow="ellipsis"))
+
+    def plain(self) -> str:
+        """Draw the same as one line without a bar."""
+        parts = (self.state().plain.strip(), self.counted("/"), self.numbers())
+        return "  ".join(filter(None, parts))
+
+
+class ScoresView(RunView):
     """A bar with the date of the stream, and the scores below it.
 
     Parameters
     ----------
-    tally
-        The sums of the reports.
-    trainer
-        Asked for its backlog.
+    run, trainer
+        As in `RunView`.
     scores
         Asked for the scores of the newest records.
     times
         When each record of the stream was made, in order; the length says how many
         records come.
-    records
-        What the records are called.
     """
 
     def __init__(
-        self,
-        tally: Tally,
-        trainer: Any,
-        scores: BinaryPrequential,
-        times: np.ndarray,
-        records: str,
+        self, run: Run, trainer: Any, scores: BinaryPrequential, times: np.ndarray
     ) -> None:
-        self._tally = tally
-        self._trainer = trainer
+        super().__init__(run, trainer, len(times))
         self._scores = scores
         self._times = times
-        self._records = records
 
-    def drawing(self) -> RenderableType:
-        """Draw a bar with the date of the stream, and the numbers below it."""
-        total = len(self._times)
-        done = self._tally.reached
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        bar.add_row(
-            Text(self._date(), style="bold"),
-            ProgressBar(total=max(total, 1), completed=done),
-            f"{done:,} of {total:,} {self._records}",
-        )
-        return Group(bar, Text(self._numbers(), no_wrap=True, overflow="ellipsis"))
+    def state(self) -> Text:
+        """Date of the newest record."""
+        newest = min(self.run.tally.reached, self.total) - 1
+        date = str(self._times[newest].astype("datetime64[D]")) if newest >= 0 else ""
+        return Text(date or "waiting", style="bold")
 
-    def plain(self) -> str:
-        """Draw the same as one line without a bar."""
-        done, total = self._tally.reached, len(self._times)
-        return f"{self._date()}  {done:,}/{total:,} {self._records}  {self._numbers()}"
-
-    def _date(self) -> str:
-        newest = min(self._tally.reached, len(self._times)) - 1
-        if newest < 0:
-            return "waiting"
-        return str(self._times[newest].astype("datetime64[D]"))
-
-    def _numbers(self) -> str:
+    def measured(self) -> Iterable[str]:
+        """Scores and staleness of the newest records."""
         recent = self._scores.recent()
-        parts = [
-            f"{self._tally.current_rate():,.0f}/s",
-            f"loss {_score(self._tally.loss())}",
-            f"accuracy {_score(recent.accuracy)}",
-            f"AUC {_score(recent.auc)}",
-            f"staleness {self._tally.staleness():.1f}",
-            f"backlog {self._trainer.backlog}",
-        ]
-        if self._tally.refused:
-            parts.append(f"refused {self._tally.refused.total()}")
-        return "  ".join(parts)
-
-
-def scores_table(scores: BinaryPrequential, title: str, records: str) -> RenderableType:
-    """Overall and recent scores, beside the baselines."""
-    overall, recent = scores.overall(), scores.recent()
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(f"{overall.records:,} {records}")
-    for name in ("accuracy", "log loss", "AUC"):
-        table.add_column(name, justify="right")
-    table.add_row(MODEL, *_cells(overall), style="bold")
-    if recent.records < overall.records:
-        table.add_row(f"{MODEL}, last {recent.records:,}", *_cells(recent))
-    for name, baseline in scores.baselines().items():
-        table.add_row(name, *_cells(baseline), style="dim")
-    return Group("", Text(f"  {title}", style="bold"), table)
+        yield f"accuracy {score(recent.accuracy)}"
+        yield f"AUC {score(recent.auc)}"
+        yield f"staleness {self.run.tally.staleness():.1f}"
 
 
 def results_table(results: Any) -> RenderableType:
@@ -174,7 +188,8 @@ def results_table(results: Any) -> RenderableType:
     for name, numeric in results.headings:
         table.add_column(name, justify="right" if numeric else "left")
     for row in results.rows:
-        table.add_row(*(_cell(value) for value in row))
+        is_model = str(row[0]).startswith(MODEL)
+        table.add_row(*map(_cell, row), style="bold" if is_model else "")
     title = Text(f"  {results.title}", style="bold")
     note = [Text(f"  {results.note}\n", style="dim")] if results.note else []
     return Group(title, table, *note)
@@ -183,7 +198,9 @@ def results_table(results: Any) -> RenderableType:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return _score(value) if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else score(value)
 
 
 def run_table(tally: Tally, records: str) -> RenderableType:
@@ -205,9 +222,6 @@ def run_table(tally: Tally, records: str) -> RenderableType:
     )
 
 
-def _cells(scores: Scores) -> list[str]:
-    return [_score(value) for value in (scores.accuracy, scores.log_loss, scores.auc)]
-
-
-def _score(value: float) -> str:
+def score(value: float) -> str:
+    """Write a score; a dash where there is none."""
     return "-" if math.isnan(value) else f"{value:.3f}"

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from distributed.utils_test import gen_cluster, gen_test
 from pictures import write_cifar, write_idx
+from streamz import Stream
 
 from tensair_dask.adaptation import Convergence
 from tensair_dask.cli import tensair
@@ -314,7 +316,8 @@ async def test_images_behind_the_warm_up_are_not_learned_in_mode_never(begins, l
 
     run, trainer = drifting.ImagesRun(mode="never", warm_up=5), Mode()
     run.continuation.begins = begins
-    trainer.mode = run.begins_in(begins)
+    trainer.mode = run.begins_in(run.mode)
+    run.follow(run.mode, SimpleNamespace(trainer=trainer, reports=Stream()), 1000)
     modes = [trainer.mode async for _ in drifting.emitted(run, swapped(), trainer)]
     assert modes[: learned + 1] == ["always"] * learned + ["never"]
     assert set(modes[learned:]) == {"never"}

@@ -58,7 +58,7 @@ def followed(run: AdaptiveRun, drifts: tuple[int, ...] = ()) -> AdaptiveRun:
         scores = BinaryPrequential(100)
         reports = Stream(asynchronous=True)
         found = list(drifts) if mode == "auto" else []
-        run.follow(mode, Pipeline(Switched(found), reports, scores), TIMES)
+        run.follow(mode, Pipeline(Switched(found), reports, scores), len(TIMES))
         generator = np.random.default_rng(0)
         for index in range(BATCHES):
             target = generator.random(BATCH) < 0.5
@@ -152,7 +152,6 @@ async def test_what_is_drawn_has_a_curve_for_each_mode():
 async def test_without_adaptation_nothing_is_said_of_it(tmp_path):
     run = followed(AdaptiveRun(output=tmp_path))
     await run.drain()
-    assert len(run.results("title")) == 2
     assert len(run.tables()) == 1
     assert len(run.figures()) == 1
 
@@ -162,7 +161,7 @@ async def test_without_adaptation_nothing_is_said_of_it(tmp_path):
 async def test_files_and_results_tell_of_every_mode(tmp_path):
     run = followed(AdaptiveRun(compare=True, warm_up=100, output=tmp_path), (25,))
     await run.drain()
-    files = run.draw("title")
+    files = run.draw()
     assert set(files) == {
         "html",
         "png",
@@ -172,11 +171,10 @@ async def test_files_and_results_tell_of_every_mode(tmp_path):
         "modes, png",
     }
     assert all(Path(path).stat().st_size > 1000 for path in files.values())
-    result = json.loads(json.dumps(run.result(run.scores)))
+    result = json.loads(json.dumps(run.result()))
     assert result["modes"]["auto"]["drifts"] == [25]
     assert result["modes"]["auto"]["learned"] == 20
     assert result["modes"]["never"]["accuracy"] == pytest.approx(0.6)
-    assert len(run.results("title")) == 3
     assert len(run.tables()) == 2
 
 
@@ -185,7 +183,7 @@ async def test_a_stream_that_ends_in_the_warm_up_has_nothing_to_compare():
     run = followed(AdaptiveRun(compare=True, warm_up=100_000))
     await run.drain()
     assert all(math.isnan(row[1]) for row in run.worth().rows)
-    assert run.result(run.scores)["modes"]["auto"]["accuracy"] is None
+    assert run.result()["modes"]["auto"]["accuracy"] is None
 
 
 @pytest.mark.parametrize("name", DETECTORS)
