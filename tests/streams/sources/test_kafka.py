@@ -57,12 +57,11 @@ async def until(predicate, timeout=10.0):
         await asyncio.sleep(0.005)
 
 
-def opened(broker, topic, group=None, **kwargs):
+def opened(broker, topic, group=None, settings=None, **kwargs):
     """A source over all partitions, on the loop that runs here."""
+    settings = broker.settings(group) | (settings or {})
     arguments = {"partitions": "all", "commit_every": SOON, "asynchronous": True}
-    return Stream.from_kafka_records(
-        topic, broker.settings(group), **{**arguments, **kwargs}
-    )
+    return Stream.from_kafka_records(topic, settings, **{**arguments, **kwargs})
 
 
 async def values_to_the_end(source):
@@ -319,7 +318,9 @@ async def test_the_members_of_a_group_go_on_where_the_last_one_has_stopped(broke
     topic = broker.topic(partitions=2)
     for partition in (0, 1):
         broker.write(topic, range(50), partition)
-    source = opened(broker, topic, "group", partitions=None)
+    # This broker lets nobody into a group for half of that time, 45 s by default.
+    settings = {"session.timeout.ms": 10_000}
+    source = opened(broker, topic, "group", settings, partitions=None)
     got = source.sink_to_list()
     async with source:
         await until(lambda: len(got) == 100, timeout=60)
