@@ -38,7 +38,9 @@ from tensair_dask.adaptation import (
 )
 from tensair_dask.drift.run_record import Detections, Record
 from tensair_dask.observe.figures import drift as drift_figures
+from tensair_dask.observe.figures.chart import Chart
 from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.figures.page import save
 from tensair_dask.observe.html_report import Table
 from tensair_dask.runner import terminal
 from tensair_dask.runner.images import NAMES, Images, ImageSet, load
@@ -486,20 +488,16 @@ class ImagesRun(ModesRun):
             ),
         ]
 
-    def figures(self) -> list[tuple[str, Any]]:
+    def figures(self) -> list[tuple[str, Chart]]:
         """Loss and accuracy along the stream."""
         if not self.has_results:
             return []
-        return [("Loss and accuracy", drift_figures.panels(self.course()))]
+        return [("Loss and accuracy", drift_figures.chart(self.course()))]
 
     def draw(self) -> dict[str, str]:
         """Draw the same into files."""
-        return drift_figures.draw(
-            self.course(),
-            folder=self.output,
-            title=self.title,
-            subtitle=self.headline(),
-        )
+        chart = drift_figures.chart(self.course(), self.title, self.headline())
+        return save(chart, self.output, "drift")
 
     def result(self) -> dict[str, Any]:
         """Add swaps, work and scores to what a script wants to know."""

@@ -106,7 +106,8 @@ def _loggers() -> list[tuple[str, logging.Logger]]:
 def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let matplotlib open its fonts before a test counts open files: they stay open."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
-    panel = figure.subplots()
+    panel, logarithmic = figure.subplots(2)
+    logarithmic.set(yscale="log", ylim=(1, 2))
     panel.set_title("some", weight="bold")
     panel.plot([0.0, 1e-3], label="some")
     panel.legend()

@@ -22,6 +22,7 @@ from tensair_dask._common.files import check_writable, write_atomically
 from tensair_dask.errors import TensairError
 from tensair_dask.observe import templates
 from tensair_dask.observe.figures import run as run_figures
+from tensair_dask.observe.figures.page import embed
 from tensair_dask.observe.snapshot import replica_rows
 from tensair_dask.observe.telemetry.events import KINDS
 from tensair_dask.observe.wording import number
@@ -178,17 +179,13 @@ class Page:
     def html(self) -> str:
         """The whole page."""
         run, trainer = self._run, self._trainer
-        drawn, marks = [], []
+        charts = []
         if trainer is not None:
-            events = trainer.events
             metrics = trainer.session.recording.curves.metrics
-            drawn = run_figures.panels(trainer.curves, events, metrics)
-            marks = run_figures.legend(events)
+            charts.append(run_figures.chart(trainer.curves, trainer.events, metrics))
         figures = run.figures()
-        library, divs, script = run_figures.embed(
-            [*(panel.figure for panel in drawn), *(figure for _, figure in figures)]
-        )
-        named = [title for title, _ in figures]
+        library, embedded, script = embed([*charts, *(chart for _, chart in figures)])
+        shown = embedded[len(charts) :]
         return templates.render(
             "tensair_run.html.j2",
             title=run.title or run.command,
@@ -198,11 +195,12 @@ class Page:
             seconds=number(self._ended - self._began),
             facts=self._facts(),
             results=run.tables(),
-            scores=list(zip(named, divs[len(drawn) :], strict=True)),
+            figures=[
+                (name, each) for (name, _), each in zip(figures, shown, strict=True)
+            ],
+            training=embedded[0] if charts else None,
             library=library,
             script=script,
-            panels=list(zip(drawn, divs, strict=False)),
-            legend=marks,
             tables=[table for table in self._tables() if table.rows],
             configuration=self._configuration(),
             number=number,

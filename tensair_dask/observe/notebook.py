@@ -5,10 +5,9 @@ from __future__ import annotations
 import datetime
 
 from tensair_dask.observe import templates
-from tensair_dask.observe.figures.run import MARKS
+from tensair_dask.observe.figures.event_marks import MARKS
 from tensair_dask.observe.snapshot import Overview
 from tensair_dask.observe.sparkline import outline
-from tensair_dask.observe.telemetry.events import KINDS
 from tensair_dask.observe.wording import number
 
 __all__ = ["draw"]
@@ -40,7 +39,7 @@ def draw(overview: Overview, live: bool = False) -> str:
         speed=outline(curves["samples_per_second"], seconds, lowest=0.0),
         loss=outline(curves["loss"], seconds),
         events=[
-            (_clock(each.time), KINDS[each.kind], MARKS[each.kind], each.text)
+            (_clock(each.time), MARKS[each.kind], each.text)
             for each in reversed(overview.events)
         ],
     )

@@ -14,8 +14,9 @@ from tensair_dask.drift.policies import POLICIES
 from tensair_dask.drift.run_record import Alarms, Detections, Record
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.observe.figures import drift as drift_figures
-from tensair_dask.observe.figures import scores as score_figures
+from tensair_dask.observe.figures.chart import Chart
 from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.figures.page import save
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MAJORITY, MODEL, Scores
 from tensair_dask.runner.batches_run import BatchesRun
@@ -246,30 +247,13 @@ class AdaptiveRun(ModesRun, ScoredRun):
         """Add when each model learned, and how the modes compare."""
         files = super().draw()
         for side in self._adapting:
-            made = drift_figures.draw(
-                self.course(side),
-                folder=self.output,
-                title=self.title,
-                subtitle=self.told(side),
-                name=f"drift-{side.mode}",
-            )
+            chart = drift_figures.chart(self.course(side), self.title, self.told(side))
+            made = save(chart, self.output, f"drift-{side.mode}")
             files |= {f"drift, {kind}": path for kind, path in made.items()}
         if self.compare:
-            made = score_figures.draw(
-                self.curves(),
-                self.times,
-                folder=self.output,
-                title=self.title,
-                subtitle=f"scores over the last {self._window:,} {self.records}",
-                axis=self.axis,
-                name="modes",
-            )
+            made = save(self.scores_chart(self.curves()), self.output, "modes")
             files |= {f"modes, {kind}": path for kind, path in made.items()}
         return files
-
-    @property
-    def _window(self) -> int:
-        return self.sides[0].scores.window
 
     def course(self, side: Side) -> Course:
         """What is drawn of one trainer: nobody knows where this stream truly drifts."""
@@ -320,19 +304,16 @@ class AdaptiveRun(ModesRun, ScoredRun):
             tables.append(self.worth())
         return tables
 
-    def figures(self) -> list[tuple[str, Any]]:
+    def figures(self) -> list[tuple[str, Chart]]:
         """Add when each model learned to the page of the run."""
         figures = super().figures()
         if not figures:
             return figures
         for side in self._adapting:
-            panels = drift_figures.panels(self.course(side))
-            figures.append((f"Mode {side.mode}: {self.told(side)}", panels))
+            chart = drift_figures.chart(self.course(side))
+            figures.append((f"Mode {side.mode}: {self.told(side)}", chart))
         if self.compare:
-            curves = self.curves()
-            moments = self.times[curves.index.to_numpy() - 1]
-            drawn = score_figures.panels(curves, moments, axis=self.axis)
-            figures.append(("The modes side by side", drawn))
+            figures.append(("The modes side by side", self.scores_chart(self.curves())))
         return figures
 
 

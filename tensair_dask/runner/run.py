@@ -38,6 +38,7 @@ from tensair_dask.errors import (
     SchedulerLostError,
     SourceError,
 )
+from tensair_dask.observe.figures.chart import Chart
 from tensair_dask.observe.html_report import Table, written
 from tensair_dask.runner import terminal
 from tensair_dask.runner.options import (
@@ -402,8 +403,8 @@ class Run:
         """Results for the terminal, and for the page of the run."""
         return []
 
-    def figures(self) -> list[tuple[str, Any]]:
-        """Titles and bokeh figures for the page of the run."""
+    def figures(self) -> list[tuple[str, Chart]]:
+        """Titles and charts for the page of the run."""
         return []
 
     def draw(self) -> dict[str, str]:

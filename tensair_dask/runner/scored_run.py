@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tensair_dask._common.files import check_writable
 from tensair_dask.observe.figures import scores as score_figures
+from tensair_dask.observe.figures.chart import Chart
+from tensair_dask.observe.figures.page import save
 from tensair_dask.observe.html_report import Table
 from tensair_dask.prequential import MODEL, BinaryPrequential, Scores
 from tensair_dask.runner import terminal
@@ -20,6 +22,7 @@ from tensair_dask.runner.summary import number_or_none
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 __all__ = ["ScoredRun"]
 
@@ -118,13 +121,17 @@ class ScoredRun(BatchesRun):
     def draw(self) -> dict[str, str]:
         """Draw the curves; the files, by what they are."""
         assert self.scores is not None
-        return score_figures.draw(
-            self.scores.curves(),
-            self.times,
-            folder=self.output,
-            title=self.title,
-            subtitle=f"scores over the last {self.scores.window:,} {self.records}",
-            axis=self.axis,
+        return save(self.scores_chart(self.scores.curves()), self.output, "curves")
+
+    def scores_chart(self, curves: pd.DataFrame) -> Chart:
+        """Describe scores over the time of the records."""
+        assert self.scores is not None
+        return score_figures.chart(
+            curves,
+            self.times[curves.index.to_numpy() - 1],
+            self.title,
+            f"scores over the last {self.scores.window:,} {self.records}",
+            self.axis,
         )
 
     def result(self) -> dict[str, Any]:
@@ -164,15 +171,13 @@ class ScoredRun(BatchesRun):
             )
         ]
 
-    def figures(self) -> list[tuple[str, Any]]:
+    def figures(self) -> list[tuple[str, Chart]]:
         """Scores along the stream."""
         scores = self.scores
         if scores is None or not scores.records:
             return []
-        curves = scores.curves()
-        moments = self.times[curves.index.to_numpy() - 1]
         title = f"Scores over the last {scores.window:,} {self.records}"
-        return [(title, score_figures.panels(curves, moments, axis=self.axis))]
+        return [(title, self.scores_chart(scores.curves()))]
 
 
 def _plain(scores: Scores) -> dict[str, float | None]:

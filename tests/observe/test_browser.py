@@ -13,6 +13,7 @@ from run_curves import curves, events
 
 from tensair_dask.observe.figures import drift as drift_figures
 from tensair_dask.observe.figures.drift import Course
+from tensair_dask.observe.figures.page import page as page_of
 from tensair_dask.observe.figures.run import Plot
 from tensair_dask.observe.html_report import Ending, Page
 from tensair_dask.runner.run import Run
@@ -76,7 +77,7 @@ class Drifting(Run):
 
     def figures(self) -> list[tuple[str, Any]]:
         course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
-        return [("Labels are swapped", drift_figures.panels(course))]
+        return [("Labels are swapped", drift_figures.chart(course))]
 
 
 @pytest.mark.parametrize("width", [1400, 390])
@@ -85,7 +86,8 @@ def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width, n
     path = tmp_path / "drift.html"
     if name == "alone":
         course = Course(rows(), changes=CHANGES, alarms=[600, 1_009])
-        drift_figures.html(course, path, "Labels are swapped", "1 of 2 swaps detected")
+        drawn = drift_figures.chart(course, "Labels are swapped", "1 of 2 detected")
+        path.write_text(page_of(drawn), encoding="utf-8")
     else:
         text = Page(Drifting(), Ending("finished", "Finished."), 0.0, 1.0).html()
         path.write_text(text, encoding="utf-8")
@@ -103,3 +105,25 @@ def test_the_drawing_of_a_drift_fits_into_the_window(browser, tmp_path, width, n
     # Nothing stands beyond the right edge, the legend least of all.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert failed == []
+
+
+HIDDEN = """Bokeh.documents[0].roots().flatMap(figure => figure.renderers)
+    .filter(drawn => !drawn.visible).map(drawn => drawn.tags[0])"""
+
+
+def test_a_click_on_a_name_in_the_legend_hides_its_lines(browser, tmp_path):
+    drawn = drift_figures.chart(Course(rows(), changes=CHANGES))
+    path = tmp_path / "drift.html"
+    path.write_text(page_of(drawn), encoding="utf-8")
+    page = browser.new_page(offline=True)
+    page.goto(path.as_uri())
+    page.wait_for_function(
+        "window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
+    )
+    name = page.get_by_role("button", name="predicting only")
+    name.click()
+    assert page.evaluate(HIDDEN) == ["chart-0/predicting only"] * 2, "in both panels"
+    assert name.get_attribute("aria-pressed") == "false"
+    name.click()
+    assert page.evaluate(HIDDEN) == []
+    page.close()

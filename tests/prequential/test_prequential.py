@@ -489,7 +489,7 @@ def test_every_row_of_the_curve_is_what_the_scores_were_then():
 
 
 def test_one_horizon_of_the_curve_can_be_drawn_as_the_fast_tools_can():
-    from tensair_dask.observe.figures import scores as score_figures
+    from tensair_dask.observe.figures.scores import chart
 
     curves = a_stream(3_000).curve().xs("window", axis=1, level="horizon")
     assert list(dict.fromkeys(curves.columns.get_level_values(1))) == [
@@ -498,7 +498,9 @@ def test_one_horizon_of_the_curve_can_be_drawn_as_the_fast_tools_can():
         "last label",
     ]
     moments = pd.date_range("2013-01-01", periods=len(curves)).to_numpy()
-    assert score_figures.panels(curves, moments) is not None
+    assert [panel.label for panel in chart(curves, moments).panels] == list(
+        dict.fromkeys(curves.columns.get_level_values(0))
+    )
 
 
 def test_a_curve_of_nothing_is_empty():

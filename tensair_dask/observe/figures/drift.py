@@ -1,11 +1,9 @@
-"""Draw how a model trained, predicted and met drifts: as a picture and as a page."""
+"""How a model trained, predicted and met drifts along a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,21 @@ import pandas as pd
 
 from tensair_dask.drift.run_record import Detections
 from tensair_dask.errors import ConfigurationError
-from tensair_dask.observe.figures.scores import picture
-from tensair_dask.observe.palette import BLACK, BLUE, EVENTS, GREEN, GREY, ORANGE
+from tensair_dask.observe.figures.chart import (
+    Axis,
+    Band,
+    Chart,
+    Line,
+    Mark,
+    MarkStyle,
+    Panel,
+    Readout,
+    Shade,
+)
+from tensair_dask.observe.figures.event_marks import MARKS
+from tensair_dask.observe.palette import BLACK, BLUE, GREEN, GREY, ORANGE
 
-__all__ = ["Course", "draw", "html", "panels", "png", "stretches"]
+__all__ = ["Course", "chart", "stretches"]
 
 # Names of what is drawn, as the legend has them.
 TRAINED, PREDICTED = "training", "predicting only"
@@ -26,32 +35,31 @@ ALARM = "drift detected"
 ALARM_AFTER = "drift detected, after so many mini-batches"
 FALSE_ALARM = "false alarm"
 MISSED = "change that was missed"
-MARKS = (CHANGE, ALARM, ALARM_AFTER, FALSE_ALARM, MISSED)
 
 COLOURS = {TRAINED: ORANGE, PREDICTED: BLUE}
-CHANGE_COLOUR, CHANGE_DASH = BLACK, EVENTS["note"][1]
-ALARM_COLOUR = EVENTS["drift"][0]
+_DRIFT = MARKS["drift"]
+_ALARM = MarkStyle(ALARM, _DRIFT.colour, sign=_DRIFT.sign, width=1)
+STYLES = {
+    CHANGE: MarkStyle(CHANGE, BLACK, MARKS["note"].dash),
+    ALARM: _ALARM,
+    ALARM_AFTER: replace(_ALARM, label=ALARM_AFTER),
+    FALSE_ALARM: replace(_ALARM, label=FALSE_ALARM, filled=False),
+    # It has the line of its change.
+    MISSED: MarkStyle(MISSED, _DRIFT.colour, sign="x", line=False),
+}
 
-ALARM_HEIGHT = 0.89  # below the words that name the changes; 1 is the panel's
+AXIS = Axis(
+    "index",
+    "mini-batches of the stream",
+    place=("mini-batch", "0,0"),
+    readouts=[Readout("mini-batches", "which"), Readout("phase", "phase")],
+)
 
 # Stretches of a curve: more cannot be seen on a screen, and would make pages large.
 MOST = 500
 # Changes and alarms that are drawn: the first ones. With more than a few, words beside
 # them would cover each other.
 MARKED, NAMED = 200, 24
-
-HEADING = """
-:host { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #222; }
-h1 { font-size: 20px; margin: 4px 12px 0; }
-p { font-size: 14px; margin: 2px 12px 6px; color: #555; }
-"""
-
-LEGEND = """
-:host { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #222; }
-ul { list-style: none; display: flex; flex-wrap: wrap; gap: 3px 20px; font-size: 13px; }
-ul { margin: 2px 12px; padding: 0; }
-svg { vertical-align: middle; }
-"""
 
 COLUMNS = ["first", "last", "index", "learned", "loss", "low", "high"]
 
@@ -157,405 +165,65 @@ def stretches(
     return pd.DataFrame(made).reset_index(drop=True)
 
 
-def draw(
-    course: Course, *, folder: Path, title: str, subtitle: str = "", name: str = "drift"
-) -> dict[str, str]:
-    """Write the drawing as PNG and as HTML.
+def chart(course: Course, title: str = "", subtitle: str = "") -> Chart:
+    """Describe the loss, and the metrics below it.
 
     Parameters
     ----------
     course
         What happened.
-    folder
-        Made if it is not there.
     title, subtitle
         Above the panels.
-    name
-        File name without its ending.
-
-    Returns
-    -------
-    files
-        The paths, by kind: "png" and "html".
-
-    Raises
-    ------
-    TensairError
-        If matplotlib is not installed; the HTML is then written all the same.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {kind: folder / f"{name}.{kind}" for kind in ("html", "png")}
-    html(course, files["html"], title, subtitle)
-    png(course, files["png"], title, subtitle)
-    return {kind: str(path) for kind, path in files.items()}
-
-
-# --------------------------------------------------------------------------- a picture
-
-
-def png(course: Course, path: Path, title: str, subtitle: str = "") -> None:
-    """Draw the loss, and the metrics below it, with matplotlib.
-
-    Raises
-    ------
-    TensairError
-        If matplotlib is not installed.
     """
     seen = stretches(course.rows, course.metrics)
-    figure = picture(figsize=(10, 3.9 + 2.1 * len(course.metrics)), dpi=150)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    axes = figure.subplots(
-        1 + len(course.metrics),
-        1,
-        sharex=True,
-        squeeze=False,
-        height_ratios=[3, *[2] * len(course.metrics)],
-    )[:, 0]
-    for panel, name in zip(axes, ["loss", *course.metrics], strict=True):
-        for low, high in _trained(seen):
-            panel.axvspan(low, high, color=ORANGE, alpha=0.09, linewidth=0)
-        if name == "loss":
-            panel.fill_between(
-                seen["index"],
-                seen["low"],
-                seen["high"],
-                color=GREY,
-                alpha=0.25,
-                linewidth=0,
-                label=BAND,
-            )
-        elif name in course.references:
-            words, values = course.references[name]
-            panel.plot(values, color=GREEN, linestyle=(0, (5, 2)), label=words)
-        for phase, line in _lines(seen, name).items():
-            panel.plot(seen["index"], line, color=COLOURS[phase], label=phase, lw=1.8)
-        _mark(panel, course, named=name == "loss")
-        panel.set_ylabel(f"{name} (mean)")
-        panel.grid(axis="y", alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.margins(x=0.01)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[0].set_ylim(bottom=0)
-    axes[0].set_title(subtitle, fontsize=10, color="#444444", pad=24)
-    axes[-1].set_xlabel("mini-batches of the stream")
-    labelled: dict[str, Any] = {}
-    for panel in axes:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            labelled.setdefault(label, handle)
-    figure.legend(
-        labelled.values(),
-        labelled.keys(),
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
-    figure.savefig(path)
-
-
-def _mark(panel: Any, course: Course, named: bool) -> None:
-    """Draw lines where the stream changed, and signs where that was noticed."""
-    across = panel.get_xaxis_transform()  # the height of the panel is 1
-    for place, kind, text in course.marks():
-        if kind == CHANGE:
-            dash = (0, tuple(length / 1.5 for length in CHANGE_DASH))
-            panel.axvline(
-                place, color=CHANGE_COLOUR, linestyle=dash, linewidth=1.2, label=CHANGE
-            )
-        elif kind != MISSED:
-            panel.axvline(place, color=ALARM_COLOUR, linewidth=0.9, zorder=1)
-        if named and kind != CHANGE:
-            panel.plot(
-                [place],
-                [0.96],
-                marker="X" if kind == MISSED else "v",
-                markersize=9,
-                markeredgecolor=ALARM_COLOUR,
-                markerfacecolor="white" if kind == FALSE_ALARM else ALARM_COLOUR,
-                linestyle="none",
-                transform=across,
-                label=kind,
-                zorder=3,
-            )
-        if named and course.named and kind != FALSE_ALARM:
-            above = kind == CHANGE
-            panel.annotate(
-                text,
-                (place, 1.0 if above else 0.96),
-                xycoords=across,
-                xytext=(0, 6) if above else (8, 0),
-                textcoords="offset points",
-                ha="center" if above else "left",
-                va="bottom" if above else "center",
-                fontsize=9,
-                color=CHANGE_COLOUR if above else ALARM_COLOUR,
-            )
-
-
-# ------------------------------------------------------------------------------ a page
-
-
-def html(course: Course, path: Path, title: str, subtitle: str = "") -> None:
-    """Draw the same with bokeh, with everything the page needs inside the file."""
-    from bokeh.embed import file_html
-    from bokeh.layouts import column
-    from bokeh.models import Div
-    from bokeh.resources import INLINE
-
-    text = f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>"
-    heading = Div(text=text, sizing_mode="stretch_width", stylesheets=[HEADING])
-    page = column(heading, panels(course), sizing_mode="stretch_width")
-    path.write_text(file_html(page, INLINE, title), encoding="utf-8")
-
-
-def panels(course: Course) -> Any:
-    """Draw the loss, and the metrics below it, with bokeh.
-
-    Parameters
-    ----------
-    course
-        What happened.
-
-    Returns
-    -------
-    layout
-        Of bokeh.
-    """
-    from bokeh.layouts import column, gridplot
-    from bokeh.models import Div
-
-    drawing = _Page(course)
     names = ["loss", *course.metrics]
-    drawn = [drawing.panel(name, last=name == names[-1]) for name in names]
-    # Bokeh's own legend does not break its line where a window is narrow.
-    legend = Div(
-        text=_legend(course), sizing_mode="stretch_width", stylesheets=[LEGEND]
+    readouts = [Readout(name, name, "0.000") for name in names]
+    return Chart(
+        AXIS,
+        [_panel(course, name, readouts) for name in names],
+        _data(seen, names),
+        [
+            Mark(place, STYLES[kind], text, course.named and kind != FALSE_ALARM)
+            for place, kind, text in course.marks()
+        ],
+        [Shade(*ends) for ends in _trained(seen)],
+        title,
+        subtitle,
     )
-    grid = gridplot(
-        [[panel] for panel in drawn],
-        sizing_mode="stretch_width",
-        merge_tools=True,
-        toolbar_options={"logo": None},
-    )
-    return column(legend, grid, sizing_mode="stretch_width")
 
 
-def _legend(course: Course) -> str:
-    """Name everything that is drawn, once, as a list in HTML."""
-    kinds = {kind for _, kind, _ in course.marks()}
-    line = '<path d="M1 7h28" stroke="{}" stroke-width="2.5" {}/>'
-    dashed = 'stroke-dasharray="{} {}"'
-    sign = '<path d="M9 2h12l-6 10z" fill="{}" stroke="{}" stroke-width="1.5"/>'
-    cross = '<path d="M10 2l10 10m0-10l-10 10" stroke="{}" stroke-width="3"/>'
-    signs = {
-        TRAINED: line.format(COLOURS[TRAINED], ""),
-        PREDICTED: line.format(COLOURS[PREDICTED], ""),
-        BAND: f'<path d="M3 1h24v12h-24z" fill="{GREY}" opacity="0.25"/>',
-        CHANGE: line.format(CHANGE_COLOUR, dashed.format(*CHANGE_DASH)),
-        ALARM: sign.format(ALARM_COLOUR, ALARM_COLOUR),
-        ALARM_AFTER: sign.format(ALARM_COLOUR, ALARM_COLOUR),
-        FALSE_ALARM: sign.format("white", ALARM_COLOUR),
-        MISSED: cross.format(ALARM_COLOUR),
-    }
-    signs |= {
-        words: line.format(GREEN, dashed.format(7, 4))
-        for name, (words, _) in course.references.items()
-        if name in course.metrics
-    }
-    shown = {
-        words: sign
-        for words, sign in signs.items()
-        if words not in MARKS or words in kinds
-    }
-    items = "".join(
-        f'<li><svg width="30" height="14" aria-hidden="true">{sign}</svg> '
-        f"{escape(words)}</li>"
-        for words, sign in shown.items()
-    )
-    return f'<ul aria-label="legend">{items}</ul>'
-
-
-class _Page:
-    """The panels of a page, as they are added."""
-
-    def __init__(self, course: Course) -> None:
-        from bokeh.models import ColumnDataSource
-
-        self._course = course
-        self._seen = seen = stretches(course.rows, course.metrics)
-        data: dict[str, Any] = {
-            "index": seen["index"],
-            "which": _which(seen),
-            "phase": np.where(seen["learned"].astype(bool), TRAINED, PREDICTED),
-            "low": seen["low"],
-            "high": seen["high"],
-        }
-        for name in ("loss", *course.metrics):
-            data[name] = seen[name]
-            for phase, line in _lines(seen, name).items():
-                data[f"{name}, {phase}"] = line
-        self._source = ColumnDataSource(data)
-        marks = list(course.marks())
-        self._marks = {
-            kind: ColumnDataSource(
-                {
-                    "place": [place for place, its, _ in marks if its == kind],
-                    "text": [text for _, its, text in marks if its == kind],
-                    "kind": [kind for _, its, _ in marks if its == kind],
-                }
-            )
-            for kind in MARKS
-        }
-        self._panels: list[Any] = []
-
-    def panel(self, name: str, last: bool) -> Any:
-        """Draw one panel, below those that are there."""
-        from bokeh.models import BoxAnnotation, DataRange1d, NumeralTickFormatter
-        from bokeh.plotting import figure
-
-        first = not self._panels
-        linked = {"x_range": self._panels[0].x_range} if self._panels else {}
-        panel = figure(
-            height=360 if first else 220 + 20 * last,
-            y_axis_label=f"{name} (mean)",
-            tools="pan,xwheel_zoom,box_zoom,reset,save",
-            active_scroll=None,
-            min_border_left=64,
-            min_border_right=24,
-            **({"x_range": DataRange1d(range_padding=0.01)} | linked),
-        )
-        panel.xaxis.formatter = NumeralTickFormatter(format="0,0")
-        panel.outline_line_color = None
-        panel.xgrid.grid_line_color = None
-        panel.ygrid.grid_line_alpha = 0.6
-        for low, high in _trained(self._seen):
-            ground = BoxAnnotation(left=low, right=high, fill_color=ORANGE)
-            ground.fill_alpha, ground.level = 0.09, "underlay"
-            panel.add_layout(ground)
-        drawn = []
-        if first:
-            drawn.append(self._band(panel))
-        elif name in self._course.references:
-            drawn.append(self._reference(panel, name))
-        drawn += self._curves(panel, name)
-        # The marks have a scale of their own.
-        panel.y_range.renderers = drawn
-        if first:
-            panel.y_range.start = 0
-        self._mark(panel)
-        if last:
-            panel.xaxis.axis_label = "mini-batches of the stream"
-        self._panels.append(panel)
-        return panel
-
-    def _band(self, panel: Any) -> Any:
-        band = panel.varea(
-            "index", "low", "high", source=self._source, color=GREY, alpha=0.25
-        )
-        return band
-
-    def _reference(self, panel: Any, name: str) -> Any:
-        _, values = self._course.references[name]
+def _panel(course: Course, name: str, readouts: Sequence[Readout]) -> Panel:
+    lines = [
+        Line(f"{name}, {phase}", phase, colour) for phase, colour in COLOURS.items()
+    ]
+    if name in course.references:
+        words, values = course.references[name]
         # The corners of the steps are all that there is to see.
         corners = _corners(values)
-        line = panel.line(
-            corners, values[corners], color=GREEN, line_dash=[7, 4], line_width=1.8
-        )
-        return line
-
-    def _curves(self, panel: Any, name: str) -> list[Any]:
-        from bokeh.models import HoverTool
-
-        lines = []
-        for phase in (TRAINED, PREDICTED):
-            line = panel.line(
-                "index",
-                f"{name}, {phase}",
-                source=self._source,
-                color=COLOURS[phase],
-                line_width=2.2,
-            )
-            lines.append(line)
-        # One that is there everywhere, for the pointer to find.
-        found = panel.line("index", name, source=self._source, line_alpha=0)
-        values = [(each, f"@{{{each}}}{{0.000}}") for each in self._names]
-        panel.add_tools(
-            HoverTool(
-                renderers=[found],
-                mode="vline",
-                tooltips=[("mini-batches", "@which"), ("phase", "@phase"), *values],
-            )
-        )
-        return lines
-
-    @property
-    def _names(self) -> list[str]:
-        return ["loss", *self._course.metrics]
-
-    def _mark(self, panel: Any) -> None:
-        from bokeh.models import HoverTool, Range1d
-
-        panel.extra_y_ranges = {"marks": Range1d(0, 1)}
-        signs = []
-        for kind, source in self._marks.items():
-            if not source.data["place"]:
-                continue
-            change = kind == CHANGE
-            colour = CHANGE_COLOUR if change else ALARM_COLOUR
-            if kind != MISSED:  # that has the line of its change
-                line = panel.segment(
-                    x0="place",
-                    x1="place",
-                    y0=0,
-                    y1=1,
-                    source=source,
-                    color=colour,
-                    line_dash=list(CHANGE_DASH) if change else "solid",
-                    line_width=1.4 if change else 1,
-                    y_range_name="marks",
-                )
-                signs.append(line)
-            if self._panels:
-                continue
-            if not change:
-                sign = panel.scatter(
-                    "place",
-                    ALARM_HEIGHT,
-                    marker="x" if kind == MISSED else "inverted_triangle",
-                    size=12,
-                    source=source,
-                    line_color=colour,
-                    line_width=3 if kind == MISSED else 1,
-                    fill_color="white" if kind == FALSE_ALARM else colour,
-                    y_range_name="marks",
-                )
-                signs.append(sign)
-            if kind != FALSE_ALARM and self._course.named:
-                self._name(panel, source, colour, above=change)
-        if signs:
-            panel.add_tools(
-                HoverTool(
-                    renderers=signs,
-                    tooltips=[("@kind", "@text"), ("mini-batch", "@place{0,0}")],
-                    attachment="below",
-                )
-            )
-
-    def _name(self, panel: Any, source: Any, colour: str, above: bool) -> None:
-        """Write words beside the marks."""
-        panel.text(
-            "place",
-            1.0 if above else ALARM_HEIGHT,
-            text="text",
-            source=source,
-            x_offset=5 if above else 10,
-            text_baseline="top" if above else "middle",
-            text_font_size="12px",
-            text_color=colour,
-            y_range_name="marks",
-        )
+        points = {"index": corners, words: values[corners]}
+        lines.append(Line(words, words, GREEN, (7, 4), 1.8, points=points))
+    first = name == "loss"
+    return Panel(
+        lines,
+        [Band("low", "high", BAND, GREY, 0.25)] if first else (),
+        label=f"{name} (mean)",
+        readouts=readouts,
+        pointer=name,
+        height=340 if first else 220,
+        from_zero=first,
+        signs=first,
+    )
 
 
-# ----------------------------------------------------------------------- what both need
+def _data(seen: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    phases = np.where(seen["learned"].astype(bool), TRAINED, PREDICTED)
+    data: dict[str, Any] = {"which": _which(seen), "phase": phases}
+    for name in ("index", "low", "high", *names):
+        data[name] = seen[name].to_numpy(dtype=float)
+    for name in names:
+        for phase, line in _lines(seen, name).items():
+            data[f"{name}, {phase}"] = line
+    return data
 
 
 def _lines(seen: pd.DataFrame, name: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,8 @@ from drifting_runs import CHANGES, LENGTH, rows
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.observe.figures import drift as drift_figures
-from tensair_dask.observe.figures.drift import Course, draw, stretches
+from tensair_dask.observe.figures.drift import Course, chart, stretches
+from tensair_dask.observe.figures.page import save
 
 
 @pytest.fixture
@@ -91,10 +92,30 @@ def test_missing_columns_are_named():
 # ------------------------------------------------------------------------ what is drawn
 
 
+def test_the_grounds_are_where_it_trained(course):
+    shades = [(shade.start, shade.end) for shade in chart(course).shades]
+    assert shades == [(0, 400), (1_008, 1_400)]
+
+
+def test_words_stand_beside_marks_but_false_alarms_and_only_where_there_is_room(course):
+    worded = {mark.text for mark in chart(course).marks if mark.worded}
+    assert worded == {"3 ↔ 7", "2 ↔ 8", "missed", "after 10"}
+    crowded = Course(rows(), changes=CHANGES, alarms=range(0, LENGTH, 50))
+    assert not any(mark.worded for mark in chart(crowded).marks)
+
+
+def test_a_reference_is_drawn_by_its_corners(course):
+    _, accuracy = chart(course).panels
+    (reference,) = [line for line in accuracy.lines if line.points is not None]
+    assert reference.label == "guesses"
+    corners = [0, LENGTH // 2 - 1, LENGTH // 2, LENGTH - 1]
+    assert reference.points["index"].tolist() == corners
+    assert reference.points["guesses"].tolist() == [1.0, 1.0, 0.8, 0.8]
+
+
 def test_picture_and_page(fonts, course, tmp_path):
-    files = draw(
-        course, folder=tmp_path / "made" / "here", title="A <title>", subtitle="more"
-    )
+    drawn = chart(course, "A <title>", "more")
+    files = save(drawn, tmp_path / "made" / "here", "drift")
     assert set(files) == {"html", "png"}
     assert Path(files["png"]).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = Path(files["html"]).read_text(encoding="utf-8")
@@ -115,8 +136,10 @@ def test_picture_and_page(fonts, course, tmp_path):
 def test_runs_without_drift_or_rows_are_drawn(fonts, tmp_path, changed):
     for frame in (rows(), rows().head(0), rows().assign(learned=True), rows().head(1)):
         course = Course(frame, **changed)
-        draw(course, folder=tmp_path, title="Nothing much")
+        save(chart(course, "Nothing much"), tmp_path, "drift")
 
 
 def test_without_metrics_only_the_loss_is_drawn(fonts, tmp_path):
-    draw(Course(rows(), metrics=[]), folder=tmp_path, title="Loss")
+    drawn = chart(Course(rows(), metrics=[]), "Loss")
+    assert [panel.label for panel in drawn.panels] == ["loss (mean)"]
+    save(drawn, tmp_path, "loss")

@@ -9,24 +9,16 @@ from run_curves import START, curves, events, loaded_from_elsewhere
 
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.observe.figures import run as run_figures
-from tensair_dask.observe.figures.run import MARKS, Plot, panels
+from tensair_dask.observe.figures.event_marks import MARKS
+from tensair_dask.observe.figures.page import legend
+from tensair_dask.observe.figures.run import Plot, chart
 from tensair_dask.observe.telemetry.events import KINDS, Event, Events
-
-
-def lines(panel: run_figures.Panel) -> dict[str, dict]:
-    """Data of each line of a panel, by column."""
-    return {
-        each.glyph.y: each.data_source.data
-        for each in panel.figure.renderers
-        if type(each.glyph).__name__ == "Line"
-    }
 
 
 def test_a_panel_for_each_thing_that_is_asked():
     frame = curves(accuracy=0.5, recall=0.25)
-    drawn = panels(frame, events(), ["accuracy", "recall"])
-    shown = [set(lines(panel)) for panel in drawn]
-    assert shown == [
+    drawn = chart(frame, events(), ["accuracy", "recall"]).panels
+    assert [{line.column for line in panel.lines} for panel in drawn] == [
         {"samples_per_second"},
         {"loss"},
         {"accuracy"},
@@ -37,26 +29,15 @@ def test_a_panel_for_each_thing_that_is_asked():
     ]
     for panel in drawn:
         assert "second" in panel.title or "mean" in panel.title or "in " in panel.title
-
-
-def test_all_panels_have_one_time_axis_and_a_pointer():
-    drawn = panels(curves(), events("note"))
-    assert len({id(panel.figure.x_range) for panel in drawn}) == 1
-    assert [panel.figure.xaxis[0].visible for panel in drawn] == [False] * 4 + [True]
-    for panel in drawn:
-        hovers = [
-            tool for tool in panel.figure.tools if type(tool).__name__ == "HoverTool"
-        ]
-        assert len(hovers) == 2, "one for the curve, one for the events"
+        assert panel.readouts
 
 
 def test_each_row_is_drawn_from_its_beginning_to_its_end():
-    (speed, *_) = panels(curves(2, samples_per_second=[10.0, 30.0]), events())
-    data = lines(speed)["samples_per_second"]
+    data = chart(curves(2, samples_per_second=[10.0, 30.0]), events()).data
     seconds = (data["time"] - 1000 * START) / 1000
     assert seconds.tolist() == pytest.approx([0, 0.25, 0.25, 0.5], abs=1e-5)
     assert data["samples_per_second"].tolist() == [10, 10, 30, 30]
-    assert data["elapsed"] == ["0.2 s", "0.2 s", "0.5 s", "0.5 s"]
+    assert data["elapsed"] == ["250 ms", "250 ms", "500 ms", "500 ms"]
 
 
 def test_where_nothing_was_learned_there_is_no_loss_and_speed_is_zero():
@@ -64,34 +45,30 @@ def test_where_nothing_was_learned_there_is_no_loss_and_speed_is_zero():
     frame = curves()
     frame.loc[idle, "samples_per_second"] = 0.0
     frame.loc[idle, ["loss", "loss_min", "loss_max"]] = np.nan
-    speed, loss, *_ = panels(frame, events())
+    data = chart(frame, events()).data
     twice = np.repeat(idle, 2)
-    assert (lines(speed)["samples_per_second"]["samples_per_second"][twice] == 0).all()
-    drawn = lines(loss)["loss"]["loss"]
-    assert np.isnan(drawn[twice]).all()
-    assert np.isfinite(drawn[~twice]).all()
+    assert (data["samples_per_second"][twice] == 0).all()
+    assert np.isnan(data["loss"][twice]).all()
+    assert np.isfinite(data["loss"][~twice]).all()
+    assert (data["loss_from"][twice] == data["loss_to"][twice]).all(), "no height"
 
 
 def test_the_band_of_the_loss_reaches_from_its_least_to_its_most():
-    _, loss, *_ = panels(curves(3, loss_min=0.5, loss_max=[1, 2, 3]), events())
-    (band,) = [
-        each for each in loss.figure.renderers if type(each.glyph).__name__ == "Quad"
-    ]
-    data = band.data_source.data
-    assert data["loss_min"].tolist() == [0.5] * 3
-    assert data["loss_max"].tolist() == [1, 2, 3]
-    assert (data["end"] - data["start"]).tolist() == pytest.approx([250] * 3)
+    drawn = chart(curves(3, loss_min=0.5, loss_max=[1, 2, 3]), events())
+    (band,) = drawn.panels[1].bands
+    assert drawn.data[band.low].tolist() == [0.5] * 6
+    assert drawn.data[band.high].tolist() == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_loss_that_falls_by_decades_is_drawn_on_a_logarithmic_scale():
-    def scale(loss) -> str:
+    def is_logarithmic(loss) -> bool:
         frame = curves(loss=loss, loss_min=loss, loss_max=loss)
-        return type(panels(frame, events())[1].figure.y_scale).__name__
+        return chart(frame, events()).panels[1].log
 
-    assert scale(np.geomspace(1000, 0.1, 40)) == "LogScale"
-    assert scale(np.linspace(2, 1, 40)) == "LinearScale"
-    assert scale(np.linspace(1000, -1, 40)) == "LinearScale"
-    assert scale(np.full(40, np.nan)) == "LinearScale"
+    assert is_logarithmic(np.geomspace(1000, 0.1, 40))
+    assert not is_logarithmic(np.linspace(2, 1, 40))
+    assert not is_logarithmic(np.linspace(1000, -1, 40))
+    assert not is_logarithmic(np.full(40, np.nan))
 
 
 def test_kinds_of_events_differ_in_colour_dash_and_sign():
@@ -100,41 +77,23 @@ def test_kinds_of_events_differ_in_colour_dash_and_sign():
         assert len({getattr(mark, name) for mark in MARKS.values()}) == len(MARKS)
 
 
-def test_events_are_drawn_across_every_panel_and_leave_the_scale_alone():
-    frame = curves(lag=0.001)
-    drawn = panels(frame, events("drift", "lost"))
-    for panel in drawn:
-        kinds = [type(each.glyph).__name__ for each in panel.figure.renderers]
-        assert "Segment" in kinds
-        assert "Scatter" in kinds
-        scaled = panel.figure.y_range.renderers
-        assert all(type(each.glyph).__name__ in ("Line", "Quad") for each in scaled)
-    (marks,) = {
-        id(each.data_source): each.data_source.data
-        for each in drawn[0].figure.renderers
-        if type(each.glyph).__name__ == "Segment"
-    }.values()
-    assert marks["kind"] == ["drift", "replica lost"]
-    assert marks["text"] == ["text 0", "text 1"]
-    assert marks["colour"] == [MARKS["drift"].colour, MARKS["lost"].colour]
-    assert [name for name, _ in run_figures.legend(events("note", "lost"))] == [
-        "replica lost",
-        "note",
+def test_events_are_marks_across_all_panels_and_the_legend_names_each_kind_once():
+    drawn = chart(curves(), events("drift", "lost", "drift"))
+    assert [(mark.style, mark.text) for mark in drawn.marks] == [
+        (MARKS["drift"], "text 0"),
+        (MARKS["lost"], "text 1"),
+        (MARKS["drift"], "text 2"),
     ]
+    assert [entry.label for entry in legend(drawn)] == ["drift", "replica lost"]
 
 
 def test_the_newest_events_and_the_first_metrics_are_drawn():
     many = [f"metric {number}" for number in range(20)]
     frame = curves(**dict.fromkeys(many, 0.5))
-    drawn = panels(frame, events(*["note"] * 500), many)
-    assert len(drawn) == 5 + run_figures.METRICS
-    segment = next(
-        each
-        for each in drawn[0].figure.renderers
-        if type(each.glyph).__name__ == "Segment"
-    )
-    assert segment.data_source.data["text"][-1] == "text 499"
-    assert len(segment.data_source.data["text"]) == run_figures.MARKED
+    drawn = chart(frame, events(*["note"] * 500), many)
+    assert len(drawn.panels) == 5 + run_figures.METRICS
+    assert drawn.marks[-1].text == "text 499"
+    assert len(drawn.marks) == run_figures.MARKED
 
 
 def test_a_run_in_which_nothing_happened_can_be_drawn():
@@ -166,7 +125,7 @@ def test_in_a_notebook_it_shows_itself_in_a_frame_of_the_right_height():
     (page,) = re.findall(r'srcdoc="([^"]*)"', frame)
     assert html.unescape(page) == plot.html()
     (height,) = re.findall(r'height="(\d+)"', frame)
-    drawn = panels(curves(accuracy=0.5), events("note"), ["accuracy"])
+    drawn = chart(curves(accuracy=0.5), events("note"), ["accuracy"]).panels
     content = sum(panel.height for panel in drawn)
     assert content + 20 * len(drawn) < int(height) < content + 60 * len(drawn)
 
@@ -183,6 +142,9 @@ def test_texts_of_users_are_escaped():
     assert page.count("<script") == page.count("</script>")
 
 
-def test_a_plot_is_saved_as_a_page_only(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"ends in \.html"):
-        Plot(curves(), events()).save(tmp_path / "plot.png")
+def test_a_plot_is_saved_as_a_page_or_as_a_picture(fonts, tmp_path):
+    plot = Plot(curves(accuracy=0.5), events("drift"), ["accuracy"])
+    picture = plot.save(tmp_path / "plot.png")
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(ConfigurationError, match=r"ends in \.html or \.png"):
+        plot.save(tmp_path / "plot.svg")
