@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from bokeh.models import ColumnDataSource, RadioButtonGroup, Select
 
-from tensair_dask.observe.palette import EVENTS
+from tensair_dask.observe.figures.bokeh_renderer import mark_columns
+from tensair_dask.observe.figures.chart import Mark
+from tensair_dask.observe.figures.event_marks import MARKS
 from tensair_dask.observe.telemetry.scheduler import Telemetry
 from tensair_dask.observe.telemetry.trainers import COLUMNS, TrainerRecord
 
@@ -33,7 +34,7 @@ class Feed:
     series
         Source of the columns of `COLUMNS`; ``time`` in milliseconds.
     events
-        Source of the marks: ``time``, ``text``, ``kind``, ``colour``, ``dash``.
+        Source of the marks, as `mark_columns` gives it.
     chooser, span
         Widgets: the trainer, and how far back.
     """
@@ -45,9 +46,7 @@ class Feed:
         self._follow = True
         self._choosing = False
         self.series = ColumnDataSource({name: [] for name in COLUMNS})
-        self.events = ColumnDataSource(
-            {name: [] for name in ("time", "text", "kind", "colour", "dash")}
-        )
+        self.events = ColumnDataSource(mark_columns([]))
         self.chooser = Select(
             value=NONE,
             options=[NONE],
@@ -138,12 +137,8 @@ class Feed:
         self._next_event = record.events.added
         times = self.series.data["time"]
         first = times[0] / 1000 if len(times) else 0.0
-        shown = [event for event in record.events if event.time >= first]
-        looks = [EVENTS[event.kind] for event in shown]
-        self.events.data = {
-            "time": np.array([1000 * event.time for event in shown]),
-            "text": [event.text for event in shown],
-            "kind": [event.kind for event in shown],
-            "colour": [colour for colour, _ in looks],
-            "dash": [list(dash) for _, dash in looks],
-        }
+        self.events.data = mark_columns(
+            Mark(1000 * event.time, MARKS[event.kind], event.text)
+            for event in record.events
+            if event.time >= first
+        )

@@ -83,9 +83,7 @@ def _whole(
     # which is half of what opening the page costs.
     with doc.models.freeze():
         for name in CHARTS:
-            chart = getattr(charts, name)()
-            chart.name = f"{name}_chart"
-            doc.add_root(chart)
+            doc.add_root(charts.draw(name))
         for root in (feed.chooser, feed.span, *(table.root for table in tables)):
             doc.add_root(root)
     page.update()
@@ -108,7 +106,7 @@ def _single(
     """Fill a document with one chart."""
     feed = Feed(telemetry)
     charts = Charts(feed)
-    chart = getattr(charts, name)()
+    chart = charts.draw(name)
     chart.sizing_mode = "stretch_both"
     page = Page(feed, [charts])
     page.update()

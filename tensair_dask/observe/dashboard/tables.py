@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from bokeh.models import (
@@ -14,22 +13,15 @@ from bokeh.models import (
     TableColumn,
 )
 
+from tensair_dask.observe import templates
 from tensair_dask.observe.dashboard.feed import Feed
-from tensair_dask.observe.palette import EVENTS
-from tensair_dask.observe.telemetry.events import KINDS
+from tensair_dask.observe.figures.event_marks import MARKS
 from tensair_dask.observe.telemetry.trainers import TrainerRecord
 from tensair_dask.observe.wording import number
 
 __all__ = ["Events", "Headline", "Replicas"]
 
-WAITING = """<div style="font-size:14px">No trainer has run on this cluster yet.
-It shows here as soon as one starts:
-<code>tensair_dask.Trainer(client, model=..., ...)</code></div>"""
-
-_VALUE = (
-    "font-size:17px;font-weight:600;"
-    "max-width:240px;overflow:hidden;text-overflow:ellipsis"
-)
+_TEMPLATE = "tensair_headline.html.j2"
 
 # More rows than a person looks at.
 ROWS = 200
@@ -41,20 +33,26 @@ class Headline:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self.root = Div(text=WAITING, name="headline", sizing_mode="stretch_width")
+        self._shown: list[tuple[str, str]] = []
+        self.root = Div(
+            text=templates.render(_TEMPLATE, numbers=[]),
+            name="headline",
+            sizing_mode="stretch_width",
+        )
 
     def update(self) -> None:
         """Bring the numbers up to date."""
         record = self._feed.record
-        text = WAITING if record is None else _numbers(record, self._feed.workers)
-        if self.root.text != text:
-            self.root.text = text
+        numbers = [] if record is None else _numbers(record, self._feed.workers)
+        if numbers != self._shown:
+            self._shown = numbers
+            self.root.text = templates.render(_TEMPLATE, numbers=numbers)
 
 
-def _numbers(record: TrainerRecord, workers: int) -> str:
+def _numbers(record: TrainerRecord, workers: int) -> list[tuple[str, str]]:
     row = record.row(workers)
     alive = len(record.alive)
-    cells = [
+    return [
         (f"trainer, {record.state}", record.name),
         *_phase(record),
         ("replicas", f"{alive} of {record.told.get('target', alive)}"),
@@ -72,13 +70,6 @@ def _numbers(record: TrainerRecord, workers: int) -> str:
         ("dead letters", number(row["dead_letters"])),
         *([("dropped", number(row["dropped"]))] if row["dropped"] else []),
     ]
-    return "".join(
-        f'<div style="display:inline-block;margin:0 18px 0 0;white-space:nowrap">'
-        f'<div style="font-size:11px;color:#555">{html.escape(name)}</div>'
-        f'<div style="{_VALUE}" title="{html.escape(value)}">{html.escape(value)}</div>'
-        "</div>"
-        for name, value in cells
-    )
 
 
 def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
@@ -168,9 +159,9 @@ class Events:
         newest = list(record.events)[: -NEWEST - 1 : -1]
         self._source.data = {
             "time": [1000 * event.time for event in newest],
-            "kind": [KINDS[event.kind] for event in newest],
+            "kind": [MARKS[event.kind].label for event in newest],
             "text": [event.text for event in newest],
-            "colour": [EVENTS[event.kind][0] for event in newest],
+            "colour": [MARKS[event.kind].colour for event in newest],
         }
 
 
