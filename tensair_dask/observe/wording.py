@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 __all__ = [
     "amount",
@@ -27,7 +28,7 @@ def number(value: float | None, digits: int = 1) -> str:
     """All digits before the point, so many after it: ``1,580,800``, ``31.2``."""
     if value is None or not _known(value):
         return UNKNOWN
-    return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:,}" if isinstance(value, Integral) else f"{value:,.{digits}f}"
 
 
 def amount(number: float | None) -> str:

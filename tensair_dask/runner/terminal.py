@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tensair_dask.observe.wording import number
 from tensair_dask.prequential import MODEL, BinaryPrequential
 from tensair_dask.runner.summary import Tally
 
@@ -196,11 +196,7 @@ def results_table(results: Any) -> RenderableType:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, int) else score(value)
+    return value if isinstance(value, str) else number(value, 3)
 
 
 def run_table(tally: Tally, records: str) -> RenderableType:
@@ -224,4 +220,4 @@ def run_table(tally: Tally, records: str) -> RenderableType:
 
 def score(value: float) -> str:
     """Write a score; a dash where there is none."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    return number(value, 3)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from tensair_dask.observe import wording
@@ -32,6 +33,8 @@ def test_numbers_with_all_their_digits():
     assert wording.number(1234567) == "1,234,567"
     assert wording.number(1234.56) == "1,234.6"
     assert wording.number(0.12345, 4) == "0.1235"
+    assert wording.number(np.float32(0.12345), 4) == "0.1235"
+    assert wording.number(np.int64(1234567)) == "1,234,567"
     for unknown in (math.nan, math.inf, None):
         assert wording.number(unknown) == "-"
 
