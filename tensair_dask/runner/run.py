@@ -1,4 +1,4 @@
-"""Run a pipeline from the command line: cluster, pace, Ctrl-C, results, exit code."""
+"""Run a pipeline from the command line: options, pace, Ctrl-C, results, exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import (
     AsyncIterable,
@@ -30,17 +29,12 @@ from rich.text import Text
 from tensair_dask._common.interrupts import Interrupts, kept_from_children
 from tensair_dask._common.program import execute
 from tensair_dask._common.rate_limiter import Pace
-from tensair_dask._common.scheduler_address import CONNECT_TIMEOUT, LOOPBACK, reach
 from tensair_dask.coordinator.refused import verdict
-from tensair_dask.errors import (
-    ConfigurationError,
-    RefusedError,
-    SchedulerLostError,
-    SourceError,
-)
+from tensair_dask.errors import RefusedError, SourceError
 from tensair_dask.observe.figures.chart import Chart
 from tensair_dask.observe.html_report import Table, written
 from tensair_dask.runner import terminal
+from tensair_dask.runner.cluster import joined, own_cluster
 from tensair_dask.runner.options import (
     PATH,
     POSITIVE,
@@ -59,8 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["Run", "command"]
 
 AnyRun = TypeVar("AnyRun", bound="Run")
-
-DASHBOARD_PORT = 8787
 
 
 @dataclass
@@ -157,63 +149,27 @@ class Run:
         ConfigurationError
             If it wants TLS and no certificate is configured.
         """
-        opened = self._own_cluster() if self.scheduler is None else self._joined()
+        if self.scheduler is None:
+            workers = self.workers or 2
+            self.say(f"Starting {workers} worker{'s' if workers > 1 else ''}")
+            opened = own_cluster(
+                workers, logging.INFO if self.debug else logging.CRITICAL
+            )
+        else:
+            opened = joined(self.scheduler)
         async with opened as client:
+            if self.scheduler is None:
+                await self._tell_processes(client)
+            else:
+                self.say(f"Joined the scheduler at {self.scheduler}")
             self.say(f"Dashboard: {client.dashboard_link}")
             yield client
 
-    @contextlib.asynccontextmanager
-    async def _own_cluster(self) -> AsyncIterator[Client]:
-        from distributed import Client, LocalCluster
-
-        workers = self.workers or 2
-        self.say(f"Starting {workers} worker{'s' if workers > 1 else ''}")
-        async with (
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host=LOOPBACK,
-                dashboard_address=f"{LOOPBACK}:{_dashboard_port()}",
-                worker_dashboard_address=f"{LOOPBACK}:0",
-                # What goes wrong comes back as an error; logs would tear the line.
-                silence_logs=logging.INFO if self.debug else logging.CRITICAL,
-                asynchronous=True,
-            ) as cluster,
-            Client(cluster, asynchronous=True) as client,
-        ):
-            self._processes = await client.run(os.getpid)
-            if self.console.is_terminal or self.debug:
-                told = ", ".join(map(str, self._processes.values()))
-                self.say(f"Workers: {told} (kill -9 one, and watch)")
-            yield client
-
-    @contextlib.asynccontextmanager
-    async def _joined(self) -> AsyncIterator[Client]:
-        from distributed import Client
-
-        assert self.scheduler is not None
-        _check_certificate(self.scheduler)
-        client = None
-        try:
-            await reach(self.scheduler)
-            client = Client(self.scheduler, asynchronous=True, timeout=CONNECT_TIMEOUT)
-            # Its own timeout is for connecting, not for the first answer.
-            async with asyncio.timeout(2 * CONNECT_TIMEOUT):
-                await _opened(client)
-        except (TimeoutError, OSError, ValueError) as error:
-            if client is not None:
-                with contextlib.suppress(TimeoutError, OSError, ValueError):
-                    await client.close(timeout=1)
-            raise SchedulerLostError(
-                f"No scheduler answers at {self.scheduler}. Start one with "
-                "'dask scheduler' and give the address that it prints, for example "
-                "--scheduler tcp://127.0.0.1:8786 (with TLS it begins with tls://); or "
-                "leave --scheduler out."
-            ) from error
-        async with client:
-            self.say(f"Joined the scheduler at {self.scheduler}")
-            yield client
+    async def _tell_processes(self, client: Client) -> None:
+        self._processes = await client.run(os.getpid)
+        if self.console.is_terminal or self.debug:
+            told = ", ".join(map(str, self._processes.values()))
+            self.say(f"Workers: {told} (kill -9 one, and watch)")
 
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect, and why; empty if all have.
@@ -496,31 +452,3 @@ def _check_checkpoint(context: click.Context, chosen: dict[str, Any]) -> None:
             "folder, so that nothing would be saved; add --checkpoint FOLDER, or leave "
             "it out."
         )
-
-
-def _check_certificate(scheduler: str) -> None:
-    """Raise ConfigurationError if TLS is wanted and Dask has no certificate."""
-    from distributed.security import Security
-
-    configured = Security().get_connection_args("client")
-    if scheduler.startswith("tls://") and configured.get("ssl_context") is None:
-        raise ConfigurationError(
-            f"{scheduler} cannot be joined without a certificate: tls:// needs "
-            "distributed.comm.tls in Dask's configuration (ca-file, client.cert and "
-            "client.key), as Dask's own clients do."
-        )
-
-
-async def _opened(client: Client) -> Client:
-    return await client
-
-
-def _dashboard_port() -> int:
-    """Dask's usual port if it is free, else 0 for any: no warning then."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, DASHBOARD_PORT))
-        except OSError:
-            return 0
-    return DASHBOARD_PORT
