@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import uuid
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ClassVar
 
@@ -345,31 +347,33 @@ def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
             getattr(store, method)(*arguments)
 
 
+def keep_saving(folder: Path, told: Connection) -> None:
+    """Save one checkpoint after the other, and tell of each."""
+    store = Store(folder)
+    for index in itertools.count(1):
+        weights = torch.full((500_000,), float(index))
+        store.add(Checkpoint({"w": weights}, index=index))
+        told.send(index)
+
+
 @pytest.mark.processes
 def test_a_process_that_is_killed_leaves_the_one_before(tmp_path):
-    code = (
-        "import sys, torch\n"
-        "from tensair_dask.checkpoints import Checkpoint, Store\n"
-        "store, index = Store(sys.argv[1]), 0\n"
-        "while True:\n"
-        "    index += 1\n"
-        "    weights = torch.full((500_000,), float(index))\n"
-        "    store.add(Checkpoint({'w': weights}, index=index))\n"
-        "    print(index, flush=True)\n"
-    )
+    context = multiprocessing.get_context("forkserver")
     for turn in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "run")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        reading, writing = context.Pipe(duplex=False)
+        child = context.Process(target=keep_saving, args=(tmp_path / "run", writing))
+        child.start()
+        writing.close()
         for _ in range(2):
-            told = int(child.stdout.readline())
+            told = reading.recv()
         time.sleep(0.003 * turn)  # killed at different places
         child.kill()
-        told = max([told, *map(int, child.stdout.read().split())])
-        child.wait()
-        child.stdout.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                told = reading.recv()
+        child.join()
+        child.close()
+        reading.close()
         newest = Store(tmp_path / "run").paths()[-1]
         checkpoint, path = Store(tmp_path / "run").load()
         assert path == newest
