@@ -41,23 +41,26 @@ resource_tracker.ensure_running()
 PATIENCE = 10.0
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_collection_finish() -> None:
     """Prepare for the tests, once all of them are imported."""
     # dask_jobqueue makes a SystemExit of Ctrl-C when imported.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if any(each.get_closest_marker("processes") for each in session.items):
-        _start_forkserver()
     # Tests that look for leaks collect garbage often; what is older is none of it.
     gc.collect()
     gc.freeze()
 
 
-def _start_forkserver() -> None:
-    """Start it here, so that it is no leak of the first test that starts processes."""
-    # As a nanny does before it spawns: a library looks at these when it is loaded.
-    settings = dask.config.get("distributed.nanny.pre-spawn-environ")
-    with mock.patch.dict(os.environ, {k: str(v) for k, v in settings.items()}):
-        forkserver.ensure_running()
+@pytest.fixture(scope="session", autouse=True)
+def forks(request: pytest.FixtureRequest) -> None:
+    """Start what workers are forked from, where tests start some.
+
+    Here it is no leak of the first of them, and what its workers print is captured.
+    """
+    if any(each.get_closest_marker("processes") for each in request.session.items):
+        # As nannies do before they spawn: libraries look at these when they are loaded.
+        settings = dask.config.get("distributed.nanny.pre-spawn-environ")
+        with mock.patch.dict(os.environ, {k: str(v) for k, v in settings.items()}):
+            forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
