@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import psutil
 import pytest
 from departing import FleetOf, Steady, until
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 from helpers import linear_data
 
 from tensair_dask.coordinator.scheduler_plugin import install
@@ -201,6 +202,29 @@ def worker_of(scheduler: str, name: str, *options: str) -> Iterator[psutil.Popen
         process.wait(30)
 
 
+async def serve(scheduler: str, name: str) -> None:
+    async with Worker(scheduler, name=name, nthreads=1, host="127.0.0.1") as worker:
+        await worker.finished()
+
+
+def be_a_worker(scheduler: str, name: str) -> None:
+    asyncio.run(serve(scheduler, name))
+
+
+@contextlib.contextmanager
+def forked_worker_of(scheduler: str, name: str) -> Iterator[None]:
+    """Start a worker that only stays, in a process that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=be_a_worker, args=(scheduler, name))
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join(30)
+        process.close()
+
+
 def to_itself(process: psutil.Popen) -> None:
     process.terminate()
 
@@ -242,8 +266,8 @@ def test_sigterm_loses_nothing(scheduler, nanny, send):
                 await fleet.check([0, 1])
 
     with (
-        worker_of(scheduler, "a", "--no-nanny"),
-        worker_of(scheduler, "b", "--no-nanny"),
+        forked_worker_of(scheduler, "a"),
+        forked_worker_of(scheduler, "b"),
         worker_of(scheduler, "c", nanny) as process,
     ):
         asyncio.run(run(process))
