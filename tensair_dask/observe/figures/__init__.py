@@ -1,1 +1,1 @@
-"""Charts of a run, as pages and as pictures."""
+"""Charts of a run: described once, drawn on pages and as pictures."""
