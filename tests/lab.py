@@ -45,7 +45,7 @@ def exchange_of(trainer: Any, worker: Worker) -> Any:
 
 def cut_off(trainer: Any, worker: Worker) -> None:
     """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
-    for link in exchange_of(trainer, worker)._pub._core.links.values():
+    for link in exchange_of(trainer, worker).pub._core.links.values():
         link.close()
     trainer.session.dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
 

@@ -41,7 +41,7 @@ def kill(trainer: Any, handle: Any, workers: Any) -> None:
     handle.call = dead
     replica = take_away(worker_of(workers, handle), handle)
     if replica is not None and replica._exchange is not None:
-        pub = replica._exchange._pub
+        pub = replica._exchange.pub
         for link in pub._core.links.values() if pub is not None else ():
             link.close()
         # Its subscription ends, as the scheduler would see to it.

@@ -183,7 +183,7 @@ def test_a_prediction_goes_before_the_mini_batches_that_wait(slow):
             predicting = asyncio.ensure_future(trainer.predict(X))
             handle = trainer.session.replicas.handles[0]
             replica = a.state.actors[handle.key]
-            await until(lambda: replica._thread._calls)
+            await until(lambda: replica.thread.calls)
             slow.gate.set()
             await predicting
             await asyncio.gather(*learning)
@@ -203,7 +203,7 @@ def test_a_stopped_replica_stops_the_source(slow):
             lane = trainer.session.dispatcher.lanes[0]
             await until(lambda: trainer.backlog == 20)
             assert lane.batches <= 3
-            assert len(trainer.session.dispatcher._waiting) >= 17
+            assert len(trainer.session.dispatcher.waiting) >= 17
             slow.gate.set()
             reports = await asyncio.gather(*tasks)
             assert sorted(report.index for report in reports) == list(range(20))
@@ -231,7 +231,7 @@ def test_draining_is_bounded(slow):
 async def test_torch_threads_follow_the_worker(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         replica = a.state.actors[trainer.session.replicas.handles[0].key]
-        assert await replica._thread.call(torch.get_num_threads) == a.state.nthreads
+        assert await replica.thread.call(torch.get_num_threads) == a.state.nthreads
 
 
 @two()
@@ -515,7 +515,7 @@ async def test_every_prediction_waits_behind_one_mini_batch_at_most(c, s, a):
             asyncio.ensure_future(trainer.predict(X, details=True)) for _ in range(10)
         ]
         replica = a.state.actors[trainer.session.replicas.handles[0].key]
-        await until(lambda: len(replica._thread._calls) == 10)
+        await until(lambda: len(replica.thread.calls) == 10)
         Stepwise.permits.release()  # for the mini-batch that is being learned
         answers = await asyncio.gather(*asking)
         assert [answer.version for answer in answers] == [1] * 10
@@ -793,8 +793,8 @@ def test_closing_answers_all_who_wait_and_is_bounded(slow):
         await until(slow.entered.is_set)
         waiting.append(asyncio.ensure_future(trainer.state_dict()))
         waiting.append(asyncio.ensure_future(trainer.apply(lambda *of: None)))
-        await until(lambda: trainer.session.dispatcher._waiting)
-        await until(lambda: trainer.session.dispatcher._held)
+        await until(lambda: trainer.session.dispatcher.waiting)
+        await until(lambda: trainer.session.dispatcher.held)
         await trainer.close()
         for each in waiting:
             with pytest.raises(errors.TrainerClosedError):

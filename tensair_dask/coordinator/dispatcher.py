@@ -319,7 +319,7 @@ class Dispatcher:
         self.lanes: list[Lane] = []
         # Those that wait for room, as a heap by their tickets: who was waked in vain
         # comes back to its place.
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self.waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._tickets = itertools.count()
         # When the first of these was given, on the monotonic clock.
         self._waiting_since: dict[asyncio.Future[None], float] = {}
@@ -331,7 +331,7 @@ class Dispatcher:
         self._idle: list[asyncio.Future[None]] = []
         self._turn = 0
         # While it is held: resolves when nothing is at the replicas any more.
-        self._held: asyncio.Future[None] | None = None
+        self.held: asyncio.Future[None] | None = None
         self.redispatched = 0
         # Of these, learned a second time since they were lost with a replica; and
         # those of which it was known that they were not.
@@ -409,7 +409,7 @@ class Dispatcher:
         while True:
             self._check_alive()
             await self._room(ticket, pending)
-            if self._waiting and self._waiting[0][0] < ticket:
+            if self.waiting and self.waiting[0][0] < ticket:
                 self._wake()  # who comes before it was waked in vain
             elif self._take_in(pending):
                 self._wake()
@@ -419,7 +419,7 @@ class Dispatcher:
         """Wait until there may be room, behind all with lower tickets."""
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (ticket, room)
-        heapq.heappush(self._waiting, entry)
+        heapq.heappush(self.waiting, entry)
         self._waiting_since[room] = pending.taken
         try:
             # Unlike asyncio.timeout, this loses no room that comes at the last moment.
@@ -437,9 +437,9 @@ class Dispatcher:
             raise
         finally:
             del self._waiting_since[room]
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
+            if entry in self.waiting:
+                self.waiting.remove(entry)
+                heapq.heapify(self.waiting)
 
     def _choose(self) -> Lane | None:
         best: Lane | None = None
@@ -467,7 +467,7 @@ class Dispatcher:
 
     def _may_send(self, lane: Lane) -> bool:
         if (
-            self._held is not None
+            self.held is not None
             or lane.reserved
             or not lane.gathered
             or len(lane.sent) >= self._limits.messages
@@ -665,10 +665,10 @@ class Dispatcher:
 
     def _wake(self) -> None:
         """Wake one that waits for room; it wakes the next one."""
-        while self._waiting:
+        while self.waiting:
             if self._choose() is None:
                 return
-            _, waiter = heapq.heappop(self._waiting)
+            _, waiter = heapq.heappop(self.waiting)
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -686,7 +686,7 @@ class Dispatcher:
         TensairTimeoutError
             If the replicas take longer than ``timeout`` seconds.
         """
-        held = self._held = asyncio.get_running_loop().create_future()
+        held = self.held = asyncio.get_running_loop().create_future()
         self._notice_rest()
         await asyncio.wait({held}, timeout=timeout)
         if not held.done():
@@ -700,15 +700,15 @@ class Dispatcher:
 
     def go_on(self) -> None:
         """End `hold`."""
-        self._held = None
+        self.held = None
         for lane in self.lanes:
             self._send(lane)
 
     def _notice_rest(self) -> None:
-        if self._held is None or self._held.done():
+        if self.held is None or self.held.done():
             return
         if not any(lane.sent for lane in self.lanes):
-            self._held.set_result(None)
+            self.held.set_result(None)
 
     @property
     def allowed_losses(self) -> int:
@@ -871,7 +871,7 @@ class Dispatcher:
         if open_lanes:
             self._wake()
         else:
-            for _, waiter in self._waiting:
+            for _, waiter in self.waiting:
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -934,8 +934,8 @@ class Dispatcher:
         self.closed = True
         for lane in self.lanes:
             lane.give_up()
-        held = [] if self._held is None else [self._held]
-        waiting = [room for _, room in self._waiting]
+        held = [] if self.held is None else [self.held]
+        waiting = [room for _, room in self.waiting]
         for waiter in (*waiting, *self._idle, *held):
             if not waiter.done():
                 waiter.set_exception(

@@ -105,7 +105,7 @@ class ReplicaGroup:
         # Replicas lost in a row with calls that have no arguments, by function, and
         # when: the next such call is the same one again, also if it is somebody else's,
         # such as the checkpoint of ten seconds later.
-        self._losses: dict[str, tuple[int, float]] = {}
+        self.losses: dict[str, tuple[int, float]] = {}
 
     def add(self, handle: ReplicaHandle) -> None:
         """Let a replica that has started learn from now on."""
@@ -208,14 +208,14 @@ class ReplicaGroup:
                     losses += 1
                     if same:
                         count = 1 + self._lost_before(same)
-                        self._losses[same] = count, time.monotonic()
+                        self.losses[same] = count, time.monotonic()
                 else:
-                    self._losses.pop(same, None)
+                    self.losses.pop(same, None)
                     return answer
 
     def _lost_before(self, same: str) -> int:
         """How many were lost with the same call, as far as that still counts."""
-        count, when = self._losses.get(same, (0, 0.0))
+        count, when = self.losses.get(same, (0, 0.0))
         # Not for ever: they may have been lost for other reasons, and a trainer that
         # has one replica for good shall not be without checkpoints.
         lapsed = time.monotonic() - when > config.get_seconds("replicas.retry")

@@ -85,8 +85,8 @@ class Session:
         What follows from drift, and what is written.
     recording
         What has been learned so far.
-    reporter
-        Tells the scheduler how it goes.
+    status, reporter
+        How it stands; what tells the scheduler.
     last_counts
         What the replicas answered when they were closed, by name.
     """
@@ -138,8 +138,8 @@ class Session:
             "name": self.name,
             "functions": options.functions(),
         }
-        status = Status(self)
-        self.recording = Recording(columns(recipe.metrics), status.now)
+        self.status = Status(self)
+        self.recording = Recording(columns(recipe.metrics), self.status.now)
         # In this order do they hear of a report.
         for each in (
             self.checkpointing,
@@ -158,7 +158,10 @@ class Session:
             self.events,
         )
         self.reporter = Reporter(
-            client, (DASHBOARD, TrainingDashboard()), status.about(), status.state
+            client,
+            (DASHBOARD, TrainingDashboard()),
+            self.status.about(),
+            self.status.state,
         )
         self._doubts = list(options.doubts)
         begins_anew = claim_detector(modes.detector, self)

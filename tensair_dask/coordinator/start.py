@@ -101,7 +101,7 @@ class Starter:
         # What only replicas of this run know: others may publish to its topic, too.
         self._token = uuid.uuid4().hex
         self._count = 0
-        self._releasing: set[asyncio.Task[None]] = set()
+        self.releasing: set[asyncio.Task[None]] = set()
         # What was built last, for people.
         self._waited_for: list[ReplicaHandle] = []
         # Workers on which none can be started: Dask cannot even queue an actor there.
@@ -410,14 +410,14 @@ class Starter:
                 handle.release()
 
         task = asyncio.ensure_future(end())
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
+        self.releasing.add(task)
+        task.add_done_callback(self.releasing.discard)
         return task
 
     async def released(self, timeout: float) -> None:
         """Wait until what was let go of has ended, so long at most."""
-        if self._releasing:
-            await asyncio.wait(set(self._releasing), timeout=timeout)
+        if self.releasing:
+            await asyncio.wait(set(self.releasing), timeout=timeout)
 
     async def _within_bounds(
         self,

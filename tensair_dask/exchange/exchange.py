@@ -131,16 +131,16 @@ class Exchange:
         self._prepare = prepare
         self._arena = arena
         settings = settings or ExchangeConfig()
-        self._accumulator = self._gathering(settings.share)
+        self.accumulator = self._gathering(settings.share)
         self._compression = settings.compression
         self._compressor = make_compressor(settings.compression)
-        self._gate = Gate(run_id, origin, arena, token)
+        self.gate = Gate(run_id, origin, arena, token)
         self._inbox = Inbox()
         # How often nothing of what had arrived could be applied, one after the other.
         self._failures = 0
         self._pacer = Pacer(settings.share_of_time, settings.staleness)
-        self._pub: Pub | None = None
-        self._sub: Sub | None = None
+        self.pub: Pub | None = None
+        self.sub: Sub | None = None
         self._peers = 0
         self._sharing = False
         self._stalenesses: deque[int] = deque(maxlen=REMEMBERED)
@@ -164,29 +164,29 @@ class Exchange:
         self._adopting = adopting
         self._loop = asyncio.get_running_loop()
         topic = f"tensair/{self._run_id}/gradients"
-        self._sub = Sub(
+        self.sub = Sub(
             topic,
             worker=worker,
             handler=self._receive,
             member=self.origin,
-            on_view=self._gate.see,
+            on_view=self.gate.see,
             sealed=True,
         )
-        await self._sub
-        self._pub = Pub(
+        await self.sub
+        self.pub = Pub(
             topic,
             worker=worker,
             policy=Conflate(GradientMessage.merge),
             member=self.origin,
             on_view=self._view_changed,
         )
-        await self._pub
-        self._view_changed(self._pub.view)
+        await self.pub
+        self._view_changed(self.pub.view)
 
     async def wait_for_peers(self, replicas: int, timeout: float) -> None:
         """Wait until so many replicas, this one included, subscribe and publish."""
-        assert self._pub is not None
-        await self._pub.wait_for(
+        assert self.pub is not None
+        await self.pub.wait_for(
             lambda view: (
                 len(view.subscribers) >= replicas and len(view.publishers) >= replicas
             ),
@@ -200,28 +200,28 @@ class Exchange:
         )
         # They may be in the view for as long as their process is there, and would be
         # waited for: one that never took part applies nothing.
-        if self._pub is not None:
+        if self.pub is not None:
             for origin in self._sealed:
-                self._pub.forget(origin)
+                self.pub.forget(origin)
 
     def _receive(self, parcel: Parcel, sender: Member) -> Any:
         """Take in a message; it is acknowledged when it is applied, or refused."""
-        message = self._gate.open(parcel, sender)
+        message = self.gate.open(parcel, sender)
         if message is None:
             return None
-        if not self._gate.knows(message.origin):
+        if not self.gate.knows(message.origin):
             return self._receive_early(message, sender)
         return self._take_in(message)
 
     async def _receive_early(self, message: GradientMessage, sender: Member) -> None:
         """Wait for the view that tells of its origin: a message may overtake it."""
-        sub = self._sub
+        sub = self.sub
         if sub is None:  # this replica is leaving
             return
         try:
-            await sub.wait_for(lambda view: self._gate.knows(message.origin))
+            await sub.wait_for(lambda view: self.gate.knows(message.origin))
         except TensairTimeoutError:
-            self._gate.refuse("origin", sender, repr(message.origin))
+            self.gate.refuse("origin", sender, repr(message.origin))
         except TrainerClosedError:  # this replica has left meanwhile
             pass
         else:
@@ -240,21 +240,21 @@ class Exchange:
 
     def forget_sealed(self) -> None:
         """Wait no more for peers that are lost to apply anything."""
-        if self._pub is not None:
-            self._view_changed(self._pub.view)
+        if self.pub is not None:
+            self._view_changed(self.pub.view)
 
     async def flushed(self, timeout: float) -> None:
         """Wait until everything published has been applied by every peer."""
-        if self._pub is not None:
-            await self._pub.flushed(timeout=timeout)
+        if self.pub is not None:
+            await self.pub.flushed(timeout=timeout)
 
     async def leave(self) -> None:
         """Unsubscribe and stop publishing."""
         # Let go of both: they hold this exchange through their callbacks. Unsubscribe
         # first: what comes is not applied any more, and a peer that leaves as well
         # would wait for it.
-        ends = (self._sub, self._pub)
-        self._pub = self._sub = None
+        ends = (self.sub, self.pub)
+        self.pub = self.sub = None
         self._peers = 0
         for end in ends:
             if end is not None:
@@ -264,7 +264,7 @@ class Exchange:
 
     def abandon(self) -> None:
         """Leave without waiting for it; from any thread."""
-        if self._pub is not None or self._sub is not None:
+        if self.pub is not None or self.sub is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed already
                 self._loop.call_soon_threadsafe(
                     lambda: asyncio.ensure_future(self.leave())
@@ -286,7 +286,7 @@ class Exchange:
         """Decide whether the next step is shared; call it before each."""
         self._sharing = self._peers > 0
         if self._sharing:
-            self._accumulator.prepare()
+            self.accumulator.prepare()
         else:
             self._drop()
 
@@ -296,9 +296,7 @@ class Exchange:
         step = self.steps + 1
         try:
             if self._sharing:
-                self._accumulator.add(
-                    step, samples, changes, self.clock, self.taken + 1
-                )
+                self.accumulator.add(step, samples, changes, self.clock, self.taken + 1)
         except BaseException as error:
             self._part(error)
         self.clock.advance(self.origin, step)
@@ -315,11 +313,11 @@ class Exchange:
         On the training thread only: between a message and the note of what is in it,
         nothing would seem to be under way.
         """
-        pub = self._pub
+        pub = self.pub
         unconfirmed = self._unconfirmed
         while unconfirmed and (pub is None or pub.reached(unconfirmed[0][0])):
             self._confirmed = unconfirmed.popleft()[1]
-        if not unconfirmed and self._accumulator.oldest is None:
+        if not unconfirmed and self.accumulator.oldest is None:
             self._confirmed = self.taken
         return self._confirmed
 
@@ -360,13 +358,13 @@ class Exchange:
         `adopted`, before that.
         """
         if share != self.share:
-            self._accumulator.drop()
-            self._accumulator = self._gathering(share)
+            self.accumulator.drop()
+            self.accumulator = self._gathering(share)
 
     @property
     def share(self) -> Share:
         """What is published."""
-        return "update" if isinstance(self._accumulator, Movement) else "gradient"
+        return "update" if isinstance(self.accumulator, Movement) else "gradient"
 
     def _gathering(self, share: Share | None) -> Movement | GradientSum:
         gathering = Movement if share == "update" else GradientSum
@@ -380,9 +378,9 @@ class Exchange:
         """
         share = self.share
         self._arena = arena
-        self._accumulator = self._gathering(share)
+        self.accumulator = self._gathering(share)
         self._compressor = make_compressor(self._compression)
-        self._gate.fit(arena)
+        self.gate.fit(arena)
 
     def replaced(self) -> None:
         """Record that the parameters were set on all replicas, to be the same.
@@ -423,7 +421,7 @@ class Exchange:
 
         A replica that joins takes over a model that holds it already.
         """
-        self._accumulator.drop()
+        self.accumulator.drop()
         if self._compressor is not None:
             self._compressor.drop()
 
@@ -462,7 +460,7 @@ class Exchange:
                 worst = max(worst, self._note_applied(each))
             else:
                 told = f"steps {message.first} to {message.last}"
-                self._gate.refuse("values", message.origin, told)
+                self.gate.refuse("values", message.origin, told)
                 self._inbox.leave_out(each)
         return worst
 
@@ -476,7 +474,7 @@ class Exchange:
         total = total.to(self._arena.device)
         self._apply(total)
         try:
-            self._accumulator.applied(total)
+            self.accumulator.applied(total)
         except BaseException as error:  # it is in the parameters: no second time
             raise _failed(error) from error
         self.changed = time.monotonic()
@@ -498,7 +496,7 @@ class Exchange:
 
     def tell(self, notices: Notices) -> None:
         """Tell the user what was refused of what came."""
-        for key, text in self._gate.news():
+        for key, text in self.gate.news():
             notices.say(key, text)
 
     def _not_applied(self, arrivals: list[Arrival], error: BaseException) -> None:
@@ -544,7 +542,7 @@ class Exchange:
         self._drop()
 
     def _outlives_peers(self) -> bool:
-        pub = self._pub
+        pub = self.pub
         if pub is not None:
             members = pub.view.subscribers.values()
             names = {each.member for each in members if each.member}
@@ -564,7 +562,7 @@ class Exchange:
         busy
             Whether a mini-batch is there to be learned next.
         """
-        return self._pacer.due(self._accumulator.oldest, busy)
+        return self._pacer.due(self.accumulator.oldest, busy)
 
     def publish(self) -> None:
         """Hand what has gathered to the outboxes of the peers."""
@@ -576,7 +574,7 @@ class Exchange:
     def _publish(self) -> None:
         start = time.perf_counter()
         self._prepare()
-        message = self._accumulator.take()
+        message = self.accumulator.take()
         if message is None:
             return
         content = message.gradients.to(torch.device("cpu"))
@@ -593,7 +591,7 @@ class Exchange:
             # would not fit, nor would anything after it.
             self._drop()
             return
-        if self._compressor is None and not self._accumulator.leaves_out:
+        if self._compressor is None and not self.accumulator.leaves_out:
             self.publish()
             return
         try:
@@ -604,7 +602,7 @@ class Exchange:
     def _publish_everything(self) -> None:
         start = time.perf_counter()
         self._prepare()
-        message = self._accumulator.take_everything(self.steps, self.clock)
+        message = self.accumulator.take_everything(self.steps, self.clock)
         content = message.gradients.to(torch.device("cpu"))
         if self._compressor is not None:
             content = self._compressor.remainder(content)
@@ -612,7 +610,7 @@ class Exchange:
         self._send(message, start)
 
     def _send(self, message: GradientMessage, start: float) -> None:
-        pub = self._pub
+        pub = self.pub
         if pub is None or not self._peers:
             return
         pub.put(message)
@@ -640,9 +638,9 @@ class Exchange:
         """Messages, bytes, staleness and ages since the start; see the docs."""
         ages = sorted(self._ages)
         stalenesses = sorted(self._stalenesses)
-        pub = self._pub
+        pub = self.pub
         links = pub.links.values() if pub is not None else ()
-        refused = {**self._gate.refused}
+        refused = {**self.gate.refused}
         if self._inbox.refused:
             refused["gap"] = self._inbox.refused
         return {

@@ -149,16 +149,16 @@ class Replica:
         self._closing = False
         self._departures: Departures | None = None
         worker = self._worker
-        self._thread = TrainingThread(
+        self.thread = TrainingThread(
             f"tensair-{plan.name}",
             worker.loop.asyncio_loop,
             plan.place.torch_threads if plan.place.device == "cpu" else None,
             lambda: worker.status.name not in ("closed", "failed"),
         )
-        self._departure = Departure(plan.name, plan.place.address, self._thread)
+        self.departure = Departure(plan.name, plan.place.address, self.thread)
         # Dask drops an actor (its client is gone, say) by dropping the last reference
         # to it: the thread and the subscription must not outlive it.
-        weakref.finalize(self, self._thread.stop)
+        weakref.finalize(self, self.thread.stop)
 
     async def build(self) -> None:
         """Build the model and the optimizer.
@@ -171,16 +171,16 @@ class Replica:
         keep_freed_memory()
         plan = self._plan
         try:
-            learner = await self._thread.call(lambda: _build(plan))
+            learner = await self.thread.call(lambda: _build(plan))
         except BaseException:
-            self._thread.stop()  # the error's traceback holds this actor for a while
+            self.thread.stop()  # the error's traceback holds this actor for a while
             raise
         exchange = Exchange(
             plan.run_id,
             plan.name,
             learner.arena,
             learner.apply,
-            self._thread.wake,
+            self.thread.wake,
             plan.settings,
             learner.keep_whole,
             token=plan.token,
@@ -188,7 +188,7 @@ class Replica:
         exchange.publish_as(learner.share)
         weakref.finalize(self, exchange.abandon)
         self._learner, self._exchange = learner, exchange
-        self._thread.attach(learner, exchange)
+        self.thread.attach(learner, exchange)
         if plan.trainer is not None:
             telemetry = WorkerTelemetry.of(self._worker)
             telemetry.add(plan.run_id, plan.name, self.told)
@@ -256,7 +256,7 @@ class Replica:
                 )
             )
 
-        await self._thread.call(take_over)
+        await self.thread.call(take_over)
         self.exchange.forget_sealed()
 
     async def restore(self, snapshot: Packed) -> None:
@@ -278,7 +278,7 @@ class Replica:
             self._load(values)
             self.exchange.replaced()
 
-        await self._thread.call(take_over)
+        await self.thread.call(take_over)
 
     async def go_on_from(self, snapshot: Any) -> None:
         """Take over a packed `snapshot` of an earlier run, with its clock.
@@ -310,7 +310,7 @@ class Replica:
             self.learner.say_what_is_hidden()
             self.exchange.adopted(Holding(values["clock"], values["taken"]))
 
-        await self._thread.call(take_over)
+        await self.thread.call(take_over)
 
     def _load(self, snapshot: dict[str, Any]) -> None:
         # There is none in a checkpoint: what comes of it goes to the peers.
@@ -349,7 +349,7 @@ class Replica:
         Exception
             What the function raises; model and optimizers are then as they were.
         """
-        return await self._thread.call(
+        return await self.thread.call(
             functools.partial(self._change, Change(function, seed, layout))
         )
 
@@ -379,7 +379,7 @@ class Replica:
                 self.learner.undo_change()
                 self._settle_exchange()
 
-        await self._thread.call(run)
+        await self.thread.call(run)
 
     async def repeat(self, changes: Sequence[Change]) -> None:
         """Make changes of the structure that peers have made while this was built.
@@ -395,7 +395,7 @@ class Replica:
                 _repeat(self._plan, self.learner, change)
             self._settle_exchange()
 
-        await self._thread.call(run)
+        await self.thread.call(run)
 
     async def share_updates(self) -> None:
         """Share updates from now on; see `Exchange.publish_as`."""
@@ -405,7 +405,7 @@ class Replica:
             self.exchange.publish_as(self.learner.share)
             self.exchange.replaced()
 
-        await self._thread.call(run)
+        await self.thread.call(run)
 
     async def check(self, function: bytes) -> None:
         """Call a pickled ``function(model)``, which raises if it does not like it."""
@@ -413,7 +413,7 @@ class Replica:
         def run() -> None:
             _unpickled(function, self._plan, "The policy")(self.learner.model)
 
-        await self._thread.call(run)
+        await self.thread.call(run)
 
     async def snapshot(self) -> Packed:
         """Give parameters, buffers, optimizer state and clock, packed.
@@ -423,9 +423,9 @@ class Replica:
         ReplicaLeavingError
             If it leaves: it does not hear any more what its peers learn.
         """
-        if not self._departure.alone:
-            self._departure.check()
-        return pack(await self._thread.call(self._copy))
+        if not self.departure.alone:
+            self.departure.check()
+        return pack(await self.thread.call(self._copy))
 
     async def checkpoint(self) -> Packed | None:
         """Give a `snapshot` that is worth a file; None if it has missed gradients.
@@ -437,10 +437,10 @@ class Replica:
         ReplicaLeavingError
             If it leaves.
         """
-        if not self._departure.alone:
-            self._departure.check()
+        if not self.departure.alone:
+            self.departure.check()
         try:
-            copied = await self._thread.call(self._copy_whole)
+            copied = await self.thread.call(self._copy_whole)
             return None if copied is None else pack(copied)
         except ModelError as error:
             raise CheckpointError(
@@ -461,8 +461,8 @@ class Replica:
         ReplicaLeavingError
             If it leaves, and is not the last.
         """
-        await self._departure.copying(last)
-        self._kept = await self._thread.call(self._copy_for_others)
+        await self.departure.copying(last)
+        self._kept = await self.thread.call(self._copy_for_others)
 
     async def kept(self) -> Packed:
         """Give what was kept."""
@@ -478,13 +478,13 @@ class Replica:
             its heir; if it leaves later, it waits for one as any other does.
         """
         self._kept = None
-        if joined and self._departure.begun:
-            self._departure.set_free()
+        if joined and self.departure.begun:
+            self.departure.set_free()
 
     async def set_free(self) -> None:
         """Forget what was kept; nobody waits for the model any more: it may end."""
         self._kept = None
-        self._departure.set_free()
+        self.departure.set_free()
 
     def _copy(self) -> dict[str, Any]:
         holding = self.exchange.holding()
@@ -515,17 +515,17 @@ class Replica:
 
     async def seal(self, origins: Sequence[str]) -> Holding:
         """Apply nothing more of lost peers, and tell whose gradients are held."""
-        holding = await self._thread.call(lambda: self.exchange.seal(origins))
+        holding = await self.thread.call(lambda: self.exchange.seal(origins))
         self.exchange.forget_sealed()
         return holding
 
     async def is_finite(self) -> bool:
         """Whether none of its parameters is NaN or infinite."""
-        return await self._thread.call(self.learner.is_finite)
+        return await self.thread.call(self.learner.is_finite)
 
     async def overlook(self, clock: dict[str, int]) -> None:
         """Go on without gradients of peers that nobody has any more."""
-        await self._thread.call(lambda: self.exchange.overlook(clock))
+        await self.thread.call(lambda: self.exchange.overlook(clock))
 
     async def wait_for_peers(self, replicas: int, timeout: float) -> None:
         """Wait until so many replicas of the run know each other."""
@@ -542,9 +542,9 @@ class Replica:
             If the replica leaves; nothing of the block was learned.
         """
         self._check_run(block)
-        self._departure.check()
-        with self._departure.answering():
-            return await self._thread.learn(block)
+        self.departure.check()
+        with self.departure.answering():
+            return await self.thread.learn(block)
 
     async def predict(self, block: Block) -> Packed:
         """Predict for the single mini-batch of a block: a packed `Prediction`.
@@ -559,7 +559,7 @@ class Replica:
             If it returns what does not travel.
         """
         self._check_run(block)
-        self._departure.check()
+        self.departure.check()
         learner, exchange = self.learner, self.exchange
 
         def run() -> Packed:
@@ -581,11 +581,11 @@ class Replica:
                 },
                 typed=True,
             )
-            self._thread.counters.predictions += samples
+            self.thread.counters.predictions += samples
             return packed
 
-        with self._departure.answering():
-            return await self._thread.call(run)
+        with self.departure.answering():
+            return await self.thread.call(run)
 
     async def evaluate(self, block: Block | None, session: str) -> dict[str, float]:
         """Score a block for an evaluation; with None, end it and give the result.
@@ -596,7 +596,7 @@ class Replica:
             If the replica leaves, and the evaluation has not begun.
         """
         if session not in self._evaluations:
-            self._departure.check()
+            self.departure.check()
         learner = self.learner
 
         def run() -> dict[str, float]:
@@ -613,25 +613,25 @@ class Replica:
             self._evaluations[session] = evaluation
             return {}
 
-        with self._departure.answering():
-            return await self._thread.call(run)
+        with self.departure.answering():
+            return await self.thread.call(run)
 
     async def forget(self, session: str) -> None:
         """Forget an evaluation that was broken off, after what it was given."""
-        await self._thread.call(lambda: self._evaluations.pop(session, None))
+        await self.thread.call(lambda: self._evaluations.pop(session, None))
 
     async def state_dict(self) -> Packed:
         """Give the packed state_dict, after applying what has arrived."""
-        return await self._thread.call(lambda: pack(self.learner.state_dict()))
+        return await self.thread.call(lambda: pack(self.learner.state_dict()))
 
     async def flush(self, timeout: float) -> Status:
         """Publish what has gathered and wait until every peer has applied it."""
-        await self._thread.call(self.exchange.publish_all)
+        await self.thread.call(self.exchange.publish_all)
         try:
             await self.exchange.flushed(timeout)
         except TrainerClosedError as error:
-            if self._thread.failure is not None:  # by which it has left
-                raise self._thread.failure from error
+            if self.thread.failure is not None:  # by which it has left
+                raise self.thread.failure from error
             raise
         return await self.status()
 
@@ -641,7 +641,7 @@ class Replica:
 
     async def status(self) -> Status:
         """How the replica stands."""
-        return await self._thread.call(self._thread.status)
+        return await self.thread.call(self.thread.status)
 
     async def leave(self, timeout: float) -> Status:
         """Learn and answer what is here, hand it to the peers, and leave the run.
@@ -664,9 +664,9 @@ class Replica:
         self._worker.log_event(LEAVING_TOPIC, (plan.run_id, plan.name))
         told = {"run_id": plan.run_id, "kind": LEAVING, "replica": plan.name}
         self._worker.log_event(TOPIC, told)
-        await self._departure.leave(self.exchange, timeout)
-        if self._thread.has_ended:
-            return self._thread.status()
+        await self.departure.leave(self.exchange, timeout)
+        if self.thread.has_ended:
+            return self.thread.status()
         return await self.status()
 
     async def close(self) -> dict[str, Any]:
@@ -678,10 +678,10 @@ class Replica:
             The last ones, as heartbeats carry them; empty if it was never built.
         """
         self._closing = True
-        self._departure.set_free()
+        self.departure.set_free()
         if self._departures is not None:
             self._departures.remove(self._plan.run_id, self._plan.name)
-        await self._thread.stopped()
+        await self.thread.stopped()
         if self._exchange is None:
             return {}
         self.learner.claim.release()
@@ -695,7 +695,7 @@ class Replica:
         return {
             # Of both, `refused` counts something: mini-batches are what is asked for.
             **exchange.statistics(),
-            **self._thread.counters.snapshot(),
+            **self.thread.counters.snapshot(),
             "version": exchange.clock.version,
             "device": self._plan.place.device,
             "trainer": plain(self._plan.trainer),
@@ -703,7 +703,7 @@ class Replica:
 
     def told(self) -> dict[str, Any] | None:
         """What heartbeats carry: `counts`; None if it cannot go on."""
-        failed = self._thread.has_ended and not self._closing
+        failed = self.thread.has_ended and not self._closing
         return None if failed else self.counts()
 
     @property

@@ -45,12 +45,12 @@ class Departure:
         self._name = name
         self._address = address
         self._thread = thread
-        self._answering = 0
+        self.under_way = 0
         self._answered: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         # Whether it is known that it is alone; whether nobody waits for its model.
         self._decided = asyncio.Event()
-        self._free = asyncio.Event()
+        self.free = asyncio.Event()
 
     # ---- work that comes ---------------------------------------------------------
 
@@ -68,12 +68,12 @@ class Departure:
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Around work that was taken: the replica stays until it is answered."""
-        self._answering += 1
+        self.under_way += 1
         try:
             yield
         finally:
-            self._answering -= 1
-            if not self._answering and self._answered is not None:
+            self.under_way -= 1
+            if not self.under_way and self._answered is not None:
                 if not self._answered.done():
                     self._answered.set_result(None)
                 self._answered = None
@@ -98,7 +98,7 @@ class Departure:
 
     def set_free(self) -> None:
         """Take note that nobody waits for the model any more."""
-        self._free.set()
+        self.free.set()
 
     def _refusal(self) -> ReplicaLeavingError:
         return ReplicaLeavingError(
@@ -143,12 +143,12 @@ class Departure:
         self._task.result()
         # Its own steps, and those of others whose model it has taken over.
         steps = exchange.clock.version
-        if self.alone and steps and not self._free.is_set():
+        if self.alone and steps and not self.free.is_set():
             # The client may start another one that takes over the model, and says when
             # it has, or that there is nowhere to.
             try:
                 async with asyncio.timeout(timeout):
-                    await self._free.wait()
+                    await self.free.wait()
             except TimeoutError:
                 logger.warning(
                     "%s leaves with its worker %s, and has no peers: what it learned "
@@ -187,7 +187,7 @@ class Departure:
             self._decided.set()  # after a failure, too: somebody may wait to copy
 
     async def _all_answered(self, timeout: float) -> bool:
-        if not self._answering:
+        if not self.under_way:
             return True
         if self._answered is None:
             self._answered = asyncio.get_running_loop().create_future()

@@ -132,14 +132,14 @@ class TrainingThread:
         self._loop = loop
         self._torch_threads = torch_threads
         self._is_alive = is_alive
-        self._learner: Learner | None = None
-        self._exchange: Exchange | None = None
+        self.learner: Learner | None = None
+        self.exchange: Exchange | None = None
         # Appended to by the event loop, taken from by the thread: deque operations
         # are atomic. The condition is only for sleeping.
-        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self.calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._jobs: deque[_Job] = deque()
         # Blocks that have overtaken an earlier one, by number.
-        self._early: dict[int, _Job] = {}
+        self.early: dict[int, _Job] = {}
         self._next_block = 0
         self._wakeup = threading.Condition()
         self._stopping = False
@@ -155,23 +155,23 @@ class TrainingThread:
 
     def attach(self, learner: Learner, exchange: Exchange) -> None:
         """Give the thread its learner and exchange, before the first block."""
-        self._learner, self._exchange = learner, exchange
+        self.learner, self.exchange = learner, exchange
         self.counters = Counters(learner.metric_names)
 
     def learn(self, block: Block) -> asyncio.Future[Outcome]:
         """Queue a block; the future resolves with its outcome."""
-        assert self._learner is not None
+        assert self.learner is not None
         job = _Job(
             self._batches(block),
             len(block),
-            Outcome(self._learner.metric_names),
+            Outcome(self.learner.metric_names),
             self._loop.create_future(),
         )
         if block.number is None:
             return self._queue(self._jobs, job, job.future)
-        self._early[block.number] = job
-        while self._next_block in self._early:
-            ready = self._early.pop(self._next_block)
+        self.early[block.number] = job
+        while self._next_block in self.early:
+            ready = self.early.pop(self._next_block)
             self._next_block += 1
             self._queue(self._jobs, ready, ready.future)
         return job.future
@@ -179,13 +179,13 @@ class TrainingThread:
     def refuse_early(self, error: Exception) -> None:
         """Refuse the blocks that have overtaken one which does not come any more."""
         with self._wakeup:  # the thread may end just now
-            while self._early:
-                self._resolve(self._early.popitem()[1].future, error=error)
+            while self.early:
+                self._resolve(self.early.popitem()[1].future, error=error)
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call a function on the thread; it waits behind at most one mini-batch."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        return self._queue(self._calls, (function, future), future)
+        return self._queue(self.calls, (function, future), future)
 
     def _queue(self, queue: deque[Any], item: Any, future: Any) -> Any:
         queue.append(item)
@@ -226,9 +226,9 @@ class TrainingThread:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
             self.failure = _failure(error)
-            if self._exchange is not None:
+            if self.exchange is not None:
                 # Its peers must not wait for it to apply what they publish.
-                self._exchange.abandon()
+                self.exchange.abandon()
         finally:
             self._stopping = True
             # In this order: who queues something looks at the flag afterwards, so that
@@ -237,12 +237,12 @@ class TrainingThread:
             self._abandon()
 
     def _turn(self) -> None:
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange is not None and exchange.has_arrivals:
             self._staleness = max(self._staleness, exchange.apply_arrived())
         # All that have waited, so that each waits behind one mini-batch at most; but
         # not those that come meanwhile, so that there is a mini-batch in every turn.
-        for _ in range(len(self._calls)):
+        for _ in range(len(self.calls)):
             self._answer()
         if self._jobs:
             self._take_one(self._jobs[0])
@@ -256,10 +256,10 @@ class TrainingThread:
         if self._jobs:
             return
         with self._wakeup:
-            exchange = self._exchange
+            exchange = self.exchange
             if (
                 self._jobs
-                or self._calls
+                or self.calls
                 or self._stopping
                 or (exchange is not None and exchange.has_arrivals)
             ):
@@ -273,7 +273,7 @@ class TrainingThread:
             self._stopping = True
 
     def _answer(self) -> None:
-        function, future = self._calls.popleft()
+        function, future = self.calls.popleft()
         try:
             result = function()
         except BaseException as error:
@@ -286,11 +286,11 @@ class TrainingThread:
     def _batches(
         self, block: Block
     ) -> Iterator[tuple[Group, Any, Any, int, BaseException | None]]:
-        assert self._learner is not None
+        assert self.learner is not None
         for group in block.groups:
             try:
                 bad = set(non_finite(group))
-                tensors = list(to_tensors(group, self._learner.device))
+                tensors = list(to_tensors(group, self.learner.device))
             except BaseException as error:  # the device has no room for it, say
                 for samples in group.lengths:
                     yield group, None, None, samples, error
@@ -299,22 +299,22 @@ class TrainingThread:
                 yield group, x, y, samples, _not_finite() if position in bad else None
 
     def _take_one(self, job: _Job) -> None:
-        assert self._learner is not None
-        assert self._exchange is not None
+        assert self.learner is not None
+        assert self.exchange is not None
         outcome = job.outcome
         group, x, y, samples, bad = next(job.batches)
         try:
             if bad is not None:
                 raise bad
-            if group.learn or self._learner.moves:
-                self._exchange.before_step()
-            with self._learner.drawing:
+            if group.learn or self.learner.moves:
+                self.exchange.before_step()
+            with self.learner.drawing:
                 if group.learn:
-                    if self._learner.follows:
-                        self._learner.follow(self._exchange.clock.version)
-                    step, changes = self._learner.learn(x, y, samples)
+                    if self.learner.follows:
+                        self.learner.follow(self.exchange.clock.version)
+                    step, changes = self.learner.learn(x, y, samples)
                 else:
-                    step = self._learner.score(x, y, samples)
+                    step = self.learner.score(x, y, samples)
         except ReplicaFailedError:
             raise
         except BaseException as error:
@@ -322,16 +322,16 @@ class TrainingThread:
             self._refuse(outcome, error, group, samples)
         else:
             if group.learn:
-                self._exchange.learned(samples, step.seconds, changes)
+                self.exchange.learned(samples, step.seconds, changes)
             self.counters.scored(
                 samples, step.loss, step.metrics, step.seconds, group.learn
             )
-            self._learner.learned_kind = group.kind
+            self.learner.learned_kind = group.kind
             outcome.losses.append(step.loss)
             outcome.metrics.append(step.metrics)
             outcome.seconds.append(step.seconds)
             outcome.predictions.append(step.prediction)
-        self._exchange.dealt()
+        self.exchange.dealt()
         outcome.stalenesses.append(self._staleness)
         self._staleness = 0
         job.remaining -= 1
@@ -343,10 +343,10 @@ class TrainingThread:
     def _refuse(
         self, outcome: Outcome, error: BaseException, group: Group, samples: int
     ) -> None:
-        assert self._learner is not None
+        assert self.learner is not None
         if not isinstance(error, BatchError):  # the optimizer, or a lack of memory
             error = ForwardError(f"The step raised {in_words(error)}")
-        refusal = self._learner.refusal(error, group, samples)
+        refusal = self.learner.refusal(error, group, samples)
         outcome.errors[len(outcome.losses)] = refusal
         self.counters.refused += 1
         outcome.losses.append(float("nan"))
@@ -356,10 +356,10 @@ class TrainingThread:
 
     def status(self) -> Status:
         """How the replica stands; on the thread."""
-        exchange = self._exchange
+        exchange = self.exchange
         assert exchange is not None
-        if self._learner is not None:
-            exchange.tell(self._learner.notices)
+        if self.learner is not None:
+            exchange.tell(self.learner.notices)
         return Status(
             exchange.steps,
             exchange.samples,
@@ -369,9 +369,9 @@ class TrainingThread:
             exchange.confirmed(),
             self.leaving,
             exchange.missed(),
-            self._learner.notices.take() if self._learner is not None else {},
+            self.learner.notices.take() if self.learner is not None else {},
             exchange.share,
-            self._learner is not None and self._learner.is_inexact,
+            self.learner is not None and self.learner.is_inexact,
         )
 
     def refuse_waiting(self, error: Exception) -> None:
@@ -384,8 +384,8 @@ class TrainingThread:
             "The replica is closed; the work was not done."
         )
         with self._wakeup:  # the thread and the event loop may both be here
-            while self._calls:
-                self._resolve(self._calls.popleft()[1], error=error)
+            while self.calls:
+                self._resolve(self.calls.popleft()[1], error=error)
             while self._jobs:
                 self._resolve(self._jobs.popleft().future, error=error)
             self.refuse_early(error)

@@ -100,7 +100,7 @@ class Sampler:
             raise ConfigurationError(
                 f"window={window} was given; 1 to {LENGTH - 1} is allowed."
             )
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._window = window
         self._negatives = negatives
         self._step = blocks * LENGTH
@@ -181,11 +181,11 @@ class Sampler:
 
     def _refresh(self) -> None:
         """Make the distributions anew if the counts have grown."""
-        total = self._vocabulary.total
+        total = self.vocabulary.total
         if total <= self._known_total * GROWTH and self._known_total:
             return
         self._known_total = total
-        counts = self._vocabulary.counts
+        counts = self.vocabulary.counts
         weights = counts**0.75
         weights[self._never] = 0
         if not weights.any():  # nothing was counted yet that could be drawn

@@ -194,7 +194,7 @@ async def test_a_stopped_replica_stops_the_source_at_the_bound():
     bench = Bench(peer, batches=4)
     bench.dispatcher.lanes[0].seconds_per_batch = 0.001
     feeding = asyncio.ensure_future(bench.submit(20))
-    while not bench.dispatcher._waiting:
+    while not bench.dispatcher.waiting:
         await asyncio.sleep(0)
     assert bench.count == 5  # four lie at the replica, one waits for room
     assert bench.dispatcher.lanes[0].batches == 4
@@ -282,9 +282,9 @@ async def test_a_source_that_is_cancelled_just_as_there_is_room_ends():
     peer = Peer(free=False)
     bench = Bench(peer, batches=2)
     feeding = asyncio.ensure_future(bench.submit(100))
-    while not bench.dispatcher._waiting:
+    while not bench.dispatcher.waiting:
         await asyncio.sleep(0)
-    ((_, room),) = bench.dispatcher._waiting
+    ((_, room),) = bench.dispatcher.waiting
     room.add_done_callback(lambda _: feeding.cancel())
     peer.gate.set()
     with pytest.raises(asyncio.CancelledError):
@@ -298,7 +298,7 @@ async def test_a_cancelled_source_leaves_its_room_to_the_next():
     await bench.submit(1)
     first = asyncio.ensure_future(bench.submit(1))
     second = asyncio.ensure_future(bench.submit(1))
-    while len(bench.dispatcher._waiting) < 2:
+    while len(bench.dispatcher.waiting) < 2:
         await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -438,7 +438,7 @@ async def test_when_all_replicas_are_lost_every_mini_batch_is_answered():
     peer = Peer(free=False)
     bench = Bench(peer, batches=2)
     feeding = asyncio.ensure_future(bench.submit(5))
-    while not bench.dispatcher._waiting:
+    while not bench.dispatcher.waiting:
         await asyncio.sleep(0)
     peer.error = OSError("killed")
     peer.gate.set()
@@ -613,7 +613,7 @@ async def test_records_that_wait_for_a_peer_are_bounded_by_back_pressure():
     bench = Bench(peer, unconfirmed=5)
     lane = bench.dispatcher.lanes[0]
     feeding = asyncio.ensure_future(bench.submit(20))
-    while not (lane.unconfirmed_records >= 5 and bench.dispatcher._waiting):
+    while not (lane.unconfirmed_records >= 5 and bench.dispatcher.waiting):
         await asyncio.sleep(0)
     while lane.batches:
         await asyncio.sleep(0)

@@ -147,7 +147,7 @@ def test_a_stopped_worker_stops_the_source_and_memory_stays_bounded(client):
                 target=lambda: [source.emit(data) for _ in range(100)]
             )
             feeding.start()
-            wait_until(lambda: trainer.session.dispatcher._waiting)
+            wait_until(lambda: trainer.session.dispatcher.waiting)
             assert trainer.backlog <= 8 + 1
             held = sum(lane.nbytes for lane in trainer.session.dispatcher.lanes)
             assert held <= 8 * (data[0].nbytes + data[1].nbytes)

@@ -154,7 +154,7 @@ async def test_what_is_learned_beside_a_deadly_call_is_not_blamed(c, s, *workers
         assert sorted(report.index for report in reports) == list(range(400))
         for survivor in trainer.session.replicas.alive():
             vars(survivor).pop("call", None)
-        trainer.session.replicas._losses.clear()
+        trainer.session.replicas.losses.clear()
         await assert_learned_once(trainer, data)
 
 
@@ -171,10 +171,10 @@ async def test_a_call_made_again_by_a_timer_does_not_end_the_last_one(
         (survivor,) = trainer.session.replicas.alive()
         del survivor.call
         # The other may have been ended for another reason: some time later it is tried.
-        count, when = trainer.session.replicas._losses["checkpoint"]
-        trainer.session.replicas._losses["checkpoint"] = count, when - 3600
+        count, when = trainer.session.replicas.losses["checkpoint"]
+        trainer.session.replicas.losses["checkpoint"] = count, when - 3600
         await trainer.save(tmp_path / "model")
-        assert not trainer.session.replicas._losses
+        assert not trainer.session.replicas.losses
 
 
 # Lost in a way that is no fault of the call: it never came there, the process lives and

@@ -36,7 +36,7 @@ async def actor(c, worker):
 
 def leaving(worker):
     (replica,) = worker.state.actors.values()
-    return replica._departure.begun
+    return replica.departure.begun
 
 
 @three()
@@ -116,7 +116,7 @@ async def test_a_replica_whose_thread_has_ended_keeps_no_worker(c, s, *workers):
     await install(c)
     fleet = await FleetOf(c, [w.address for w in workers]).start()
     (broken,) = workers[0].state.actors.values()
-    await broken._thread.stopped()
+    await broken.thread.stopped()
     del broken
     assert list(await c.retire_workers([workers[0].address])) == [workers[0].address]
     fleet.release()

@@ -470,7 +470,7 @@ def described_frames(header):
 def exchange(applied: list[Gradients], *senders: Member) -> Exchange:
     """An exchange without a cluster, which has seen its senders."""
     one = Exchange("run", "me", ARENA, applied.append, lambda: None)
-    one._gate.see(View.of("topic", 1, senders or [SENDER], []))
+    one.gate.see(View.of("topic", 1, senders or [SENDER], []))
     return one
 
 
@@ -576,8 +576,8 @@ def test_what_was_refused_is_told_to_the_user_once():
     one = exchange([])
     notices = Notices()
     for _ in range(3):
-        one._gate.refuse("origin", SENDER, "told")
-    one._gate.refuse("values", "replica-1", "steps 1 to 3")
+        one.gate.refuse("origin", SENDER, "told")
+    one.gate.refuse("values", "replica-1", "steps 1 to 3")
     one.tell(notices)
     strange, poisonous = notices.take().values()
     assert "'a' (worker tcp://127.0.0.1:1) was refused" in strange
@@ -689,7 +689,7 @@ async def test_an_origin_that_is_not_in_the_run_is_refused(c, s, a, b):
         sender = Member("1", b.address, "nobody", "worker")
         with dask.config.set({"tensair.pubsub.timeout": "100ms"}):
             answer = await b.rpc(replica._worker.address).tensair_pubsub_deliver(
-                subscription=replica.exchange._sub.id,
+                subscription=replica.exchange.sub.id,
                 sender=list(sender),
                 number=1,
                 parcels=[to_serialize(Parcel(forged))],
@@ -705,7 +705,7 @@ async def test_nothing_that_is_spoiled_comes_out_of_the_inlet(c, s, a):
     """The whole way of a message but for the sockets."""
     applied: list[Gradients] = []
     exchange = Exchange("run", "me", ARENA, applied.append, lambda: None)
-    exchange._gate.see(View.of("topic", 1, [SENDER], []))
+    exchange.gate.see(View.of("topic", 1, [SENDER], []))
     inlet = Inlet(exchange._receive, asyncio.ensure_future, sealed=True)
     dice = random.Random(0)
     names = list(CONTENTS)
@@ -736,7 +736,7 @@ async def test_a_message_that_overtakes_the_news_of_its_origin_is_not_lost(
         exchanges = [each.exchange for each in replicas_of(*workers)]
         topic = f"tensair/{exchanges[0]._run_id}/gradients"
         for each in exchanges:
-            each._gate._members.clear()  # as if the view were still under way
+            each.gate._members.clear()  # as if the view were still under way
         reports = [trainer.train(x, y) for x, y in data]
         await asyncio.gather(*reports)
         await async_poll_for(

@@ -30,7 +30,7 @@ async def publish_in_parts(
         await until(lambda reports=reports, part=part: len(reports) == len(part))
         for worker, exchange in zip(workers, exchanges, strict=True):
             replica = worker.state.actors[handle_on(trainer, worker).key]
-            await replica._thread.call(exchange.publish)
+            await replica.thread.call(exchange.publish)
             await exchange.flushed(10)
     left = []
     for exchange in exchanges:

@@ -263,7 +263,7 @@ async def test_what_is_shared_is_shown(c, s, a):
         await train_all(trainer, [])
         assert "share 'gradient'" in repr(trainer)
         assert "they share gradients" in trainer._repr_html_()
-        assert trainer._told()["share"] == "gradient"
+        assert trainer.session.status.state()["share"] == "gradient"
 
 
 def test_the_dashboard_tells_it_once_it_is_known():

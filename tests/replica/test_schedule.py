@@ -281,7 +281,7 @@ async def rates_now(trainer: Any, workers: Any) -> list[float]:
     for handle in trainer.session.replicas.alive():
         replica = held[handle.key]
         version = replica.exchange.clock.version
-        await replica._thread.call(part(replica.learner.follow, version))
+        await replica.thread.call(part(replica.learner.follow, version))
         told.extend(rates(*replica.learner.optimizers))
     return told
 

@@ -381,7 +381,7 @@ async def test_the_keys_of_a_dict_are_columns_of_history_and_curves(c, s, a, b):
         scores = await trainer.evaluate(class_data(5, seed=9))
         assert names <= set(scores)
         assert trainer._repr_html_()
-        counts = trainer._told()["metrics"]
+        counts = trainer.session.status.state()["metrics"]
         assert names <= set(counts)
 
 

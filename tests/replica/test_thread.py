@@ -124,7 +124,7 @@ async def test_all_calls_that_wait_are_answered_before_the_next_mini_batch():
     permits = threading.Semaphore(0)
     async with running(permits) as thread:
         learning = thread.learn(block(50))
-        await until(thread._learner.model.entered.is_set)
+        await until(thread.learner.model.entered.is_set)
         asking = [thread.call(lambda: thread.status().steps) for _ in range(20)]
         permits.release()  # for the mini-batch that is being learned, and no other
         assert await asyncio.gather(*asking) == [1] * 20
@@ -143,10 +143,10 @@ async def test_training_goes_on_though_each_answer_brings_a_new_call():
         def ask() -> None:
             steps.append(thread.status().steps)
             if steps[-1] < 50:
-                thread._calls.append((ask, nobody))
+                thread.calls.append((ask, nobody))
 
         learning = thread.learn(block(50))
-        await until(thread._learner.model.entered.is_set)
+        await until(thread.learner.model.entered.is_set)
         thread.call(ask)
         permits.release(50)
         assert len((await learning).losses) == 50
@@ -196,7 +196,7 @@ async def test_stopping_answers_what_has_not_been_done():
     permits = threading.Semaphore(0)
     async with running(permits) as thread:
         learning = thread.learn(block(2))
-        await until(thread._learner.model.entered.is_set)
+        await until(thread.learner.model.entered.is_set)
         waiting, asking = thread.learn(block(1)), thread.call(lambda: None)
         thread.stop()
         permits.release(10)
@@ -341,7 +341,7 @@ def test_all_that_waits_learns_why_a_replica_has_ended(error):
         async with running() as thread:
             raising = Raising()
             raising.error = error
-            thread._exchange.learned = raising
+            thread.exchange.learned = raising
             with pytest.raises(ReplicaFailedError, match=type(error).__name__):
                 await thread.learn(block(2))
             assert thread.has_ended

@@ -87,7 +87,7 @@ def test_every_mini_batch_is_predicted_scored_and_learned(one_pass):
 async def test_in_one_pass_no_prediction_is_asked_for(c, s, a, b):
     async with ta.Trainer(c, **classes(keep_predictions=True)) as trainer:
         asked = []
-        trainer._predict = asked.append
+        trainer.session.inference.predict = asked.append
         source = Stream(asynchronous=True)
         scores = accuracies()
         source.predict_then_train(trainer, scores)
@@ -171,7 +171,7 @@ async def test_labels_that_come_with_a_record_are_learned_before_it_is_predicted
 ):
     async with ta.Trainer(c, **classes()) as trainer:
         calls = []
-        feed, ask = trainer.session.intake.feed, trainer._predict
+        feed, ask = trainer.session.intake.feed, trainer.session.inference.predict
 
         def fed(*args):
             calls.append("learn")
@@ -181,7 +181,7 @@ async def test_labels_that_come_with_a_record_are_learned_before_it_is_predicted
             calls.append("predict")
             return ask(x)
 
-        trainer.session.intake.feed, trainer._predict = fed, asked
+        trainer.session.intake.feed, trainer.session.inference.predict = fed, asked
         source = Stream(asynchronous=True)
         source.predict_then_train(trainer, delay=4)
         for _ in range(3):
@@ -327,7 +327,7 @@ def test_emit_waits_while_no_replica_has_room(slow):
 
         arguments = classes(model=slow, replicas=1, max_in_flight=1)
         async with ta.Trainer(c, **arguments) as trainer:
-            trainer._predict = answered
+            trainer.session.inference.predict = answered
             source = Stream(asynchronous=True)
             source.predict_then_train(trainer, accuracies(), delay=4)
             await source.emit((X, Y))  # waits for its labels
@@ -335,7 +335,7 @@ def test_emit_waits_while_no_replica_has_room(slow):
             await until(slow.entered.is_set)
             third = asyncio.ensure_future(source.emit((X, Y)))
             fourth = asyncio.ensure_future(source.emit((X, Y)))
-            await until(lambda: trainer.session.dispatcher._waiting)
+            await until(lambda: trainer.session.dispatcher.waiting)
             assert not third.done()
             assert not fourth.done()
             slow.gate.set()

@@ -28,7 +28,7 @@ def joined(several: list[Samples]) -> Samples:
 
 def samples_of(ours: Sampler, *texts: str) -> Samples:
     """Of all words, the last ones included."""
-    made = [ours.add(ours._vocabulary.read(text)) for text in texts]
+    made = [ours.add(ours.vocabulary.read(text)) for text in texts]
     return joined([*made, ours.flush()])
 
 
@@ -57,7 +57,7 @@ def test_blocks_of_32_words_hold_the_text_in_order():
 
 def test_words_wait_until_a_step_is_full():
     ours = sampler(blocks=2)
-    vocabulary = ours._vocabulary
+    vocabulary = ours.vocabulary
     given = [len(ours.add(vocabulary.read("w " * 30))) for _ in range(5)]
     assert given == [0, 0, 2, 0, 2]
     assert len(ours) == 150 - 4 * 32
@@ -113,7 +113,7 @@ def test_steps_are_cuts_of_the_samples():
 def test_nothing_at_all_gives_no_steps():
     ours = sampler()
     assert len(ours.flush()) == 0
-    assert list(ours.add(ours._vocabulary.read("")).steps(4)) == []
+    assert list(ours.add(ours.vocabulary.read("")).steps(4)) == []
 
 
 # -------------------------------------------------------------------------- reach
@@ -312,8 +312,8 @@ def test_words_that_were_read_add_up_after_a_flush(subsample, hashed):
 
 def test_a_block_stands_for_its_words_and_those_left_out_between_them():
     ours = sampler(Vocabulary(size=5, hashed=0, min_count=2))
-    every = ours.add(ours._vocabulary.read("a b " * 16 * BLOCKS))
-    second = ours.add(ours._vocabulary.read("".join(f"a x{n} " for n in range(128))))
+    every = ours.add(ours.vocabulary.read("a b " * 16 * BLOCKS))
+    second = ours.add(ours.vocabulary.read("".join(f"a x{n} " for n in range(128))))
     assert (every.read == LENGTH).all()
     assert (second.read == 2 * LENGTH).all()
     assert len(every) == len(second) == BLOCKS

@@ -75,7 +75,7 @@ class Membership(Subscriber):
         self._joining = Joining(
             starter, workers, replicas, barrier, events, self._delay
         )
-        self._resync = Resync(replicas, barrier, events)
+        self.resync = Resync(replicas, barrier, events)
         self._handover = Handover(starter, workers, replicas, events)
         self._recovery = Recovery(
             workers, self._handover, replicas, barrier, self._background, events
@@ -143,7 +143,7 @@ class Membership(Subscriber):
 
     async def _provide(self) -> None:
         """See to it that those that there are have all, and that there are enough."""
-        await self._resync.complete()
+        await self.resync.complete()
         await self.fit()
 
     async def _give_up_the_lost(self) -> None:
@@ -163,7 +163,7 @@ class Membership(Subscriber):
         """Ask those that report nothing, if anything waits for what they have."""
         waiting = any(each.lane.unconfirmed for each in self.replicas.alive())
         if waiting or self.replicas.unjudged:
-            await self._resync.confirm_the_idle()
+            await self.resync.confirm_the_idle()
 
     # ---- what becomes of what they have learned -------------------------------------
 
@@ -182,11 +182,11 @@ class Membership(Subscriber):
 
     async def look(self) -> None:
         """Ask all how they stand; those that have missed gradients catch up."""
-        await self._resync.look()
+        await self.resync.look()
 
     async def hear(self) -> None:
         """Ask those that report nothing how they stand, and what they have to say."""
-        await self._resync.confirm_the_idle()
+        await self.resync.confirm_the_idle()
 
     # ---- as many as are wished for ---------------------------------------------------
 

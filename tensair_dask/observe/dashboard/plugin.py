@@ -41,8 +41,8 @@ class TrainingDashboard(SchedulerPlugin):
     def __init__(self) -> None:
         self.telemetry: Telemetry | None = None
         self._scheduler: Any = None
-        self._sampling: PeriodicCallback | None = None
-        self._attachment: Attachment | None = None
+        self.sampling: PeriodicCallback | None = None
+        self.attachment: Attachment | None = None
         self._failed = False
 
     async def start(self, scheduler: Any) -> None:
@@ -55,13 +55,13 @@ class TrainingDashboard(SchedulerPlugin):
             return
         self._scheduler = scheduler
         milliseconds = 1000 * config.get_seconds("dashboard.interval")
-        self._sampling = PeriodicCallback(self.sample, milliseconds)
+        self.sampling = PeriodicCallback(self.sample, milliseconds)
         self.telemetry = Telemetry(
             scheduler,
             int(config.get("dashboard.trainers")),
             int(config.get("dashboard.rows")),
         )
-        self._attachment = Attachment(scheduler, self.telemetry)
+        self.attachment = Attachment(scheduler, self.telemetry)
         self._show_to_programs()
         # Last: if anything above raises, nobody can call what is not there.
         scheduler.handlers.update(
@@ -70,7 +70,7 @@ class TrainingDashboard(SchedulerPlugin):
             tensair_telemetry_close=self.close_trainer,
             tensair_telemetry_read=self.read,
         )
-        self._sampling.start()
+        self.sampling.start()
 
     def _show_to_programs(self) -> None:
         assert self.telemetry is not None
@@ -86,10 +86,10 @@ class TrainingDashboard(SchedulerPlugin):
 
     def stop(self) -> None:
         """Stop sampling and take the pages away."""
-        if self._sampling is not None:
-            self._sampling.stop()
-        if self._attachment is not None:
-            self._attachment.detach()
+        if self.sampling is not None:
+            self.sampling.stop()
+        if self.attachment is not None:
+            self.attachment.detach()
         if self.telemetry is not None:
             withdraw(self.telemetry)
             remove_routes(self._scheduler, self.telemetry)
@@ -132,10 +132,10 @@ class TrainingDashboard(SchedulerPlugin):
             trainer is watched at all.
         """
         assert self.telemetry is not None
-        assert self._attachment is not None
+        assert self.attachment is not None
         if not self.telemetry.open(run_id, name, client, metrics, target):
             return {"page": None, "reason": _FULL, "known": False}
-        page, reason = self._attachment.page, self._attachment.reason
+        page, reason = self.attachment.page, self.attachment.reason
         return {"page": page, "reason": reason, "known": True}
 
     async def tell(self, run_id: str, told: dict[str, Any]) -> bool:
@@ -153,8 +153,8 @@ class TrainingDashboard(SchedulerPlugin):
     ) -> dict[str, Any]:
         """Tell everything, see `Telemetry.read`, and where the pages are."""
         assert self.telemetry is not None
-        assert self._attachment is not None
-        page = {"page": self._attachment.page}
+        assert self.attachment is not None
+        page = {"page": self.attachment.page}
         return {**page, **self.telemetry.read(series, recent)}
 
     # ---- hooks, called by the scheduler ---------------------------------------------

@@ -59,7 +59,7 @@ class Reporter:
         self._plugin = plugin
         self._about = about
         self._state = state
-        self._telling: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
         self._begun = False
         self._known = False
         self._told_off = False
@@ -69,7 +69,7 @@ class Reporter:
         self._begun = True
         with self._tolerated():
             await _soon(self._open())
-        self._telling = asyncio.ensure_future(self._tell())
+        self.telling = asyncio.ensure_future(self._tell())
 
     async def _open(self) -> None:
         name, plugin = self._plugin
@@ -122,9 +122,9 @@ class Reporter:
             See `Telemetry.close`.
         """
         begun, self._begun = self._begun, False
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
+        if self.telling is not None:
+            self.telling.cancel()
+            self.telling = None
         if begun and not (self._told_off or self._client_is_closed):
             with self._tolerated():
                 await _soon(self._close(replicas))

@@ -176,7 +176,7 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         self._note_unknown(names)
         self._single = chunk is None
         self._hand = Handover(buffer)
-        self._reader = _Reader(
+        self.reader = _Reader(
             names,
             consumer,
             partitions=partitions,
@@ -202,7 +202,7 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         SourceError
             If it was closed.
         """
-        if self._reader.closing.is_set():
+        if self.reader.closing.is_set():
             raise SourceError(f"{self.name} was closed; make a new source.")
         super().start()
 
@@ -220,9 +220,9 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
             )
 
     async def _run(self) -> None:
-        if not self._reader.begun and not self._stopping:
+        if not self.reader.begun and not self._stopping:
             self._hand.open()
-            self._reader.begin()
+            self.reader.begin()
         while not self._stopping:
             parcel = self._hand.take()
             if parcel is not None:
@@ -257,10 +257,10 @@ class from_kafka_records(CarefulSource[PoisonRecord]):
         self._hand.wake()
 
     async def _let_go(self, timeout: float) -> None:
-        self._reader.close()
-        if not self._reader.begun:
+        self.reader.close()
+        if not self.reader.begun:
             return
-        gone = asyncio.wrap_future(self._reader.gone)
+        gone = asyncio.wrap_future(self.reader.gone)
         done, _ = await asyncio.wait({gone}, timeout=timeout)
         if not done:
             logger.warning(

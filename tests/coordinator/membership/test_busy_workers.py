@@ -186,7 +186,7 @@ async def test_a_trainer_may_close_before_one_that_is_delayed_has_begun(c, s, *w
             await train_all(trainer, linear_data(20))
         over.set()
         await until(lambda: not begun(slow))
-        await until(lambda: not trainer.session.starter._releasing)
+        await until(lambda: not trainer.session.starter.releasing)
 
 
 @cluster(3)

@@ -131,14 +131,14 @@ async def test_a_source_that_is_retired_while_others_copy_it_leaves_alone(
 
 
 def close(replica: Any) -> None:
-    replica._thread.stop()
+    replica.thread.stop()
 
 
 def fail(replica: Any) -> None:
     def end() -> None:
         raise ReplicaFailedError("The exchange raised an error")
 
-    replica._thread.call(end).add_done_callback(lambda answer: answer.exception())
+    replica.thread.call(end).add_done_callback(lambda answer: answer.exception())
 
 
 def ends_as_it_is_copied(workers: Any, end: Any) -> tuple[Any, list[Any]]:
@@ -156,7 +156,7 @@ def ends_as_it_is_copied(workers: Any, end: Any) -> tuple[Any, list[Any]]:
             ended.append(source)
             replica = worker_of(workers, source).state.actors[source.key]
             end(replica)
-            replica._thread._thread.join(10)
+            replica.thread._thread.join(10)
 
     return strike, ended
 
@@ -204,7 +204,7 @@ async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
         with faults.inject(Moment.COPYING, strike), faults.inject(Fault.DELAY, delay):
             # What the first one has learned reaches the third one alone.
             teller = worker_of(workers, first).state.actors[first.key]
-            await teller._thread.call(teller.exchange.publish_all)
+            await teller.thread.call(teller.exchange.publish_all)
             clock = exchange_of(trainer, worker_of(workers, third)).clock
             await until(lambda: clock[first.name])
             cut_off(trainer, worker_of(workers, first))
@@ -305,11 +305,11 @@ async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
 
 def slow_heir(trainer: Any, workers: Any, last: Any) -> None:
     """Build replicas when the last one has nothing more to do, or is gone."""
-    departure = worker_of(workers, last).state.actors[last.key]._departure
+    departure = worker_of(workers, last).state.actors[last.key].departure
     build = trainer.session.starter.build
 
     async def slow(places: Any, **how: Any) -> Any:
-        await until(lambda: departure._free._waiters or last.is_lost)
+        await until(lambda: departure.free._waiters or last.is_lost)
         return await build(places, **how)
 
     trainer.session.starter.build = slow
@@ -474,7 +474,7 @@ async def test_a_newcomer_that_comes_to_nothing_ends_at_once(c, s, *workers):
             await trainer.scale(3)
         (newcomer,) = newcomers
         await until(lambda: newcomer._thread.has_ended)
-        await until(lambda: newcomer.exchange._sub is None)
+        await until(lambda: newcomer.exchange.sub is None)
 
 
 @cluster(4)
@@ -490,7 +490,7 @@ async def test_nobody_waits_for_a_newcomer_that_came_to_nothing(c, s, *workers):
         with faults.inject(Moment.KEPT, strike_and_hang):
             await trainer.scale(3)
         # Those that joined since then find it among the subscribers.
-        assert newcomers[0].exchange._sub is not None
+        assert newcomers[0].exchange.sub is not None
         await train_all(trainer, data)
         await asyncio.wait_for(trainer.drain(), 10)
         await assert_learned_once(trainer, data)
@@ -522,7 +522,7 @@ async def test_a_worker_that_is_lost_while_it_builds_is_given_up_at_once(
         assert lost[0] not in {
             each.place.address for each in trainer.session.replicas.alive()
         }
-        assert not trainer.session.starter._releasing
+        assert not trainer.session.starter.releasing
 
 
 @cluster(2, **{"tensair.timeouts.join": "10s"})
@@ -536,7 +536,7 @@ async def test_a_newcomer_that_is_lost_while_it_subscribes_holds_no_stream(c, s,
 
         with faults.inject(Moment.BUILT, stop):
             trainer.session.membership.wish = ReplicaCount.of(2)
-            await until(lambda: trainer.session.dispatcher._held is not None)
+            await until(lambda: trainer.session.dispatcher.held is not None)
             await s.remove_worker(newcomers[0].place.address, stimulus_id="ttl")
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
@@ -548,7 +548,7 @@ async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, 
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         with faults.inject(Moment.BUILT, lambda each: setattr(each, "call", silent)):
             trainer.session.membership.wish = ReplicaCount.of(2)
-            await until(lambda: trainer.session.dispatcher._held is not None)
+            await until(lambda: trainer.session.dispatcher.held is not None)
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
             await until(lambda: trainer.session.membership.workers.avoided)

@@ -155,7 +155,7 @@ async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
 
         lane.learn = silent
         reports = feed(trainer, data)
-        thread = a.state.actors[handle.key]._thread
+        thread = a.state.actors[handle.key].thread
         await until(lambda: shared)
         while await thread.call(exchange.confirmed) < exchange.taken:
             await asyncio.sleep(0.005)

@@ -39,13 +39,13 @@ def told(trainer: Any) -> str:
 
 def swallow_a_message(exchange: Any) -> None:
     """Let what an exchange publishes next reach nobody, unnoticed."""
-    take = exchange._accumulator.take
+    take = exchange.accumulator.take
 
     def swallow() -> None:
         if take() is not None:
-            exchange._accumulator.take = take
+            exchange.accumulator.take = take
 
-    exchange._accumulator.take = swallow
+    exchange.accumulator.take = swallow
 
 
 @cluster(3)
@@ -91,7 +91,7 @@ async def test_a_model_is_taken_over_though_nobody_waits_for_it_any_more(
         draining.cancel()
         await asyncio.wait([draining])
         feed(trainer, data[150:], reports)
-        await until(lambda: trainer.session.dispatcher._held or len(reports) == 300)
+        await until(lambda: trainer.session.dispatcher.held or len(reports) == 300)
         gate.set()
         await until(lambda: len(reports) == 300)
         await trainer.drain()
@@ -111,13 +111,13 @@ async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
             await speaker.call("learn", block)
 
         await learn(data[:10])
-        exchange._accumulator.drop()  # nobody hears of these
+        exchange.accumulator.drop()  # nobody hears of these
         await learn(data[10:])
         flushing = asyncio.ensure_future(speaker.call("flush", 10))
         heard = exchange_of(trainer, b)
         await until(lambda: heard._inbox.missed)
         # On its thread, which may have put a message and not noted yet what is in it.
-        thread = a.state.actors[speaker.key]._thread
+        thread = a.state.actors[speaker.key].thread
         assert await thread.call(exchange.confirmed) < exchange.taken
         assert not flushing.done()
         # Only now the client knows, and lets go of nothing.
@@ -140,7 +140,7 @@ def poison(trainer: Any, worker: Any, value: float) -> Any:
         exchange.learned(4, 1e-3, Changes([bad]))
         exchange.publish()
 
-    return replica._thread.call(spoil)
+    return replica.thread.call(spoil)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -154,7 +154,7 @@ def test_a_replica_that_is_not_finite_takes_over_the_model_of_one_that_is(count,
             await poison(trainer, workers[0], value)
             others = [exchange_of(trainer, each) for each in workers[1:]]
             await until(lambda: all(each.is_behind for each in others))
-            await trainer.session.membership._resync.look()
+            await trainer.session.membership.resync.look()
             await until(lambda: "NaN or infinite, and" in told(trainer))
             await train_all(trainer, data[100:])
             # Nothing but the poison is lost, and it is nowhere.
@@ -174,7 +174,7 @@ async def test_where_no_model_is_finite_any_more_nothing_waits(c, s, a, b):
         await asyncio.gather(poison(trainer, a, nan), poison(trainer, b, nan))
         exchanges = [exchange_of(trainer, each) for each in (a, b)]
         await until(lambda: all(each.is_behind for each in exchanges))
-        await trainer.session.membership._resync.look()
+        await trainer.session.membership.resync.look()
         assert not any(each.is_behind for each in exchanges)
         await trainer.drain()
         reports = await train_all(trainer, linear_data(4))
@@ -205,7 +205,7 @@ def in_the_outbox(exchange: Any, raising: Callable[..., Any]) -> None:
 
 
 def in_what_is_gathered(exchange: Any, raising: Callable[..., Any]) -> None:
-    exchange._accumulator.add = raising
+    exchange.accumulator.add = raising
 
 
 def no_room(*_: Any) -> None:

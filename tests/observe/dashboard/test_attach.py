@@ -86,7 +86,7 @@ async def test_unregistering_takes_the_pages_away_and_a_trainer_brings_them_back
         plugin = scheduler.plugins[NAME]
         await client.unregister_scheduler_plugin(NAME)
         await async_poll_for(
-            lambda plugin=plugin: plugin._attachment.page is None, timeout=10
+            lambda plugin=plugin: plugin.attachment.page is None, timeout=10
         )
         assert len(scheduler.http_application.applications) == applications - 1
         assert len(scheduler.http_application.default_router.rules) < rules
@@ -120,6 +120,6 @@ async def test_a_dashboard_that_cannot_be_extended_does_not_stop_training(
     template_variables(scheduler)["pages"] = None
     async with ta.Trainer(client, **classes()) as trainer:
         await train_all(trainer, class_data(3))
-        assert scheduler.plugins[NAME]._attachment.page is None
+        assert scheduler.plugins[NAME].attachment.page is None
         assert len(scheduler.http_application.applications) == 1
     assert isinstance(scheduler.plugins[NAME], TrainingDashboard)

@@ -122,7 +122,7 @@ async def test_what_was_learned_is_counted_also_if_it_was_not_drained(c, s, a, b
     ]
     await trainer.close()
     await asyncio.gather(*emitting, return_exceptions=True)
-    learned = sum(replica._thread.counters.steps for replica in replicas)
+    learned = sum(replica.thread.counters.steps for replica in replicas)
     reported = sum(task.exception() is None for task in emitting)
     assert 0 < reported <= learned <= 2000
     assert record(s, trainer).totals["steps"] == learned
@@ -170,7 +170,7 @@ async def test_what_a_lost_worker_had_counted_stays(c, s, *workers):
             sample()
             totals.append(known.totals["steps"])
 
-        plugin(s)._sampling.callback = watch
+        plugin(s).sampling.callback = watch
         emitting = asyncio.ensure_future(train_all(trainer, class_data(3000)))
         await until(lambda: len(known.alive) == 3 and known.totals["steps"])
         (victim,) = (each for each in workers if each.address == known.alive[0].address)
@@ -290,7 +290,7 @@ async def test_trainers_that_start_together_register_one_plugin(c, s, a, b):
 async def test_a_preloaded_plugin_serves_the_trainers(c, s, a):
     preloaded = plugin(s)
     telemetry = preloaded.telemetry
-    assert preloaded._sampling.is_running()
+    assert preloaded.sampling.is_running()
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(5))
     assert plugin(s) is preloaded
@@ -307,10 +307,10 @@ async def test_a_plugin_that_is_unregistered_is_gone(c, s, a, caplog):
         await until(lambda: known.archive.tiers[0].added)
         caplog.clear()
         await c.unregister_scheduler_plugin(NAME)
-        await until(lambda: not gone._sampling.is_running())
+        await until(lambda: not gone.sampling.is_running())
         assert handlers(s) == []
         rows = known.archive.tiers[0].added
-        await until(trainer.session.reporter._telling.done)
+        await until(trainer.session.reporter.telling.done)
         await train_all(trainer, linear_data(5))  # it goes on
         async with ta.Trainer(c, **linear()) as later:
             await train_all(later, linear_data(3))
@@ -318,7 +318,7 @@ async def test_a_plugin_that_is_unregistered_is_gone(c, s, a, caplog):
             assert len(handlers(s)) == 4
         assert record(s, later).totals["steps"] == 3
         assert known.archive.tiers[0].added == rows
-        assert not gone._sampling.is_running()
+        assert not gone.sampling.is_running()
     warnings = [
         entry.getMessage()
         for entry in caplog.records
@@ -334,9 +334,9 @@ async def test_a_plugin_that_is_replaced_leaves_the_handlers_of_the_new_one(c, s
         old = plugin(s)
         await c.unregister_scheduler_plugin(NAME)
         await c.register_plugin(TrainingDashboard())
-        await until(lambda: not old._sampling.is_running())
+        await until(lambda: not old.sampling.is_running())
         assert len(handlers(s)) == 4
-        assert plugin(s)._sampling.is_running()
+        assert plugin(s).sampling.is_running()
 
 
 @one(config={"tensair.dashboard.interval": 0})
@@ -425,7 +425,7 @@ class Gate(nn.Module):
 @one()
 async def test_a_trainer_that_is_closed_while_it_starts_is_over(c, s, a):
     trainer = ta.Trainer(c, **classes(model=Gate))
-    starting = asyncio.ensure_future(trainer._start())
+    starting = asyncio.ensure_future(trainer.session.start())
     await until(Gate.entered.is_set)
     assert record(s, trainer).state == "starting"
     closing = asyncio.ensure_future(trainer.close())
@@ -525,9 +525,9 @@ async def test_a_replica_that_cannot_go_on_is_lost(c, s, a, b, monkeypatch):
         def fail() -> None:
             raise RuntimeError("no memory")
 
-        replica._thread._turn = fail
-        replica._thread.wake()
-        await until(lambda: replica._thread.has_ended)
+        replica.thread._turn = fail
+        replica.thread.wake()
+        await until(lambda: replica.thread.has_ended)
 
         async def beat() -> None:
             while True:

@@ -59,10 +59,10 @@ async def test_a_cluster_that_has_seen_no_trainer_is_watched_from_now_on(c, s):
 async def test_it_tells_where_the_dashboard_is(c, s):
     port = s.http_server.port
     async with RemoteTelemetry(s.address) as remote:
-        s.plugins[NAME]._attachment.page = None
+        s.plugins[NAME].attachment.page = None
         told = await remote.read()
         assert told["dashboard"] == f"http://127.0.0.1:{port}/status"
-        s.plugins[NAME]._attachment.page = "/tensair"
+        s.plugins[NAME].attachment.page = "/tensair"
         told = await remote.read()
         assert told["dashboard"] == f"http://127.0.0.1:{port}/tensair"
         assert "page" not in told

@@ -74,9 +74,9 @@ async def test_new_work_is_refused_and_what_is_under_way_is_answered(c, s, *work
         fleet.call(0, "evaluate", fleet.block([(x, y)]), "session")
     )
     departures = workers[0].plugins["tensair-departures"]
-    await until(lambda: replica(workers[0])._departure._answering == 4)
+    await until(lambda: replica(workers[0]).departure.under_way == 4)
     leaving = asyncio.create_task(departures.leave(10.0))
-    await until(lambda: replica(workers[0])._departure.begun)
+    await until(lambda: replica(workers[0]).departure.begun)
     for function, *rest in (("learn",), ("predict",), ("evaluate", "another")):
         with pytest.raises(ReplicaLeavingError, match="replica-0 leaves: its worker"):
             await fleet.call(0, function, fleet.block([(x, y)]), *rest)
@@ -101,9 +101,9 @@ async def test_a_block_that_overtook_a_refused_one_is_refused_with_it(c, s, a):
         Block.join(fleet.run_id, [MiniBatch.of(*pair[0])], number) for number in (0, 1)
     )
     overtaking = asyncio.create_task(fleet.call(0, "learn", first))
-    await until(lambda: replica(a)._thread._early)
+    await until(lambda: replica(a).thread.early)
     leaving = asyncio.create_task(fleet.call(0, "leave", 5.0))
-    await until(lambda: replica(a)._departure.begun)
+    await until(lambda: replica(a).departure.begun)
     with pytest.raises(ReplicaLeavingError):
         await fleet.call(0, "learn", zero)
     with pytest.raises(ReplicaLeavingError):
@@ -161,7 +161,7 @@ async def test_one_without_peers_waits_for_a_word_of_after_it_began_to_leave(
     await fleet.learn(linear_data(4), 0)
     await fleet.call(0, "let_go", True)  # one has joined from it, and is gone since
     leaving = asyncio.create_task(fleet.call(0, "leave", 30.0))
-    free = replica(a)._departure._free
+    free = replica(a).departure.free
     await until(lambda: free._waiters or leaving.done())
     await fleet.call(0, "let_go", False)  # another one has tried in vain
     assert not free.is_set()
@@ -178,7 +178,7 @@ async def test_a_block_for_which_time_is_short_is_refused_as_a_whole(c, s, *work
     sent = [
         asyncio.create_task(fleet.learn(data[at : at + 3], 0)) for at in range(0, 30, 3)
     ]
-    await until(lambda: replica(workers[0])._departure._answering == 10)
+    await until(lambda: replica(workers[0]).departure.under_way == 10)
     begin = asyncio.get_running_loop().time()
     await fleet.call(0, "leave", 2.0)
     assert asyncio.get_running_loop().time() - begin < 2.0
@@ -197,7 +197,7 @@ async def test_a_step_that_takes_too_long_is_told_and_leaving_can_be_tried_again
     x, y = linear_data(1)[0]
     replica(workers[0]).learner.model.seconds = 1.0
     learning = asyncio.create_task(fleet.learn([(x, y)], 0))
-    await until(lambda: replica(workers[0])._departure._answering == 1)
+    await until(lambda: replica(workers[0]).departure.under_way == 1)
     with pytest.raises(TensairTimeoutError, match="has not left within"):
         await fleet.call(0, "leave", 0.2)
     await fleet.call(0, "leave", 10.0)

@@ -65,7 +65,7 @@ async def test_answers_go_out_before_the_worker_closes_its_connections(c, s, *wo
         for at in range(0, 8, 2)
     ]
     (replica,) = workers[0].state.actors.values()
-    await until(lambda: replica._departure._answering == 4)
+    await until(lambda: replica.departure.under_way == 4)
     await workers[0].close()
     for outcome in await asyncio.gather(*sent):
         assert len(outcome.losses) == 2

@@ -74,7 +74,7 @@ async def values_to_the_end(source):
 
 async def crash(source):
     """End as a process ends that is killed: nothing more is committed."""
-    source._reader._commits = False
+    source.reader._commits = False
     await source.close()
 
 
@@ -168,7 +168,7 @@ async def test_a_stream_that_takes_nothing_is_waited_for(broker):
     source.sink(slow)
     async with source:
         # Paused, and polled all the same: the group does not take it for dead.
-        await until(lambda: source._reader._paused)
+        await until(lambda: source.reader._paused)
         assert source.tracker.outstanding() <= 200 + 500 + 1
         assert got == [0]
         gate.set()
@@ -271,7 +271,7 @@ async def test_a_partition_that_is_taken_away_is_committed_and_dropped(broker):
         await until(lambda: len(gate.items) == 20)
         first = [n for n, record in enumerate(gate.items) if record.partition == 0]
         gate.release(*first[:5])
-        reader, lost = source._reader, [TopicPartition(topic, 0)]
+        reader, lost = source.reader, [TopicPartition(topic, 0)]
         await on_its_thread(reader, lambda: reader._revoked(reader._consumer, lost))
         assert broker.committed("rebalance", topic) == [5, 0]
         assert source.tracker.learned() == {f"{topic}:1": 0}
@@ -303,7 +303,7 @@ async def test_records_that_wait_are_dropped_with_their_partition(broker):
     source.sink(slow)
     async with source:
         await until(lambda: got and source.tracker.outstanding() == 20)
-        reader, first = source._reader, got[0].partition
+        reader, first = source.reader, got[0].partition
         lost = [TopicPartition(topic, first)]
         await on_its_thread(reader, lambda: reader._lost(reader._consumer, lost))
         gate.set()
@@ -406,7 +406,7 @@ async def test_a_source_that_was_never_started_is_closed_without_a_broker():
         if begin:
             source.start()
         await asyncio.wait_for(source.close(), 5)
-        assert not source._reader.begun
+        assert not source.reader.begun
 
 
 async def failure(source) -> str:
