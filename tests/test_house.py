@@ -37,7 +37,7 @@ LONG = {
 
 # Of torch, streamz and named tuples, which have no other names for these.
 FOREIGN = {"_buffers", "_callbacks", "_fields", "_flush", "_modules", "_parameters"}
-FOREIGN |= {"_values"}
+FOREIGN |= {"_values", "_version"}
 
 # At most so many rooms and modules, or nobody finds a room by its name.
 ROOMS, FLOOR = 13, 14

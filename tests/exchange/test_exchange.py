@@ -224,7 +224,7 @@ async def test_replicas_that_close_together_do_not_wait_for_each_other(
 ):
     trainer = await ta.Trainer(c, **linear())
     for pair in linear_data(8):
-        trainer.feed(pair, lambda item: item, lambda report: None)
+        trainer.session.intake.feed(pair, lambda item: item, lambda report: None)
     await trainer.close()
     assert not [text for text in caplog.messages if "did not close within" in text]
 

@@ -473,7 +473,7 @@ async def test_a_newcomer_that_comes_to_nothing_ends_at_once(c, s, *workers):
         with faults.inject(Moment.KEPT, strike):
             await trainer.scale(3)
         (newcomer,) = newcomers
-        await until(lambda: newcomer._thread.has_ended)
+        await until(lambda: newcomer.thread.has_ended)
         await until(lambda: newcomer.exchange.sub is None)
 
 
