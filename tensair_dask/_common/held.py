@@ -15,10 +15,15 @@ class Held(Generic[T]):
 
     streamz keeps sinks for as long as Python lives, and these the nodes before them. A
     node that went on to hold a trainer after its end would keep all that it remembers.
+
+    Attributes
+    ----------
+    value
+        The object, until it is let go of; then None.
     """
 
     def __init__(self, held: T) -> None:
-        self._held: T | None = held
+        self.value: T | None = held
         self._reference = weakref.ref(held)
 
     def __call__(self) -> T | None:
@@ -27,4 +32,4 @@ class Held(Generic[T]):
 
     def let_go(self) -> None:
         """Hold it no longer than others do."""
-        self._held = None
+        self.value = None

@@ -100,6 +100,11 @@ class Intake(Subscriber):
         # index, in order; an ordered dict finds its first one at once.
         self._under_way: OrderedDict[int, None] = OrderedDict()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._lifecycle.state == "closed"
+
     # ---- one item --------------------------------------------------------------------
 
     def feed(

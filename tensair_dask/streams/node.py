@@ -125,6 +125,8 @@ class TrainerNode(Stream):
         # whose reports nobody reads would vanish, and nothing be learned.
         intake.nodes.add(self)
         intake.holders.add(self._trainer)
+        self._taking = Held(intake)
+        intake.holders.add(self._taking)
         self._client_loop = client.loop.asyncio_loop
         # The loop of a stream is set once.
         self._on_client_loop = self.loop.asyncio_loop is self._client_loop
@@ -133,8 +135,8 @@ class TrainerNode(Stream):
     @property
     def _is_dead(self) -> bool:
         """Whether its trainer is closed, so that it raises for each item."""
-        trainer = self._trainer()
-        return trainer is None or trainer.status == "closed"
+        intake = self._taking.value
+        return intake is None or intake.is_closed
 
     @property
     def trainer(self) -> Trainer:
@@ -153,20 +155,21 @@ class TrainerNode(Stream):
     @property
     def intake(self) -> Intake:
         """What takes the items; errors as those of `trainer`."""
-        return self.trainer.session.intake
+        intake = self._taking.value or self._taking()
+        if intake is None:
+            raise closed_error()
+        return intake
 
     @property
     def hearer(self) -> Intake | None:
         """Who is told what ends a source before it; None if nobody is left."""
-        trainer = self._trainer()
-        return None if trainer is None else trainer.session.intake
+        return self._taking()
 
     def destroy(self, streams: Any = None) -> None:
         """Take the node out of its stream."""
         super().destroy(streams)
-        trainer = self._trainer()
-        if trainer is not None:
-            trainer.session.intake.nodes.discard(self)
+        if (intake := self._taking()) is not None:
+            intake.nodes.discard(self)
 
     def _value(self, item: Any) -> Any:
         """Take the values of an item that waits here before it is a mini-batch."""
