@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
 import time
@@ -219,13 +220,12 @@ async def test_staleness_is_measured_for_each_message(c, s, a, b):
 
 
 @cluster(nthreads=workers(2), config={"tensair.pubsub.linger": "1h"})
-async def test_replicas_that_close_together_do_not_wait_for_each_other(
-    c, s, *_, caplog
-):
+async def test_replicas_that_close_together_wait_for_none(c, s, *_, caplog):
     trainer = await ta.Trainer(c, **linear())
-    for pair in linear_data(8):
-        trainer.session.intake.feed(pair, lambda item: item, lambda report: None)
+    asking = [asyncio.ensure_future(trainer.train(*each)) for each in linear_data(8)]
+    await asyncio.sleep(0)
     await trainer.close()
+    await asyncio.gather(*asking, return_exceptions=True)
     assert not [text for text in caplog.messages if "did not close within" in text]
 
 
