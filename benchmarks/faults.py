@@ -244,7 +244,7 @@ async def kills(count: int, replicas: int, seed: int, pause: float) -> list[list
         ["sum of gradients off by (mini-batches)", f"{wrong:.4f}"],
         ["replicas differ after a drain by", f"{spread:.2g}"],
         ["learned again / only scored again", f"{dispatcher.relearned} / "
-         f"{dispatcher.lived_on}"],
+         f"{dispatcher.survived}"],
         ["survivors' longest stall, s (median, p95, max)", quantiles(stalls)],
         ["before each kill, s", quantiles(usual)],
         ["until as many as before, s", quantiles(back)],

@@ -861,7 +861,7 @@ class Trainer:
             if kind is None and session.state == "open":
                 self.session.sync_with_streams(session.finish)
             elif session.state == "open" and not session.lifecycle.client_is_closed:
-                self._look(session.tell_unsaved)
+                self._look(session.warn_unsaved)
         finally:
             self.close()
 
@@ -873,7 +873,7 @@ class Trainer:
             if kind is None and self.session.state == "open":
                 await self.session.finish()
             elif self.session.state == "open":
-                self.session.tell_unsaved()
+                self.session.warn_unsaved()
         finally:
             await self._close()
 

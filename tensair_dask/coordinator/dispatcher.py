@@ -112,7 +112,7 @@ class Pending:
     losses
         Replicas that were lost while it was there, and that had not learned it as far
         as is known. If there are any, it is at a replica alone.
-    lives_on
+    survived
         Whether its own replica was lost, and its gradient was not: it is only scored,
         for a report.
     reported, passed, confirmed
@@ -130,7 +130,7 @@ class Pending:
     taken: float = field(default_factory=time.monotonic)
     position: int = -1
     losses: int = 0
-    lives_on: bool = False
+    survived: bool = False
     reported: bool = False
     passed: bool = False
     confirmed: bool = False
@@ -163,7 +163,7 @@ class Lane:
         Mini-batches that were reported, and that some peers may not have applied.
     guarded
         The newest of these: those that can be learned again.
-    orphans
+    unresolved
         Of a lost replica: what may have been lost with it, until `resolve`.
     judged
         Whether it is known what lives on of it.
@@ -188,7 +188,7 @@ class Lane:
         self.unconfirmed_records = 0
         self.guarded: deque[Pending] = deque()
         self.guarded_nbytes = 0
-        self.orphans: list[Pending] = []
+        self.unresolved: list[Pending] = []
         self.seconds_per_batch = 0.0
         self.alive = True
         self.leaving = False
@@ -325,7 +325,7 @@ class Dispatcher:
         self._waiting_since: dict[asyncio.Future[None], float] = {}
         # Seconds for which replicas have learned, all together.
         self.busy = 0.0
-        self._homeless: deque[Pending] = deque()
+        self._unassigned: deque[Pending] = deque()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._unreported = 0
         self._idle: list[asyncio.Future[None]] = []
@@ -336,7 +336,7 @@ class Dispatcher:
         # Of these, learned a second time since they were lost with a replica; and
         # those of which it was known that they were not.
         self.relearned = 0
-        self.lived_on = 0
+        self.survived = 0
         # Reported, and not to be learned again since too many waited for a peer; and
         # those that were lost with their replica, and were not learned again.
         self.unguarded = 0
@@ -346,7 +346,7 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
-        self._rehouse()
+        self._reassign()
 
     @property
     def expecting(self) -> bool:
@@ -372,7 +372,7 @@ class Dispatcher:
     def lag(self) -> float:
         """Seconds that the oldest mini-batch has waited for its report; 0 if none."""
         now = time.monotonic()
-        waiting: list[Iterable[Pending]] = [self._homeless]
+        waiting: list[Iterable[Pending]] = [self._unassigned]
         for lane in self.lanes:
             waiting += (lane.gathered, *lane.sent.values())
         taken = [pending.taken for queue in waiting for pending in queue]
@@ -386,7 +386,7 @@ class Dispatcher:
         return self._take_in(pending)
 
     def _take_in(self, pending: Pending) -> bool:
-        lane = None if self._homeless else self._choose()
+        lane = None if self._unassigned else self._choose()
         if lane is None:
             return False
         self._unreported += 1
@@ -557,7 +557,7 @@ class Dispatcher:
                 error,
                 kept if type(kept) is not Packed else self._unpacked(kept),
                 now,
-                (pending.batch.learn or pending.lives_on) and error is None,
+                (pending.batch.learn or pending.survived) and error is None,
             )
             self._deliver(pending, report)
 
@@ -736,7 +736,7 @@ class Dispatcher:
         lane.gathered.clear()
         lane.batches -= len(waiting)
         lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
-        self._rehouse_soon(waiting)
+        self._reassign_soon(waiting)
         self._notice_departure(lane)
 
     def _return(self, lane: Lane, number: int) -> None:
@@ -747,7 +747,7 @@ class Dispatcher:
             return
         lane.batches -= len(taken)
         lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
-        self._rehouse_soon(taken)
+        self._reassign_soon(taken)
         self._notice_rest()
         self._notice_departure(lane)
 
@@ -778,12 +778,12 @@ class Dispatcher:
                 doubtful + len(waiting),
             )
         self._end(lane)
-        self._rehouse_soon(waiting)
+        self._reassign_soon(waiting)
 
     def _end(self, lane: Lane) -> None:
         lane.give_up()
         doubtful = [pending for sent in lane.sent.values() for pending in sent]
-        lane.orphans = [*doubtful, *lane.unconfirmed]
+        lane.unresolved = [*doubtful, *lane.unconfirmed]
         self._unreported += len(lane.unconfirmed)
         lane.sent.clear()
         lane.unconfirmed.clear()
@@ -814,10 +814,10 @@ class Dispatcher:
             order of sending, all the others have applied; None if there are no others.
         """
         lane.judged = True
-        orphans, lane.orphans = lane.orphans, []
+        unresolved, lane.unresolved = lane.unresolved, []
         again: list[Pending] = []
         missing = 0
-        for pending in orphans:
+        for pending in unresolved:
             lives = taken is not None and pending.position < taken
             if lives:
                 pending.losses = 0  # it was learned
@@ -829,9 +829,9 @@ class Dispatcher:
                 self._pass(pending)
                 continue
             if lives and pending.batch.learn:
-                pending.lives_on = True
+                pending.survived = True
                 pending.batch = replace(pending.batch, learn=False)
-                self.lived_on += 1
+                self.survived += 1
             self.relearned += pending.reported
             again.append(pending)
         self.missing += missing
@@ -843,15 +843,15 @@ class Dispatcher:
                 missing,
                 lane.address,
             )
-        self._rehouse_soon(again)
+        self._reassign_soon(again)
 
-    def _rehouse_soon(self, pendings: list[Pending]) -> None:
+    def _reassign_soon(self, pendings: list[Pending]) -> None:
         self.redispatched += len(pendings)
-        self._homeless.extend(sorted(pendings, key=lambda pending: pending.index))
+        self._unassigned.extend(sorted(pendings, key=lambda pending: pending.index))
         # At the loop's next turn: all replicas of a lost machine are then known.
-        asyncio.get_running_loop().call_soon(self._rehouse)
+        asyncio.get_running_loop().call_soon(self._reassign)
 
-    def _rehouse(self) -> None:
+    def _reassign(self) -> None:
         # Beyond the bounds of the lanes if need be: they were within the bounds of
         # the cluster when they were taken in, and nothing new is taken in meanwhile.
         open_lanes = [lane for lane in self.lanes if lane.open]
@@ -859,10 +859,10 @@ class Dispatcher:
             return
         # The last one is risked once less for what others were lost with.
         allowed = max(0, self._limits.losses - (len(open_lanes) == 1))
-        while self._homeless:
-            pending = self._homeless.popleft()
+        while self._unassigned:
+            pending = self._unassigned.popleft()
             if pending.losses > allowed:
-                self._convict(pending)
+                self._quarantine(pending)
             elif open_lanes:
                 self._put(min(open_lanes, key=lambda lane: lane.load), pending)
             else:
@@ -875,7 +875,7 @@ class Dispatcher:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _convict(self, pending: Pending) -> None:
+    def _quarantine(self, pending: Pending) -> None:
         """Refuse a mini-batch that seems to end whoever learns it."""
         error = KilledReplicasError(
             f"{pending.losses} replicas were lost one after the other while they had "

@@ -20,7 +20,7 @@ from tensair_dask.coordinator.dispatcher import Dispatcher, Pending
 from tensair_dask.coordinator.ledger import Entry, Ledger, marks_of
 from tensair_dask.coordinator.lifecycle import Lifecycle
 from tensair_dask.coordinator.on_error import is_raised, policy_for
-from tensair_dask.coordinator.refused import Refused, kind_of, told
+from tensair_dask.coordinator.refused import Refused, kind_of, refusal_text
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import Modes
 from tensair_dask.errors import BatchError, RaisedError, RecordError, TensairError
@@ -240,7 +240,7 @@ class Intake(Subscriber):
         else:
             self.refused.refuse(error, is_batch=is_batch, is_kept=is_kept)
         if is_kept:
-            self.say_once(f"refused: {kind_of(error)}", told(what, error))
+            self.say_once(f"refused: {kind_of(error)}", refusal_text(what, error))
             self.dead_letters.append(letter)
         else:
             self.dead_letters.pass_over()
@@ -322,9 +322,9 @@ class Intake(Subscriber):
             If another source of the same name is open.
         """
         self._lifecycle.look(functools.partial(self.ledger.reads, tracker))
-        tracker.tell(self)
+        tracker.add_hearer(self)
 
-    def told(self, text: str) -> None:
+    def note_soon(self, text: str) -> None:
         """Note as an event what a source says; from any thread."""
         self._lifecycle.soon(self._events.note, "note", text)
 
@@ -345,7 +345,7 @@ class Intake(Subscriber):
 
     def _hear(self, error: TensairError) -> None:
         self.refused.refuse(error, is_batch=False, is_kept=True)
-        text = told("A record", error, "the dead_letters of the source")
+        text = refusal_text("A record", error, "the dead_letters of the source")
         self.say_once(f"refused: {kind_of(error)}", text)
 
     # ---- what users read -------------------------------------------------------------
@@ -358,7 +358,7 @@ class Intake(Subscriber):
         """Warn, and note it, once; see `RunEvents.say_once`."""
         self._events.say_once(key, text)
 
-    def tell(self, key: str, text: str) -> None:
+    def say_once_soon(self, key: str, text: str) -> None:
         """As `say_once`, from any thread."""
         self._lifecycle.soon(self.say_once, key, text)
 
@@ -426,17 +426,17 @@ class Intake(Subscriber):
         for node in list(self.nodes):
             node.check()
 
-    def tell_waiting(self, at_the_end: bool) -> None:
+    def report_waiting(self, at_the_end: bool) -> None:
         """Say what waits in streams for something else than a replica."""
         for node in list(self.nodes):
-            node.tell_waiting(at_the_end=at_the_end)
+            node.report_waiting(at_the_end=at_the_end)
 
     def take_no_more(self) -> None:
         """Say what was refused and what still waits; end the nodes of streams."""
         self.warn_of_refused(at_the_end=True)
         while self._heard:
             self._heard.popitem()[1]()
-        self.tell_waiting(at_the_end=True)
+        self.report_waiting(at_the_end=True)
         for node in list(self.nodes):
             node.closed()
 

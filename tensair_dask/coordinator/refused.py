@@ -6,7 +6,7 @@ from collections import Counter
 
 from tensair_dask.errors import TensairError
 
-__all__ = ["Refused", "kind_of", "told", "verdict"]
+__all__ = ["Refused", "kind_of", "refusal_text", "verdict"]
 
 
 class Refused:
@@ -114,7 +114,9 @@ def kind_of(error: TensairError) -> str:
     return name if cause is None else f"{name} of {type(cause).__name__}"
 
 
-def told(what: str, error: TensairError, where: str = "trainer.dead_letters") -> str:
+def refusal_text(
+    what: str, error: TensairError, where: str = "trainer.dead_letters"
+) -> str:
     """Tell of the first refusal of a kind: of what, why, and where it is kept."""
     return (
         f"{what} was refused ({type(error).__name__}), and the stream goes on without "

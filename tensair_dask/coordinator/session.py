@@ -223,7 +223,7 @@ class Session:
             for text in (*self._doubts, *open_sessions_like(self)):
                 self.events.say_once(text, text)
             await self._resumption.begin(self.options.drift.mode)
-            self._tell_unused()
+            self._warn_unused()
             for scores in self.checkpointing.scores.values():
                 self.scored_by(scores)
             await self.drift_response.start()
@@ -245,7 +245,7 @@ class Session:
         await self.starter.released(config.get_seconds("timeouts.release"))
         await self.reporter.close({})
 
-    def _tell_unused(self) -> None:
+    def _warn_unused(self) -> None:
         mode = self.drift_response.modes.mode
         if self.options.drift.convergence is not None and mode != "auto":
             self.events.say_once(
@@ -352,11 +352,11 @@ class Session:
 
     def scored_by(self, scores: Any) -> None:
         """Take note of what scores it; say if that counts for another trainer yet."""
-        claim_scores(scores, self, self.intake.tell)
+        claim_scores(scores, self, self.intake.say_once_soon)
 
     # ---- what users are told ---------------------------------------------------------
 
-    def _tell_not_scored(self) -> None:
+    def _warn_not_scored(self) -> None:
         """Say which of scores= have got nothing, although something was learned."""
         if not self.intake.refused.sound:
             return
@@ -392,7 +392,7 @@ class Session:
     async def drain(self, timeout: float | str | None = None) -> None:
         """Wait until everything emitted is applied everywhere; see `Trainer.drain`."""
         await self._drain(timeout)
-        self.intake.tell_waiting(at_the_end=False)
+        self.intake.report_waiting(at_the_end=False)
 
     async def _drain(self, timeout: float | str | None = None) -> None:
         await self.lifecycle.ready()
@@ -419,7 +419,7 @@ class Session:
             settled = self.membership.settled
             settled &= self.dispatcher.redispatched == sent_again
         self.intake.warn_of_refused()
-        self._tell_not_scored()
+        self._warn_not_scored()
         self.intake.check()
 
     async def _apply_everywhere(self, left: Callable[[], float]) -> None:
@@ -473,7 +473,7 @@ class Session:
     def _take_no_more(self) -> None:
         if self._unclosed is not None:
             self._unclosed.end()
-        self._tell_not_scored()
+        self._warn_not_scored()
         self.intake.take_no_more()
         self.give_up()
 
@@ -534,7 +534,7 @@ class Session:
             }
         )
 
-    def tell_unsaved(self) -> None:
+    def warn_unsaved(self) -> None:
         """Say what is lost where a block has raised."""
         why = (
             "none is written where the block raises or is interrupted. Call "

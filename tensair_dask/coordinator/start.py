@@ -118,7 +118,7 @@ class Starter:
         return await inspect(self.client, self.modules, addresses)
 
     async def start(
-        self, wish: ReplicaCount
+        self, wanted: ReplicaCount
     ) -> tuple[list[ReplicaHandle], list[Delayed]]:
         """Start the first replicas: they know each other and hold the same parameters.
 
@@ -142,7 +142,7 @@ class Starter:
             while True:
                 facts = await self._running()
                 await install(self.client)
-                count = wish.count(len(facts))
+                count = wanted.count(len(facts))
                 busy = {each.address for each in facts if not each.ready}
                 try:
                     places = place_replicas(facts, count, self.device)

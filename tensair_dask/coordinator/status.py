@@ -38,7 +38,7 @@ class Status:
     def about(self) -> dict[str, Any]:
         """Give what the scheduler is told at the start."""
         session = self._session
-        most = session.membership.wish.most
+        most = session.membership.wanted.most
         names = columns(session.options.recipe.metrics)
         return {
             "run_id": session.run_id,

@@ -412,7 +412,7 @@ class Exchange:
 
         So what was refused for it is acknowledged now.
         """
-        for arrival in self._inbox.told():
+        for arrival in self._inbox.announced():
             arrival.applied()
         return self.is_behind
 
@@ -494,7 +494,7 @@ class Exchange:
         arrival.applied()
         return staleness
 
-    def tell(self, notices: Notices) -> None:
+    def report_to(self, notices: Notices) -> None:
         """Tell the user what was refused of what came."""
         for key, text in self.gate.news():
             notices.say(key, text)

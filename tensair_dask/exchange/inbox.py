@@ -107,7 +107,7 @@ class Inbox:
         """Take in again, before all others, what could not be applied just now."""
         self._arrivals.extendleft(reversed(arrivals))
 
-    def told(self) -> list[Arrival]:
+    def announced(self) -> list[Arrival]:
         """Say that others get to know now whether anything is `missed`.
 
         An origin takes what is acknowledged for applied, and what it learned for safe

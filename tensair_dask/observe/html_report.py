@@ -333,7 +333,7 @@ def _arguments(trainer: Any) -> list[tuple[str, str]]:
         "clip_gradients": recipe.clipping
         and f"{recipe.clipping.kind} {recipe.clipping.limit:g}",
         "metrics": ", ".join(recipe.metrics) or "none",
-        "replicas": session.membership.wish,
+        "replicas": session.membership.wanted,
         "share": trainer.share or settings.share,
         "compression": settings.compression,
         "staleness": f"{settings.staleness:g} s",

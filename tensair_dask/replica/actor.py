@@ -191,7 +191,7 @@ class Replica:
         self.thread.attach(learner, exchange)
         if plan.trainer is not None:
             telemetry = WorkerTelemetry.of(self._worker)
-            telemetry.add(plan.run_id, plan.name, self.told)
+            telemetry.add(plan.run_id, plan.name, self.report_counts)
         self._departures = Departures.of(self._worker)
         self._departures.add(plan.run_id, plan.name, self.leave)
 
@@ -701,7 +701,7 @@ class Replica:
             "trainer": plain(self._plan.trainer),
         }
 
-    def told(self) -> dict[str, Any] | None:
+    def report_counts(self) -> dict[str, Any] | None:
         """What heartbeats carry: `counts`; None if it cannot go on."""
         failed = self.thread.has_ended and not self._closing
         return None if failed else self.counts()

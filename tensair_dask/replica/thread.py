@@ -359,7 +359,7 @@ class TrainingThread:
         exchange = self.exchange
         assert exchange is not None
         if self.learner is not None:
-            exchange.tell(self.learner.notices)
+            exchange.report_to(self.learner.notices)
         return Status(
             exchange.steps,
             exchange.samples,

@@ -111,7 +111,7 @@ class TrainerNode(Stream):
         if self.learns:
             others = [each for each in list(intake.nodes) if each.learns]
             if text := check_route(upstream, self.read_by, others):
-                intake.tell(f"routes {upstream} {id(upstream)}", text)
+                intake.say_once_soon(f"routes {upstream} {id(upstream)}", text)
             _note_sources(upstream, intake)
         client = trainer.client
         if kwargs.get("loop") is None and upstream.loop is None:
@@ -393,7 +393,7 @@ class TrainerNode(Stream):
         """
         await pass_on_held([self], timeout)
 
-    def tell_waiting(self, at_the_end: bool) -> None:
+    def report_waiting(self, at_the_end: bool) -> None:
         """Say what waits, here or before, for something else than a replica.
 
         Once, and once more at the end.
@@ -412,7 +412,7 @@ class TrainerNode(Stream):
         """Say that a zip pairs reports of this node with items that it has got."""
         if self._is_dead:
             return
-        self.intake.tell(
+        self.intake.say_once_soon(
             f"paired {id(self)}",
             f"{pairs} pairs the reports of {self} with items of the same stream, one "
             "after the other. Reports come in the order in which replicas are done: "
@@ -487,7 +487,7 @@ def _take_out_dead(node: TrainerNode) -> None:
     for each in list(nodes_around(node)):
         if isinstance(each, TrainerNode) and each is not node and each._is_dead:
             each.destroy()
-            node.intake.tell(
+            node.intake.say_once_soon(
                 f"dead node {id(each)}",
                 f"{each}, the node of a trainer that is closed, was taken out of its "
                 "stream, which this trainer has got a node of.",

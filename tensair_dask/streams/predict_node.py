@@ -90,7 +90,7 @@ class predict(OrderedNode):
             self._tell_of_pairs(f"with on_error={self._on_error!r} it leaves out")
 
     def _tell_of_pairs(self, what: str) -> None:
-        self.intake.tell(
+        self.intake.say_once_soon(
             f"paired {id(self)}",
             f"{self._pairs} pairs the predictions of {self} with items of the same "
             f"stream, one after the other; {what} items that the model cannot take, "

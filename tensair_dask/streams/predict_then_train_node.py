@@ -183,9 +183,9 @@ class predict_then_train(OrderedNode):
         """Records that wait for their labels."""
         return self._held.waiting
 
-    def tell_waiting(self, at_the_end: bool) -> None:
+    def report_waiting(self, at_the_end: bool) -> None:
         """Say also how many records wait for their labels."""
-        super().tell_waiting(at_the_end)
+        super().report_waiting(at_the_end)
         if not self.waiting:
             return
         count = f"{self.waiting} records of predict_then_train(delay={self._later!r})"

@@ -231,7 +231,7 @@ def _mend_source(kind: Any, name: str) -> None:
                 error,
             )
             for trainer in trainers_after(self):
-                trainer.told(str(self._tensair_ended))
+                trainer.note_soon(str(self._tensair_ended))
             raise
 
     setattr(kind, name, watched)

@@ -578,11 +578,11 @@ def test_what_was_refused_is_told_to_the_user_once():
     for _ in range(3):
         one.gate.refuse("origin", SENDER, "told")
     one.gate.refuse("values", "replica-1", "steps 1 to 3")
-    one.tell(notices)
+    one.report_to(notices)
     strange, poisonous = notices.take().values()
     assert "'a' (worker tcp://127.0.0.1:1) was refused" in strange
     assert "replica 'replica-1' was refused: it holds NaN" in poisonous
-    one.tell(notices)
+    one.report_to(notices)
     assert not notices.take()
 
 

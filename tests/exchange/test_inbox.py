@@ -39,16 +39,16 @@ def test_a_range_that_leaves_a_gap_is_refused_and_counted():
     assert inbox.refused == 1
     assert inbox.missed == {"a"}
     # It is acknowledged by whoever tells of the gap, and what comes then is at once.
-    assert len(inbox.told()) == 1
+    assert len(inbox.announced()) == 1
     put(inbox, message(5, 6, 1.0))
     fresh, repeated = inbox.take(VectorClock({"a": 1}))
     assert (len(fresh), len(repeated)) == (0, 1)
-    assert inbox.told() == []
+    assert inbox.announced() == []
     # The next gap is another one, of which nobody was told.
     inbox.caught_up()
     put(inbox, message(9, 9, 1.0))
     assert inbox.take(VectorClock({"a": 6})) == ([], [])
-    assert len(inbox.told()) == 1
+    assert len(inbox.announced()) == 1
 
 
 def test_nothing_was_missed_of_a_sealed_origin():

@@ -270,5 +270,5 @@ def test_the_dashboard_tells_it_once_it_is_known():
     tables = pytest.importorskip("tensair_dask.observe.dashboard.tables")
     record = TrainerRecord("run", "m", "client", target=1)
     assert "they share" not in dict(tables._numbers(record, 1))
-    record.tell({"share": "update"})
+    record.update({"share": "update"})
     assert dict(tables._numbers(record, 1))["they share"] == "updates"

@@ -390,7 +390,7 @@ def test_what_is_dropped_is_told_to_the_scheduler(slow, monkeypatch):
             await until(lambda: record.dropped == 5)
             assert record.row(1)["dropped"] == 5
             assert record.summary(1)["dropped"] == 5
-            assert record.told["emitted"] == 10
+            assert record.reported["emitted"] == 10
             slow.gate.set()
 
     run()

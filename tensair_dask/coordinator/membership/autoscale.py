@@ -145,7 +145,7 @@ class LagScaling:
         self._closed = False
         # Whether the newest attempt failed: a row of failures is noted once.
         self._failing = False
-        membership.wish = ReplicaCount(demand.least, demand.most)
+        membership.wanted = ReplicaCount(demand.least, demand.most)
         self._task = asyncio.ensure_future(self._run())
 
     async def close(self) -> None:

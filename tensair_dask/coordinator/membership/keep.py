@@ -51,7 +51,7 @@ class Membership(Subscriber):
         All of them; kept up to date here.
     barrier
         Holds the stream.
-    wish
+    wanted
         How many there shall be.
     events
         Where is told who joins, leaves and is lost.
@@ -62,11 +62,11 @@ class Membership(Subscriber):
         starter: Starter,
         replicas: ReplicaGroup,
         barrier: Barrier,
-        wish: ReplicaCount,
+        wanted: ReplicaCount,
         events: RunEvents,
     ) -> None:
         self.client = starter.client
-        self.wish = wish
+        self.wanted = wanted
         self.replicas = replicas
         self._starter = starter
         self._events = events
@@ -101,7 +101,7 @@ class Membership(Subscriber):
 
     async def start(self) -> None:
         """Start the first replicas; see `Starter.start`."""
-        handles, delayed = await self._starter.start(self.wish)
+        handles, delayed = await self._starter.start(self.wanted)
         for handle in handles:
             self.replicas.add(handle)
             self._events.replica_joined(handle)
@@ -205,10 +205,10 @@ class Membership(Subscriber):
         async with self._fitting:
             workers = await self.workers.usable()
             present = [each for each in self.replicas.handles if each.lane.open]
-            wished = self._wished = self.wish.count(len(workers))
-            most = self.wish.most
+            wished = self._wished = self.wanted.count(len(workers))
+            most = self.wanted.most
             if asked:
-                most = self.wish.count(len(await self.workers.there()))
+                most = self.wanted.count(len(await self.workers.there()))
             if len(present) > wished and most < len(present):
                 self._dismiss(_superfluous(present, int(most)))
             elif len(present) < wished and present:
@@ -237,7 +237,7 @@ class Membership(Subscriber):
         free = [address for address in workers if not load[address]]
         count = min(wished - len(present), len(free))
         if not count:
-            if not workers or len(present) >= self.wish.least:
+            if not workers or len(present) >= self.wanted.least:
                 return
             # Rather one worker of its own, even if it comes a little later.
             now = time.monotonic()
@@ -246,7 +246,7 @@ class Membership(Subscriber):
             limit = config.get_seconds("replicas.patience", patience)
             if now - self._short_since < limit:
                 return
-            count = self.wish.least - len(present)
+            count = self.wanted.least - len(present)
         self._short_since = None
         await self._joining.start(workers, present, count)
 
@@ -314,7 +314,7 @@ class Membership(Subscriber):
                 self._starter.release(handle)
 
     async def shrink(self, count: int, timeout: float) -> list[str]:
-        """Let replicas leave until so many are left; the wish stays as it is.
+        """Let replicas leave until so many are left; the wanted stays as it is.
 
         Returns
         -------
@@ -340,8 +340,8 @@ class Membership(Subscriber):
         used = {each.place.address for each in self.replicas.handles if each.lane.alive}
         return sorted({each.place.address for each in leaving} - used)
 
-    async def scale(self, wish: ReplicaCount, timeout: float) -> None:
-        """Change the wish, and wait until it is fulfilled.
+    async def scale(self, wanted: ReplicaCount, timeout: float) -> None:
+        """Change the wanted, and wait until it is fulfilled.
 
         Raises
         ------
@@ -350,7 +350,7 @@ class Membership(Subscriber):
         ClusterError
             If the cluster has no workers for it.
         """
-        self.wish = wish
+        self.wanted = wanted
         deadline = time.monotonic() + timeout
         while True:
             # What it began goes on, also if that takes too long.
@@ -381,7 +381,7 @@ class Membership(Subscriber):
         await self.recovered(max(0.0, deadline - time.monotonic()))
 
     def _clamped(self, workers: int) -> int:
-        return int(min(max(self.wish.count(workers), 1), self.wish.most))
+        return int(min(max(self.wanted.count(workers), 1), self.wanted.most))
 
     async def _why_not(self, open_now: int, least: int) -> str:
         """Say why there are not as many as are wished for, and what to do."""

@@ -66,7 +66,7 @@ class TrainingDashboard(SchedulerPlugin):
         # Last: if anything above raises, nobody can call what is not there.
         scheduler.handlers.update(
             tensair_telemetry_open=self.open,
-            tensair_telemetry_tell=self.tell,
+            tensair_telemetry_tell=self.update,
             tensair_telemetry_close=self.close_trainer,
             tensair_telemetry_read=self.read,
         )
@@ -138,10 +138,10 @@ class TrainingDashboard(SchedulerPlugin):
         page, reason = self.attachment.page, self.attachment.reason
         return {"page": page, "reason": reason, "known": True}
 
-    async def tell(self, run_id: str, told: dict[str, Any]) -> bool:
-        """Take in what a client says of its trainer; see `Telemetry.tell`."""
+    async def update(self, run_id: str, told: dict[str, Any]) -> bool:
+        """Take in what a client says of its trainer; see `Telemetry.update`."""
         assert self.telemetry is not None
-        return self.telemetry.tell(run_id, told)
+        return self.telemetry.update(run_id, told)
 
     async def close_trainer(self, run_id: str, replicas: dict[str, Any]) -> None:
         """Take note that a trainer was closed; see `Telemetry.close`."""

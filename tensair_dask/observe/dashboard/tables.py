@@ -55,7 +55,7 @@ def _numbers(record: TrainerRecord, workers: int) -> list[tuple[str, str]]:
     return [
         (f"trainer, {record.state}", record.name),
         *_phase(record),
-        ("replicas", f"{alive} of {record.told.get('target', alive)}"),
+        ("replicas", f"{alive} of {record.reported.get('target', alive)}"),
         *_share(record),
         ("samples/s", number(row["samples"], 0)),
         ("mini-batches/s", number(row["steps"], 0)),
@@ -74,15 +74,15 @@ def _numbers(record: TrainerRecord, workers: int) -> list[tuple[str, str]]:
 
 def _phase(record: TrainerRecord) -> list[tuple[str, str]]:
     """What it does, where that may change."""
-    mode = record.told.get("mode", "always")
+    mode = record.reported.get("mode", "always")
     if mode == "always" or record.is_over:
         return []
-    return [(f"mode {mode}", str(record.told["phase"]))]
+    return [(f"mode {mode}", str(record.reported["phase"]))]
 
 
 def _share(record: TrainerRecord) -> list[tuple[str, str]]:
     """What the replicas send each other, once that is known."""
-    share = record.told.get("share")
+    share = record.reported.get("share")
     return [("they share", f"{share}s")] if share else []
 
 

@@ -248,7 +248,7 @@ def _counted(record: TrainerRecord) -> dict[str, float]:
     return {
         "trainer_open": not record.is_over,
         "trainer_start_time_seconds": record.started,
-        "emitted_total": record.told.get("emitted", 0),
+        "emitted_total": record.reported.get("emitted", 0),
         "steps_total": totals["steps"],
         "predicted_total": totals["predicted"],
         "samples_total": totals["samples"],
@@ -286,7 +286,7 @@ def _replicas(
     # Dask may keep a closed worker, and its actors, for as long as the process lives.
     if worker is None or worker.status.name in ("closing", "closed", "failed"):
         return
-    for run_id, replicas in telemetry.told().items():
+    for run_id, replicas in telemetry.counts().items():
         for replica, counts in replicas.items():
             labels = {
                 "trainer": str(counts.get("trainer", "")),

@@ -39,7 +39,7 @@ class Reporter:
     about
         What `Telemetry.open` takes: run id, name, client, metrics, target.
     state
-        Called for what `Telemetry.tell` takes.
+        Called for what `Telemetry.update` takes.
 
     Attributes
     ----------
@@ -98,10 +98,10 @@ class Reporter:
     async def _tell(self) -> None:
         while not (self._told_off or self._client_is_closed):
             with self._tolerated():
-                await _soon(self.tell())
+                await _soon(self.report())
             await asyncio.sleep(INTERVAL)
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         """Tell how the trainer stands."""
         if not self._known:  # the scheduler did not answer when we opened
             await self._open()
@@ -130,7 +130,7 @@ class Reporter:
                 await _soon(self._close(replicas))
 
     async def _close(self, replicas: dict[str, Any]) -> None:
-        await self.tell()
+        await self.report()
         await self._client.scheduler.tensair_telemetry_close(
             run_id=self._about["run_id"], replicas=replicas
         )

@@ -93,11 +93,11 @@ class Telemetry:
             del self.trainers[run_id]
         return len(self.trainers) < self._most
 
-    def tell(self, run_id: str, told: dict[str, Any]) -> bool:
+    def update(self, run_id: str, told: dict[str, Any]) -> bool:
         """Take in what a client says of its trainer; False if that is not known."""
         record = self.trainers.get(run_id)
         if record is not None:
-            record.tell(told)
+            record.update(told)
         return record is not None
 
     def close(self, run_id: str, replicas: dict[str, Any]) -> None:

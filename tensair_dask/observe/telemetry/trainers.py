@@ -104,7 +104,7 @@ class TrainerRecord:
         self.ended: float | None = None
         self.replicas: dict[str, ReplicaRecord] = {}
         self.totals = dict.fromkeys(COUNTS, 0.0)
-        self.told: dict[str, Any] = {"target": target}
+        self.reported: dict[str, Any] = {"target": target}
         # Replicas with a higher number were not there at the start.
         self._first = target
         self.archive = Archive(COLUMNS, length)
@@ -183,10 +183,10 @@ class TrainerRecord:
         if now:
             replica.lose(left=True)
 
-    def tell(self, told: dict[str, Any]) -> None:
+    def update(self, told: dict[str, Any]) -> None:
         """Take in what the client says."""
         self._heard = time.monotonic()
-        self.told.update(told)
+        self.reported.update(told)
         for name in told.get("metrics", ()):
             if name not in self.metrics:
                 self.metrics.append(name)
@@ -208,7 +208,7 @@ class TrainerRecord:
         number = _number(name)
         if number in free:
             return number
-        return min(free) if free and number >= self.told["target"] else None
+        return min(free) if free and number >= self.reported["target"] else None
 
     # ---- what is made of it ---------------------------------------------------------
 
@@ -230,9 +230,9 @@ class TrainerRecord:
             "time": time.time(),
             "workers": workers,
             "replicas": len(alive),
-            "target": self.told.get("target", 0),
-            "backlog": self.told.get("backlog", math.nan),
-            "lag": self.told.get("lag", math.nan),
+            "target": self.reported.get("target", 0),
+            "backlog": self.reported.get("backlog", math.nan),
+            "lag": self.reported.get("lag", math.nan),
             "dead_letters": self.dead_letters,
             "dropped": self.dropped,
             "samples": _total(alive, "samples"),
@@ -263,12 +263,12 @@ class TrainerRecord:
     @property
     def dead_letters(self) -> int:
         """Mini-batches that were refused, by the client or by a replica."""
-        return int(self.told.get("dead_letters", self.totals["refused"]))
+        return int(self.reported.get("dead_letters", self.totals["refused"]))
 
     @property
     def dropped(self) -> int:
         """Mini-batches that streams dropped, since more came than could be learned."""
-        return int(self.told.get("dropped", 0))
+        return int(self.reported.get("dropped", 0))
 
     def summary(self, workers: int) -> dict[str, Any]:
         """Everything that a script or a table wants to know, without the series."""
@@ -278,15 +278,15 @@ class TrainerRecord:
             "name": self.name,
             "client": self.client,
             "state": self.state,
-            "mode": self.told.get("mode", "always"),
-            "phase": self.told.get("phase", "training"),
-            "share": self.told.get("share", ""),
+            "mode": self.reported.get("mode", "always"),
+            "phase": self.reported.get("phase", "training"),
+            "share": self.reported.get("share", ""),
             "started": self.started,
             "ended": self.ended,
-            "target": self.told.get("target", 0),
-            "emitted": self.told.get("emitted", 0),
-            "backlog": self.told.get("backlog", 0),
-            "lag": self.told.get("lag", 0.0),
+            "target": self.reported.get("target", 0),
+            "emitted": self.reported.get("emitted", 0),
+            "backlog": self.reported.get("backlog", 0),
+            "lag": self.reported.get("lag", 0.0),
             "dead_letters": self.dead_letters,
             "dropped": self.dropped,
             "totals": {

@@ -53,7 +53,7 @@ class WorkerTelemetry:
         """
         self._replicas[run_id, replica] = weakref.WeakMethod(counts)
 
-    def told(self) -> dict[str, dict[str, Counts]]:
+    def counts(self) -> dict[str, dict[str, Counts]]:
         """Counts by run and replica: plain numbers and strings, for msgpack."""
         told: dict[str, dict[str, Counts]] = {}
         for (run_id, replica), reference in list(self._replicas.items()):
@@ -68,7 +68,7 @@ class WorkerTelemetry:
 
     def __call__(self, worker: Any) -> dict[str, dict[str, Counts]]:
         """What a heartbeat of the worker tells; this ends with the last replica."""
-        told = self.told()
+        told = self.counts()
         if not self._replicas and worker.metrics.get(METRIC) is self:
             others = {k: v for k, v in worker.metrics.items() if k != METRIC}
             worker.metrics = others

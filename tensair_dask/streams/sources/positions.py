@@ -257,16 +257,16 @@ class Tracker:
                 self._notes.append(text)
             hearers = list(self._hearers) if is_new or again else []
         for hearer in hearers:
-            hearer.told(text)
+            hearer.note_soon(text)
         return is_new
 
-    def tell(self, hearer: Any) -> None:
-        """Call ``hearer.told(text)`` for each note there is, and that will be."""
+    def add_hearer(self, hearer: Any) -> None:
+        """Call ``hearer.note_soon(text)`` for each note there is, and that will be."""
         with self._lock:
             notes = [] if hearer in self._hearers else list(self._notes)
             self._hearers.add(hearer)
         for text in notes:
-            hearer.told(text)
+            hearer.note_soon(text)
 
     # ---- for marks ------------------------------------------------------------------
 

@@ -407,7 +407,7 @@ class Source(Stream):
     def _tell_of_the_end(self, error: Exception) -> None:
         """Tell the trainers behind it, also those that were connected later."""
         for trainer in trainers_after(self):
-            self.tracker.tell(trainer)
+            self.tracker.add_hearer(trainer)
         self.tracker.note(
             f"The source {self.name} has failed and gives nothing more: "
             f"{in_words(error)}",

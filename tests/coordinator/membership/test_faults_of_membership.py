@@ -419,7 +419,7 @@ def named(*names: str) -> Any:
 async def test_one_that_cannot_be_built_keeps_no_other_from_joining(c, s, *workers):
     model = functools.partial(named, "replica-2")
     async with ta.Trainer(c, **linear(replicas=1, model=model)) as trainer:
-        trainer.session.membership.wish = ReplicaCount.of((1, 4))
+        trainer.session.membership.wanted = ReplicaCount.of((1, 4))
         await until(lambda: len(trainer.session.replicas.alive()) == 3)
         assert len(trainer.session.membership.workers.avoided) == 1
 
@@ -535,24 +535,24 @@ async def test_a_newcomer_that_is_lost_while_it_subscribes_holds_no_stream(c, s,
             newcomer.call = silent
 
         with faults.inject(Moment.BUILT, stop):
-            trainer.session.membership.wish = ReplicaCount.of(2)
+            trainer.session.membership.wanted = ReplicaCount.of(2)
             await until(lambda: trainer.session.dispatcher.held is not None)
             await s.remove_worker(newcomers[0].place.address, stimulus_id="ttl")
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
-        trainer.session.membership.wish = ReplicaCount.of(1)
+        trainer.session.membership.wanted = ReplicaCount.of(1)
 
 
 @cluster(2, **{"tensair.timeouts.join": "100ms"})
 async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, b):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         with faults.inject(Moment.BUILT, lambda each: setattr(each, "call", silent)):
-            trainer.session.membership.wish = ReplicaCount.of(2)
+            trainer.session.membership.wanted = ReplicaCount.of(2)
             await until(lambda: trainer.session.dispatcher.held is not None)
             (pair,) = linear_data(1)
             assert (await asyncio.wait_for(trainer.train(*pair), 2)).error is None
             await until(lambda: trainer.session.membership.workers.avoided)
-        trainer.session.membership.wish = ReplicaCount.of(1)
+        trainer.session.membership.wanted = ReplicaCount.of(1)
 
 
 @cluster(3)
@@ -560,7 +560,7 @@ async def test_one_that_dask_gives_up_is_lost_though_others_wait_for_it(c, s, *w
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         silent_one = trainer.session.replicas.handles[1]
         silent_one.call = silent
-        trainer.session.membership.wish = ReplicaCount.of(3)
+        trainer.session.membership.wanted = ReplicaCount.of(3)
         # Nobody can join while it does not say that all has arrived.
         await until(lambda: trainer.session.replicas.under_way[silent_one.key])
         await s.remove_worker(silent_one.place.address, stimulus_id="ttl")

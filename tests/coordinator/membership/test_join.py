@@ -118,7 +118,7 @@ async def test_a_newcomer_that_cannot_be_built_disturbs_nobody(c, s, a, b):
         (handle,) = trainer.session.replicas.handles
         other = b if handle.place.address == a.address else a
         trainer.session.starter.recipe.model = functools.partial(not_on, other.address)
-        trainer.session.membership.wish = ReplicaCount.of(2)
+        trainer.session.membership.wanted = ReplicaCount.of(2)
         await until(lambda: other.address in trainer.session.membership.workers.avoided)
         feed(trainer, data)
         await trainer.drain()

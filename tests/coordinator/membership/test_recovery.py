@@ -162,7 +162,7 @@ async def test_what_lived_on_and_was_not_reported_is_only_scored(c, s, a, b):
         await until(lambda: not trainer.session.replicas.under_way[handle.key])
         cut_off(trainer, a)
         await trainer.drain()
-        assert trainer.session.dispatcher.lived_on > 0
+        assert trainer.session.dispatcher.survived > 0
         assert sorted(report.index for report in reports) == list(range(40))
         assert all(report.learned for report in reports)
         await assert_learned_once(trainer, data)

@@ -80,11 +80,11 @@ async def test_totals_are_what_was_emitted(c, s, a, b):
         # By heartbeats alone, while it is open.
         await until(lambda: record(s, trainer).totals["steps"] == 200)
         assert record(s, trainer).totals["samples"] == 200 * 16
-        await until(lambda: record(s, trainer).told.get("emitted") == 200)
+        await until(lambda: record(s, trainer).reported.get("emitted") == 200)
         known = record(s, trainer)
         assert known.state == "open"
         assert known.name == "digits"
-        assert known.told["target"] == len(known.alive) == 2
+        assert known.reported["target"] == len(known.alive) == 2
         assert {each.address for each in known.alive} == {a.address, b.address}
         await train_all(trainer, class_data(33))
     assert known.state == "closed"

@@ -116,7 +116,7 @@ async def test_what_json_lacks_does_not_break_it(c, s):
     await register(c)
     telemetry = s.plugins[NAME].telemetry
     telemetry.open("r", "odd", c.id, ["m"], None)
-    telemetry.tell("r", {"lag": float("nan"), "backlog": 2 + 1j, "emitted": [1, 2]})
+    telemetry.update("r", {"lag": float("nan"), "backlog": 2 + 1j, "emitted": [1, 2]})
     code, told = await fetch(s, f"{TRAINING}?series=1")
     assert code == 200
     assert told["trainers"][0]["lag"] is None

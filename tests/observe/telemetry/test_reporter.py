@@ -72,7 +72,7 @@ async def test_a_trainer_is_known_from_its_start_to_its_end(c, s):
     teller = started_reporter(c)
     await teller.open()
     assert trainers(s)["run"].name == "model"
-    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     assert trainers(s)["run"].state == "open"
     await teller.close({})
     assert trainers(s)["run"].state == "closed"
@@ -116,7 +116,7 @@ async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s):
     s.blocked_handlers.append("register_scheduler_plugin")
     teller = started_reporter(c)
     await teller.open()
-    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     await teller.close({})
     assert not teller._told_off
     assert trainers(s)["run"].state == "closed"
@@ -152,12 +152,12 @@ async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
 async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, caplog):
     teller = started_reporter(c)
     await teller.open()
-    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     caplog.clear()
     s.remove_plugin(NAME)
     await s.register_scheduler_plugin(TrainingDashboard(), idempotent=True)
     await until(lambda: "run" in trainers(s))
-    await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+    await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     await teller.close({})
     assert trainers(s)["run"].state == "closed"
     assert not teller._told_off
@@ -211,7 +211,7 @@ async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
     async with Client(s.address, asynchronous=True) as other:
         teller = started_reporter(other)
         await teller.open()
-        await until(lambda: trainers(s)["run"].told.get("emitted") == 3)
+        await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
         caplog.clear()
     await until(lambda: trainers(s)["run"].state == "lost")
     await until(teller.telling.done)

@@ -217,7 +217,7 @@ def test_open_trainers_do_not_make_room():
     assert bench.open("run-0")
     assert bench.open("run-1")
     assert not bench.open("run-2")
-    assert not bench.telemetry.tell("run-2", {})
+    assert not bench.telemetry.update("run-2", {})
     bench.telemetry.close("run-2", {})
     bench.beat()
     assert list(bench.telemetry.trainers) == ["run-0", "run-1"]
@@ -230,10 +230,10 @@ def test_what_the_client_says_is_shown():
     bench = Bench()
     bench.open()
     told = {"state": "open", "emitted": 9, "backlog": 2, "lag": 0.5, "target": 2}
-    assert bench.telemetry.tell("run", told)
+    assert bench.telemetry.update("run", told)
     (summary,) = bench.telemetry.read()["trainers"]
     assert {name: summary[name] for name in told} == told
-    assert not bench.telemetry.tell("no such run", told)
+    assert not bench.telemetry.update("no such run", told)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_an_event_is_kept_in_bounded_length():
 def test_everything_is_json_also_what_is_no_number():
     bench = Bench()
     bench.open("run", "größe <b>", "a", "%")
-    bench.telemetry.tell("run", {"lag": math.inf, "backlog": math.nan})
+    bench.telemetry.update("run", {"lag": math.inf, "backlog": math.nan})
     bench.beat()
     for replica in bench.replicas.values():
         replica.learn(metrics=(math.nan, 1.0))

@@ -206,7 +206,7 @@ def test_a_row_is_the_sum_and_the_extremes_of_the_replicas():
             "age_p95": number / 10,
         }
     run.beat()
-    run.record.tell({"backlog": 7, "lag": 0.25, "dead_letters": 2, "target": 4})
+    run.record.update({"backlog": 7, "lag": 0.25, "dead_letters": 2, "target": 4})
     row = run.record.row(workers=5)
     assert set(row) <= set(COLUMNS)
     expected = {
@@ -296,7 +296,7 @@ def test_when_it_is_over_replicas_are_closed_and_nobody_is_lost():
     assert rows == {"replica-0": "lost", "replica-1": "closed"}
     assert run.kinds() == ["lost"]
     assert run.record.is_over
-    run.record.tell({"state": "open"})
+    run.record.update({"state": "open"})
     run.record.end("lost")
     assert run.record.state == "closed"
 
@@ -322,12 +322,12 @@ def test_the_summary_tells_mode_and_phase():
         "always",
         "training",
     )
-    record.tell({"mode": "auto", "phase": "predicting"})
+    record.update({"mode": "auto", "phase": "predicting"})
     assert record.summary(1)["phase"] == "predicting"
 
 
 def test_the_summary_tells_what_the_replicas_share():
     record = TrainerRecord("run", "m", "client", target=1)
     assert record.summary(1)["share"] == ""  # not known at the start
-    record.tell({"share": "update"})
+    record.update({"share": "update"})
     assert record.summary(1)["share"] == "update"

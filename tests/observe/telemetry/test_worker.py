@@ -22,7 +22,7 @@ class Counting:
     def __init__(self, steps: int | None = 1) -> None:
         self.steps = steps
 
-    def told(self) -> dict[str, Any] | None:
+    def report_counts(self) -> dict[str, Any] | None:
         return None if self.steps is None else {"steps": self.steps}
 
 
@@ -33,9 +33,9 @@ def on_scheduler(s: Any, worker: Any) -> Any:
 @one()
 async def test_heartbeats_carry_what_all_replicas_of_a_worker_count(s, a):
     first, second, other = Counting(1), Counting(2), Counting(3)
-    WorkerTelemetry.of(a).add("run", "replica-0", first.told)
-    WorkerTelemetry.of(a).add("run", "replica-1", second.told)
-    WorkerTelemetry.of(a).add("another", "replica-0", other.told)
+    WorkerTelemetry.of(a).add("run", "replica-0", first.report_counts)
+    WorkerTelemetry.of(a).add("run", "replica-1", second.report_counts)
+    WorkerTelemetry.of(a).add("another", "replica-0", other.report_counts)
     await a.heartbeat()
     assert on_scheduler(s, a) == {
         "run": {"replica-0": {"steps": 1}, "replica-1": {"steps": 2}},
@@ -52,7 +52,7 @@ async def test_a_worker_without_replicas_tells_nothing(s, a):
     metrics = set(a.metrics)
     assert on_scheduler(s, a) is None
     replica = Counting()
-    WorkerTelemetry.of(a).add("run", "replica-0", replica.told)
+    WorkerTelemetry.of(a).add("run", "replica-0", replica.report_counts)
     await a.heartbeat()
     del replica
     await a.heartbeat()  # finds out
@@ -66,8 +66,8 @@ async def test_a_worker_without_replicas_tells_nothing(s, a):
 async def test_a_replica_that_dask_drops_is_not_kept_alive(s, a):
     dropped, kept = Counting(1), Counting(2)
     telemetry = WorkerTelemetry.of(a)
-    telemetry.add("run", "replica-0", dropped.told)
-    telemetry.add("run", "replica-1", kept.told)
+    telemetry.add("run", "replica-0", dropped.report_counts)
+    telemetry.add("run", "replica-1", kept.report_counts)
     del dropped
     assert sum(type(each) is Counting for each in gc.get_objects()) == 1
     await a.heartbeat()
@@ -78,10 +78,10 @@ async def test_a_replica_that_dask_drops_is_not_kept_alive(s, a):
 @one()
 async def test_a_replica_that_does_not_train_any_more_is_left_out(s, a):
     ended, other = Counting(None), Counting(2)
-    WorkerTelemetry.of(a).add("run", "replica-0", ended.told)
+    WorkerTelemetry.of(a).add("run", "replica-0", ended.report_counts)
     await a.heartbeat()
     assert on_scheduler(s, a) == {}
-    WorkerTelemetry.of(a).add("run", "replica-1", other.told)
+    WorkerTelemetry.of(a).add("run", "replica-1", other.report_counts)
     await a.heartbeat()
     assert on_scheduler(s, a) == {"run": {"replica-1": {"steps": 2}}}
 
@@ -92,7 +92,7 @@ async def test_after_many_replicas_nothing_is_left(s, a):
     telemetry = weakref.ref(WorkerTelemetry.of(a))
     for number in range(50):
         replica = Counting(number)
-        WorkerTelemetry.of(a).add(f"run-{number}", "replica-0", replica.told)
+        WorkerTelemetry.of(a).add(f"run-{number}", "replica-0", replica.report_counts)
         await a.heartbeat()
         assert len(on_scheduler(s, a)) == 1
     del replica
@@ -116,7 +116,7 @@ async def test_a_replica_may_come_and_go_while_a_heartbeat_is_at_work(s, a):
     heartbeat = asyncio.ensure_future(a.heartbeat())
     await reached.wait()
     replica = Counting()
-    WorkerTelemetry.of(a).add("run", "replica-0", replica.told)
+    WorkerTelemetry.of(a).add("run", "replica-0", replica.report_counts)
     go_on.set()
     await heartbeat
     assert s.workers[a.address].metrics["other"] == 2
@@ -131,5 +131,5 @@ async def test_a_replica_may_come_and_go_while_a_heartbeat_is_at_work(s, a):
 @one()
 async def test_a_worker_that_is_registered_with_replicas_tells_of_them_at_once(s, a):
     replica = Counting(5)
-    WorkerTelemetry.of(a).add("run", "replica-0", replica.told)
+    WorkerTelemetry.of(a).add("run", "replica-0", replica.report_counts)
     assert (await a.get_metrics())[METRIC] == {"run": {"replica-0": {"steps": 5}}}

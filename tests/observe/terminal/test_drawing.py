@@ -61,7 +61,7 @@ class Cluster:
     def open(self, name, replicas=2, *, slow=(), waiting=(), metrics=("accuracy",)):
         run_id = f"{len(self.telemetry.trainers):032x}"
         self.telemetry.open(run_id, name, "client", list(metrics), replicas)
-        self.telemetry.tell(
+        self.telemetry.update(
             run_id, {"state": "open", "backlog": 3, "lag": 0.2, "dead_letters": 0}
         )
         record = self.telemetry.trainers[run_id]
@@ -247,7 +247,7 @@ def test_a_page_tells_when_a_trainer_only_predicts():
     cluster = Cluster()
     record = cluster.open("flights")
     assert re.search("learning +1,280 samples/s", cluster.page())
-    record.tell({"mode": "auto", "phase": "predicting"})
+    record.update({"mode": "auto", "phase": "predicting"})
     assert re.search("predicting +1,280 samples/s", cluster.page())
 
 
@@ -255,5 +255,5 @@ def test_a_page_tells_what_the_replicas_share():
     cluster = Cluster()
     record = cluster.open("flights")
     assert not re.search("received +of", cluster.page())
-    record.tell({"share": "gradient"})
+    record.update({"share": "gradient"})
     assert re.search("received +of gradients", cluster.page())

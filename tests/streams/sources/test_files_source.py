@@ -374,15 +374,15 @@ async def notes_of(source) -> list[str]:
         def __init__(self):
             self.texts = []
 
-        def told(self, text):
+        def note_soon(self, text):
             self.texts.append(text)
 
     hearer = Hearer()
-    source.tracker.tell(hearer)
+    source.tracker.add_hearer(hearer)
     source.sink(len)
     async with source:
         await source.ended()
-    source.tracker.tell(hearer)  # is told nothing twice
+    source.tracker.add_hearer(hearer)  # is told nothing twice
     return hearer.texts
 
 
@@ -552,7 +552,7 @@ async def test_a_second_start_reads_what_was_added_or_says_that_nothing_was(
     source = make(str(path), asynchronous=True)
     got, told = source.sink_to_list(), []
     hearer = type("Hearer", (), {"told": lambda self, text: told.append(text)})()
-    source.tracker.tell(hearer)
+    source.tracker.add_hearer(hearer)
 
     async def run():
         source.start()

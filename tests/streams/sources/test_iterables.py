@@ -295,11 +295,11 @@ def heard(source):
     told: list[str] = []
 
     class Hearer:
-        def told(self, text):
+        def note_soon(self, text):
             told.append(text)
 
     source.hearer = Hearer()  # sources hold them only weakly
-    source.tracker.tell(source.hearer)
+    source.tracker.add_hearer(source.hearer)
     source.sink_to_list()
     return told
 
