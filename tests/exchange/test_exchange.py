@@ -219,13 +219,16 @@ async def test_staleness_is_measured_for_each_message(c, s, a, b):
         assert one["refused"] == 0
 
 
-@cluster(nthreads=workers(2), config={"tensair.pubsub.linger": "1h"})
+@cluster(
+    nthreads=workers(2),
+    config={"tensair.pubsub.linger": "1h", "tensair.exchange.staleness": "1ms"},
+)
 async def test_replicas_that_close_together_wait_for_none(c, s, *_, caplog):
-    trainer = await ta.Trainer(c, **linear())
-    asking = [asyncio.ensure_future(trainer.train(*each)) for each in linear_data(8)]
-    await asyncio.sleep(0)
-    await trainer.close()
-    await asyncio.gather(*asking, return_exceptions=True)
+    # What they publish arrives when neither of them applies anything any more.
+    with faults.inject(Fault.DELAY, lambda _: 0.3):
+        trainer = await ta.Trainer(c, **linear())
+        await asyncio.gather(*(trainer.train(*each) for each in linear_data(8)))
+        await trainer.close()
     assert not [text for text in caplog.messages if "did not close within" in text]
 
 
