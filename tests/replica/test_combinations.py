@@ -113,7 +113,7 @@ async def test_real_parameters_go_with_each_compression(
         ({"device": torch.device("meta")}, ConfigurationError, "no values"),
         ({"or_begin": True}, ConfigurationError, "restore="),
         ({"compression": ["int8"]}, ConfigurationError, "compression="),
-        ({"compression": None}, ConfigurationError, "compression="),
+        ({"compression": "zip"}, ConfigurationError, "compression="),
         ({"share": ["update"]}, ConfigurationError, "share="),
         ({"metrics": {1: ta.metrics.accuracy}}, ConfigurationError, "are texts"),
         ({"metrics": {"": ta.metrics.accuracy}}, ConfigurationError, "are texts"),
