@@ -551,7 +551,8 @@ async def test_a_second_start_reads_what_was_added_or_says_that_nothing_was(
     path.write_text("a\n1\n2\n")
     source = make(str(path), asynchronous=True)
     got, told = source.sink_to_list(), []
-    hearer = type("Hearer", (), {"told": lambda self, text: told.append(text)})()
+    methods = {"note_soon": lambda self, text: told.append(text)}
+    hearer = type("Hearer", (), methods)()
     source.tracker.add_hearer(hearer)
 
     async def run():
