@@ -97,9 +97,13 @@ class Prometheus(_Table):
         ]
 
 
+# What sphinx-click prints for defaults that there are not: click's marker, and nothing.
+NO_DEFAULT = ("Sentinel.UNSET", ":default: ````")
+
+
 def without_unset(app: Sphinx, context: Any, lines: list[str]) -> None:
-    """Leave out defaults that there are not: sphinx-click prints click's marker."""
-    lines[:] = [line for line in lines if "Sentinel.UNSET" not in line]
+    """Leave out defaults that there are not."""
+    lines[:] = [line for line in lines if not any(each in line for each in NO_DEFAULT)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
