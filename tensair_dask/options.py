@@ -145,10 +145,23 @@ def _as_object(name: str, given: Mapping[str, Any]) -> Any:
 
 
 def restoring(arguments: dict[str, Any], path: Any, or_begin: bool) -> dict[str, Any]:
-    """Let a trainer with these arguments go on from a checkpoint."""
+    """Let a trainer with these arguments go on from a checkpoint.
+
+    Raises
+    ------
+    ConfigurationError
+        If they say themselves from which.
+    """
     checkpoints = arguments.get("checkpoints")
-    if isinstance(checkpoints, CheckpointConfig):
-        checkpoints = replace(checkpoints, restore=path, or_begin=or_begin)
+    config_of = checkpoints if isinstance(checkpoints, CheckpointConfig) else None
+    twice = arguments.get("restore") or (config_of and config_of.restore)
+    if twice is not None:
+        raise ConfigurationError(
+            f"restore={shown(twice)} was given to Trainer.restore({shown(path)}, ...), "
+            "which is told twice from which checkpoint to go on. Give the path only."
+        )
+    if config_of is not None:
+        checkpoints = replace(config_of, restore=path, or_begin=or_begin)
         return {**arguments, "checkpoints": checkpoints}
     return {**arguments, "restore": path, "or_begin": or_begin}
 

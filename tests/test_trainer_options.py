@@ -110,3 +110,13 @@ async def test_a_trainer_is_restored_with_an_object_of_options(c, s, a, tmp_path
         assert trainer.emitted == len(data)
         await trainer.train(*data[0])
     assert len(list(folder.iterdir())) == 1
+
+
+@one()
+async def test_a_checkpoint_to_go_on_from_is_given_once(c, s, a):
+    for twice in (
+        {"restore": "other"},
+        {"checkpoints": ta.CheckpointConfig(restore="other", or_begin=True)},
+    ):
+        with pytest.raises(ConfigurationError, match="restore='other' was given to"):
+            ta.Trainer.restore("one", c, **linear(**twice))

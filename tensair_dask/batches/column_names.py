@@ -7,7 +7,7 @@ decides, for each place where one is given; arrays have no names, and are free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -173,15 +173,31 @@ def _plain(name: Any) -> Any:
 
 def _check_rows(x: Any, y: Any) -> None:
     """Refuse frames whose rows belong together by their labels, and not by place."""
-    if not (hasattr(x, "iloc") and hasattr(y, "iloc")):
-        return
-    one, other = x.index, y.index
-    if len(one) != len(other) or one.equals(other):
-        return
-    if one.is_unique and one.sort_values().equals(other.sort_values()):
-        raise ShapeError(
-            f"The rows of x and y have the same labels in another order: x begins with "
-            f"{one[0]!r}, and y with {other[0]!r}. A mini-batch pairs rows by their "
-            "place. Align them, for example y = y.loc[x.index]; or, where the place is "
-            "meant, give y.to_numpy()."
-        )
+    (first, frame), *others = [*_frames(x, "x"), *_frames(y, "y")] or [("", None)]
+    for place, each in others:
+        assert frame is not None
+        one, other = frame.index, each.index
+        if len(one) != len(other) or one.equals(other):
+            continue
+        if one.is_unique and one.sort_values().equals(other.sort_values()):
+            raise ShapeError(
+                f"The rows of {first} and {place} have the same labels in another "
+                f"order: {first} begins with {one[0]!r}, and {place} with "
+                f"{other[0]!r}. A mini-batch pairs rows by their place. Align them, "
+                f"for example {place} = {place}.loc[{first}.index]; or, where the "
+                f"place is meant, give {place}.to_numpy()."
+            )
+
+
+def _frames(side: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Give the frames of one side of a mini-batch, and the columns of a dict."""
+    if hasattr(side, "iloc"):
+        yield place, side
+    elif isinstance(side, Mapping):
+        for key, value in side.items():
+            if hasattr(value, "iloc"):
+                yield f"{place}[{key!r}]", value
+    elif isinstance(side, tuple):  # of records, too: only frames hold several rows
+        for at, value in enumerate(side[:64]):
+            if is_frame(value):
+                yield f"{place}[{at}]", value

@@ -120,5 +120,18 @@ class Conflate(Policy):
         return f"Conflate({self.merge!r})"
 
     def combine(self, waiting: Any, new: Any) -> Any:
-        """Return the merged message."""
-        return self.merge(waiting, new)
+        """Return the merged message.
+
+        Raises
+        ------
+        ConfigurationError
+            If the function returns None, as those do that change what they are given.
+        """
+        merged = self.merge(waiting, new)
+        if merged is None and waiting is not None and new is not None:
+            raise ConfigurationError(
+                f"merge ({self.merge!r}) returned None for two messages, so that both "
+                "would be lost. Let it return the message that stands for both, and "
+                "change neither: lambda waiting, new: {**waiting, **new}."
+            )
+        return merged

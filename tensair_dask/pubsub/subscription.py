@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask import config
+from tensair_dask._common.checks import whole
 from tensair_dask.errors import ConfigurationError
 from tensair_dask.pubsub.inlet import Inlet
 from tensair_dask.pubsub.participant import Participant
@@ -41,6 +42,8 @@ class Subscription(Participant):
     ) -> None:
         super().__init__(endpoint, topic, member, on_view)
         self.handler = handler
+        if maxsize is not None:
+            whole("maxsize", maxsize, 1, 1000)
         self.maxsize = config.get("pubsub.queue", maxsize)
         self.queue: deque[Any] = deque()
         self.inlet = Inlet(

@@ -14,7 +14,7 @@ from streamz import Stream
 
 import tensair_dask as ta
 import tensair_dask.streams
-from tensair_dask.batches.batch import collate, stack
+from tensair_dask.batches.batch import ABSENT, collate, stack
 from tensair_dask.batches.column_names import ColumnNames
 from tensair_dask.errors import ForwardError, ShapeError
 
@@ -333,3 +333,29 @@ async def test_a_frame_that_is_refused_does_not_make_the_first_one_forgotten(c, 
         (weight,) = [each["weight"] for each in (await trainer.state_dicts()).values()]
     expected = expected_weight([data[0], data[2]])
     assert torch.allclose(weight.double(), expected, atol=1e-5)
+
+
+TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]})
+LABELS = pd.Series([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "places"),
+    [
+        (TABLE, LABELS[::-1], "x and y"),
+        ({"num": TABLE, "cat": TABLE[::-1]}, LABELS, r"x\['num'\] and x\['cat'\]"),
+        ((TABLE, TABLE[::-1]), LABELS, r"x\[0\] and x\[1\]"),
+        ({"num": TABLE}, LABELS[::-1], r"x\['num'\] and y"),
+        (TABLE, {"k": LABELS, "w": LABELS[::-1]}, r"x and y\['w'\]"),
+        ((TABLE, TABLE[::-1]), ABSENT, r"x\[0\] and x\[1\]"),
+    ],
+)
+def test_rows_in_another_order_are_refused_wherever_they_are(x, y, places):
+    with pytest.raises(ShapeError, match=f"The rows of {places} have the same labels"):
+        ColumnNames().batch(x, y)
+
+
+def test_rows_that_agree_or_have_other_labels_are_taken_by_place():
+    later = TABLE.set_index(TABLE.index + 3)
+    for x in ({"num": TABLE, "cat": TABLE}, (TABLE, later), (TABLE, TABLE.to_numpy())):
+        assert ColumnNames().batch(x, LABELS).samples == 3

@@ -484,3 +484,10 @@ async def test_a_time_out_that_is_none_is_refused(c, s, a, timeout):
     with pytest.raises(ConfigurationError, match="number of seconds from 0"):
         await sub.get(timeout=timeout)
     await sub.close()
+
+
+@pytest.mark.parametrize("maxsize", [0, -1, "3", 2.5, True])
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_queue_that_would_hold_nothing_is_refused(c, s, a, maxsize):
+    with pytest.raises(ConfigurationError, match="maxsize="):
+        await Sub("t", worker=a, maxsize=maxsize)

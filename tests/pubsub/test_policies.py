@@ -28,3 +28,11 @@ def test_conflate_needs_a_function():
 def test_policies_show_their_parameters():
     assert repr(Block(3)) == "Block(maxsize=3)"
     assert "add" in repr(Conflate(operator.add))
+
+
+def test_a_merge_that_returns_nothing_is_refused():
+    with pytest.raises(ConfigurationError, match="would be lost"):
+        Conflate(lambda waiting, new: waiting.update(new)).combine({0: 0}, {1: 1})
+    with pytest.raises(ConfigurationError, match="returned None"):
+        Conflate(lambda waiting, new: None).combine(1, 2)
+    assert Conflate(lambda waiting, new: new).combine(1, None) is None
