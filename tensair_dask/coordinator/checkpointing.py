@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 from tensair_dask.checkpoints import Checkpoint, Checkpointer, FileCall, Store
 from tensair_dask.checkpoints.checkpoint_config import CheckpointConfig, Path
 from tensair_dask.coordinator.barrier import Barrier
-from tensair_dask.coordinator.dispatcher import Pending
 from tensair_dask.coordinator.intake import Intake
 from tensair_dask.coordinator.membership.keep import Membership
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import Modes
 from tensair_dask.errors import (

@@ -17,11 +17,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.batches.batch import Block
 from tensair_dask.batches.predictions import unknown_type
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import (
     KilledReplicasError,
@@ -35,7 +36,7 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.wire import Packed, unpack
 from tensair_dask.reports import Report
 
-__all__ = ["Dispatcher", "Lane", "Limits", "Pending", "nobody_alive"]
+__all__ = ["Dispatcher", "Lane", "Limits", "nobody_alive"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,65 +81,6 @@ class Limits:
     messages: int
     losses: int
     room: float
-
-
-@dataclass(slots=True)
-class Pending:
-    """One mini-batch on its way to being learned.
-
-    Attributes
-    ----------
-    index
-        Number in order of submission.
-    batch
-        What is to be learned; None only for what was refused before, and for what is
-        reported and can no longer be learned again; see `forget`.
-    item
-        The same as it was given, for the dead letters.
-    deliver
-        Called once with the report; may return an awaitable, which then holds the
-        mini-batch's place until it is done (back-pressure from downstream).
-    settle
-        Called once when all replicas have applied it, and the report has passed: what
-        it was made of may be forgotten.
-    metadata
-        Of streamz; where it was in its sources, for the dead letters.
-    on_error
-        What is done if it is refused; see `tensair_dask.coordinator.on_error`.
-    taken
-        When it was given, on the monotonic clock.
-    position
-        Place among all that was sent to its replica, from 0.
-    losses
-        Replicas that were lost while it was there, and that had not learned it as far
-        as is known. If there are any, it is at a replica alone.
-    survived
-        Whether its own replica was lost, and its gradient was not: it is only scored,
-        for a report.
-    reported, passed, confirmed
-        Whether the report has come; whether it has been received by who wants it; and
-        whether all replicas have applied the gradient.
-    """
-
-    index: int
-    batch: MiniBatch
-    item: Any
-    deliver: Callable[[Report], Awaitable[Any] | None]
-    settle: Callable[[], Any] | None = None
-    metadata: Sequence[Any] = ()
-    on_error: str = "dead-letter"
-    taken: float = field(default_factory=time.monotonic)
-    position: int = -1
-    losses: int = 0
-    survived: bool = False
-    reported: bool = False
-    passed: bool = False
-    confirmed: bool = False
-
-    def forget(self) -> None:
-        """Keep only what settles it; once it is reported nothing else is needed."""
-        nothing: Any = None
-        self.batch = self.item = self.deliver = nothing
 
 
 class Lane:
@@ -573,27 +515,15 @@ class Dispatcher:
                 "What looks at the reports raised; the stream goes on",
                 exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
             )
-        try:
-            rest = pending.deliver(report)
-        except BaseException as error:
-            logger.error(
-                "What receives the reports raised; the stream goes on",
-                exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
-            )
-            rest = None
+        rest = pending.hand_over(report)
         if rest is None:
             self._pass(pending)
         else:
             self._track(self._finish(pending, rest))
 
-    async def _finish(self, pending: Pending, rest: Awaitable[Any]) -> None:
+    async def _finish(self, pending: Pending, rest: Awaitable[None]) -> None:
         try:
             await rest
-        except Exception as error:
-            logger.error(
-                "What receives the reports raised; the stream goes on",
-                exc_info=RaisedError.unless_fit(error),
-            )
         finally:
             self._pass(pending)
 
@@ -637,16 +567,8 @@ class Dispatcher:
         self._settle(pending)
 
     def _settle(self, pending: Pending) -> None:
-        if not (pending.passed and pending.confirmed) or pending.settle is None:
-            return
-        settle, pending.settle = pending.settle, None
-        try:
-            settle()
-        except Exception as error:
-            logger.error(
-                "What lets go of a mini-batch raised; the stream goes on",
-                exc_info=RaisedError.unless_fit(error),
-            )
+        if pending.passed and pending.confirmed:
+            pending.let_go()
 
     def _pass(self, pending: Pending) -> None:
         pending.passed = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tensair_dask._common.serial_queue import OneByOne
 from tensair_dask._wording import in_words
 from tensair_dask.coordinator.barrier import Barrier
-from tensair_dask.coordinator.dispatcher import Pending
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import (
     COLUMNS,

@@ -16,10 +16,11 @@ from tensair_dask.batches.batch import as_refusal, made_of
 from tensair_dask.batches.column_names import ColumnNames
 from tensair_dask.batches.copies import as_values
 from tensair_dask.coordinator.dead_letters import DeadLetter, DeadLetters, Letters
-from tensair_dask.coordinator.dispatcher import Dispatcher, Pending
+from tensair_dask.coordinator.dispatcher import Dispatcher
 from tensair_dask.coordinator.ledger import Entry, Ledger, marks_of
 from tensair_dask.coordinator.lifecycle import Lifecycle
 from tensair_dask.coordinator.on_error import is_raised, policy_for
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.refused import Refused, kind_of, refusal_text
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import Modes
@@ -187,7 +188,11 @@ class Intake(Subscriber):
         report = Report.refused(refused.index, 0, as_refusal(error))
         report.time = time.time()
         self._events.reported(refused, report)
-        return _hand_over(refused, report)
+        rest = refused.hand_over(report)
+        if rest is not None:
+            return _let_go_after(refused, rest)
+        refused.let_go()
+        return None
 
     # ---- what becomes of it ----------------------------------------------------------
 
@@ -211,7 +216,7 @@ class Intake(Subscriber):
         self._bury(letter, pending.on_error)
 
     def prediction_refused(self, error: TensairError) -> None:
-        """Let other frames decide on the columns, if the first do not fit the model."""
+        """Take note of inputs that the model cannot take."""
         self._misfit(error)
 
     def _misfit(self, error: TensairError, itself: int = 0) -> None:
@@ -447,32 +452,6 @@ class Intake(Subscriber):
             holder.let_go()
 
 
-def _hand_over(refused: Pending, report: Report) -> Awaitable[None] | None:
-    """Deliver the report of what never went to a replica, and let go of it."""
-
-    def settle() -> None:
-        if refused.settle is not None:
-            refused.settle()
-
-    async def finish(rest: Awaitable[Any]) -> None:
-        try:
-            await rest
-        except Exception as error:
-            logger.error(
-                "What receives the reports raised; the stream goes on",
-                exc_info=RaisedError.unless_fit(error),
-            )
-        settle()
-
-    try:
-        rest = refused.deliver(report)
-    except BaseException as error:
-        logger.error(
-            "What receives the reports raised; the stream goes on",
-            exc_info=RaisedError.unless_fit(RaisedError.caught(error)),
-        )
-        rest = None
-    if rest is not None:
-        return finish(rest)
-    settle()
-    return None
+async def _let_go_after(refused: Pending, rest: Awaitable[None]) -> None:
+    await rest
+    refused.let_go()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tensair_dask import config
-from tensair_dask.coordinator.dispatcher import Pending
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import Subscriber
 from tensair_dask.observe.telemetry.curves import Curves
 from tensair_dask.reports import History, Report

@@ -14,7 +14,8 @@ import pytest
 from distributed.utils_test import captured_logger, gen_test
 
 from tensair_dask.batches.batch import Block, MiniBatch
-from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits, Pending
+from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits
+from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.errors import (
     KilledReplicasError,
