@@ -153,15 +153,17 @@ def restoring(arguments: dict[str, Any], path: Any, or_begin: bool) -> dict[str,
         If they say themselves from which.
     """
     checkpoints = arguments.get("checkpoints")
-    config_of = checkpoints if isinstance(checkpoints, CheckpointConfig) else None
-    twice = arguments.get("restore") or (config_of and config_of.restore)
-    if twice is not None:
+    other = arguments.get("restore")
+    if isinstance(checkpoints, CheckpointConfig):
+        other = checkpoints.restore
+    if other is not None:
         raise ConfigurationError(
-            f"restore={shown(twice)} was given to Trainer.restore({shown(path)}, ...), "
-            "which is told twice from which checkpoint to go on. Give the path only."
+            f"restore={shown(other)} was given to Trainer.restore({shown(path)}, ...). "
+            "A trainer goes on from one checkpoint: leave restore= out, and give its "
+            "path first."
         )
-    if config_of is not None:
-        checkpoints = replace(config_of, restore=path, or_begin=or_begin)
+    if isinstance(checkpoints, CheckpointConfig):
+        checkpoints = replace(checkpoints, restore=path, or_begin=or_begin)
         return {**arguments, "checkpoints": checkpoints}
     return {**arguments, "restore": path, "or_begin": or_begin}
 

@@ -198,7 +198,7 @@ class Trainer:
         restore: Path | None = None,
         or_begin: bool = False,
     ) -> None:
-        given = dict(locals())
+        given = dict(locals())  # first of all: the arguments, by name
         self.client = check_client(client)
         self.session = Session(client, run_options(given))
         self.name = self.session.name

@@ -63,7 +63,8 @@ class CheckpointConfig:
             raise ConfigurationError(
                 f"checkpoint_every={shown(self.every)} was given without "
                 "checkpoint_to=, so there is no place for checkpoints: give both, for "
-                "example checkpoint_to='checkpoints', checkpoint_every='10s'."
+                "example checkpoint_to='checkpoints', checkpoint_every='10s', or "
+                "CheckpointConfig(to='checkpoints', every='10s')."
             )
         _check_scores(self.scores)
         object.__setattr__(self, "scores", dict(self.scores or {}))

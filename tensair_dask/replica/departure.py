@@ -37,6 +37,10 @@ class Departure:
     alone
         Whether it had no peers when it left: its model leaves with it, unless it has
         an heir.
+    under_way
+        Blocks and questions that it answers.
+    free
+        Set when nobody waits for its model any more.
     """
 
     def __init__(self, name: str, address: str, thread: TrainingThread) -> None:
@@ -48,7 +52,7 @@ class Departure:
         self.under_way = 0
         self._answered: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        # Whether it is known that it is alone; whether nobody waits for its model.
+        # Whether it is known that it is alone.
         self._decided = asyncio.Event()
         self.free = asyncio.Event()
 

@@ -94,7 +94,8 @@ class ReplicaCount:
         raise ConfigurationError(
             f"replicas={replicas!r} was given; allowed are 'all' for one on each "
             "worker, a whole number from 1, or a pair of them such as (1, 8) for one "
-            "on each worker within these bounds."
+            "on each worker within these bounds; ReplicaConfig(count=...) takes the "
+            "same."
         )
 
     def count(self, workers: int) -> int:
