@@ -41,7 +41,7 @@ import tensair_dask as ta
 import tensair_dask.streams  # registers Stream.train
 from tensair_dask.adaptation import Convergence, Modes, as_policy
 from tensair_dask.drift import OPTWIN
-from tensair_dask.drift.modes import as_watch
+from tensair_dask.drift.watch import as_watch
 
 KEPT_AT_LEAST = 0.97
 

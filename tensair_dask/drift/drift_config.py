@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask._common.functions import name_of, settings_of
 from tensair_dask.drift.base import Detector
 from tensair_dask.drift.convergence import Convergence
 from tensair_dask.drift.modes import (
     Modes,
     as_convergence,
     as_detector,
-    as_watch,
     check_mode,
 )
 from tensair_dask.drift.policies import Policy, as_policy
+from tensair_dask.drift.watch import as_watch
 from tensair_dask.reports import Report
 
 __all__ = ["DriftConfig"]
@@ -83,16 +82,13 @@ class DriftConfig:
     def modes(self, metrics: Mapping[str, Any]) -> Modes:
         """Make what decides, for one trainer with these metrics."""
         detector = as_detector(self.detector, self._first_mode)
-        watch = self.watch
         modes = Modes(
             self._first_mode,
             detector,
             as_convergence(self.convergence),
             as_policy(self.on_drift),
-            as_watch(watch, metrics, detector),
+            as_watch(self.watch, metrics, detector),
             int(config.get("drift.reorder")),
-            name_of(watch),
-            {} if isinstance(watch, str) else settings_of(watch),
         )
         self._warn_of_no_detector(modes)
         return modes

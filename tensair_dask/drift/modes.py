@@ -9,16 +9,16 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tensair_dask._common.score_columns import columns, is_stateful
 from tensair_dask._wording import in_words
 from tensair_dask.drift import OPTWIN, Detector, Shift, make
 from tensair_dask.drift.convergence import Convergence
 from tensair_dask.drift.policies import Policy
 from tensair_dask.drift.reorder import InOrder
+from tensair_dask.drift.watch import Watch
 from tensair_dask.errors import (
     CheckpointError,
     ConfigurationError,
@@ -26,7 +26,6 @@ from tensair_dask.errors import (
     RaisedError,
     TensairError,
 )
-from tensair_dask.metrics import accuracy, binary_accuracy
 from tensair_dask.reports import Report
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "Unwatched",
     "as_convergence",
     "as_detector",
-    "as_watch",
     "check_mode",
 ]
 
@@ -145,13 +143,9 @@ class Modes:
     policy
         What is done on drift.
     watch
-        What the detector is given of each report; larger must be worse.
+        What the detector is given of each report.
     reorder
         Reports that may wait for an earlier one; see `InOrder`.
-    watched
-        What ``watch`` gives, by a name that is the same after a restart.
-    watched_with
-        What it was made with, by `tensair_dask._common.functions.settings_of`.
 
     Attributes
     ----------
@@ -166,10 +160,8 @@ class Modes:
         detector: Detector | None,
         convergence: Convergence,
         policy: Policy,
-        watch: Callable[[Report], float],
+        watch: Watch,
         reorder: int,
-        watched: str = "loss",
-        watched_with: Mapping[str, str] | None = None,
     ) -> None:
         self.mode = check_mode(mode)
         if mode == "auto" and detector is None:
@@ -182,8 +174,6 @@ class Modes:
         self.policy = policy
         self.phase = PREDICTING if mode == "never" else TRAINING
         self._watch = watch
-        self._watched = watched
-        self._watched_with = dict(watched_with or {})
         self._reorder = reorder
         self._order: InOrder[Report] = InOrder(reorder)
         # The first mini-batch of the phase, and the first of which anybody told.
@@ -276,8 +266,8 @@ class Modes:
             "mode": self.mode,
             "phase": self.phase,
             "detector": self.detector and self.detector.state_dict(),
-            "watched": self._watched,
-            "watched_with": dict(self._watched_with),
+            "watched": self._watch.name,
+            "watched_with": dict(self._watch.settings),
             "convergence": self.convergence.state_dict(),
             "policy": type(self.policy).__name__,
             "lasting": lasting and dataclasses.asdict(lasting),
@@ -332,19 +322,17 @@ class Modes:
         # From here on nothing fails: it has been tried.
         notices = []
         if detector is not None and state["detector"] is not None:
-            watched = state.get("watched", self._watched)
-            # Those of an older checkpoint are not known.
-            made_with = dict(state.get("watched_with", self._watched_with))
-            if watched == self._watched and made_with == self._watched_with:
+            was = self._watch.as_saved(state)
+            if was == self._watch:
                 detector.load_state_dict(state["detector"])
             else:
                 newest = []
                 detector.reset()
                 notices.append(
-                    f"watch= is {_made_with(self._watched, self._watched_with)} and "
-                    f"was {_made_with(watched, made_with)} when the checkpoint was "
-                    f"saved: {type(detector).__name__} begins anew, since what it "
-                    "knows is of the latter. Give the same to go on with it."
+                    f"watch= is {self._watch.describe()} and was {was.describe()} "
+                    f"when the checkpoint was saved: {type(detector).__name__} begins "
+                    "anew, since what it knows is of the latter. Give the same to go "
+                    "on with it."
                 )
         self.convergence.load_state_dict(state["convergence"])
         self.detector = (
@@ -585,81 +573,6 @@ def as_convergence(given: Any) -> Convergence:
         f"convergence={given!r} was given; give for example "
         "tensair_dask.adaptation.Convergence(epoch=100, epochs=2, factor=0.02)."
     )
-
-
-def _made_with(name: str, settings: Mapping[str, str]) -> str:
-    told = ", ".join(f"{each}={value}" for each, value in settings.items())
-    return f"{name} with {told}" if told else name
-
-
-def as_watch(
-    given: Any, metrics: Any, detector: Detector | None = None
-) -> Callable[[Report], float]:
-    """Make of what a user may give a function of a report, of which more is worse."""
-    if isinstance(given, str) and given == "loss":
-        if detector is not None and detector.errors_only:
-            raise _losses_error(detector, metrics)
-        return _loss
-    watched = _watched(given, metrics)
-    if watched:
-        if any(map(_is_better, watched)):
-            raise ConfigurationError(
-                f"watch={given!r} was given, of which larger is better, and what is "
-                f"watched must be worse where it is larger. Give {_one_minus(given)}."
-            )
-        return lambda report: report.metrics[given]
-    if callable(given):
-        return given
-    names = ", ".join(map(repr, ["loss", *columns(metrics)]))
-    raise ConfigurationError(
-        f"watch={given!r} was given; allowed are {names}, or a function of a report of "
-        "which larger values are worse, for example "
-        "lambda report: 1 - report.metrics['accuracy']."
-    )
-
-
-def _watched(given: Any, metrics: Any) -> list[Any]:
-    """The metric whose score has that name, alone; nothing if there is none.
-
-    Of ``name.key`` that of a collection, or the function that returns a dict.
-    """
-    if not isinstance(given, str):
-        return []
-    if given in metrics:
-        one = columns({given: metrics[given]}) == [given]
-        return [metrics[given]] if one else []
-    name, _, key = given.partition(".")
-    if not key or name not in metrics:
-        return []
-    try:
-        return [metrics[name][key]]
-    except (KeyError, TypeError, AttributeError):
-        return [] if is_stateful(metrics[name]) else [metrics[name]]
-
-
-def _losses_error(detector: Detector, metrics: Any) -> ConfigurationError:
-    kind = type(detector).__name__
-    name = next((name for name in metrics if _is_better(metrics[name])), "accuracy")
-    added = "" if name in metrics else " and metrics={'accuracy': ta.metrics.accuracy}"
-    return ConfigurationError(
-        f"detector is {kind}, which takes errors or error rates in [0, 1] only, and "
-        f"watch='loss' was given. Give {_one_minus(name)}{added}, or take another for "
-        "losses, such as detector='optwin'."
-    )
-
-
-def _is_better(metric: Any) -> bool:
-    """Whether more of a metric is known to be better; torchmetrics say it."""
-    known = metric is accuracy or metric is binary_accuracy
-    return known or getattr(metric, "higher_is_better", None) is True
-
-
-def _one_minus(name: str) -> str:
-    return f"watch=lambda report: 1 - report.metrics[{name!r}]"
-
-
-def _loss(report: Report) -> float:
-    return report.loss
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Drift))

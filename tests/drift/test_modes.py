@@ -22,9 +22,9 @@ from tensair_dask.drift.modes import (
     Unwatched,
     as_convergence,
     as_detector,
-    as_watch,
 )
 from tensair_dask.drift.policies import KeepTraining, RestoreLastGood
+from tensair_dask.drift.watch import as_watch
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.reports import Report
 

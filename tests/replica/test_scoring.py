@@ -406,7 +406,7 @@ def test_what_is_watched_for_drift_never_decides_what_is_learned(watched):
 
 def test_a_collection_is_watched_by_one_of_its_keys():
     torchmetrics = pytest.importorskip("torchmetrics")
-    from tensair_dask.drift.modes import as_watch
+    from tensair_dask.drift.watch import as_watch
 
     report = ta.Report(0, 0.5, {"all.error": 0.25, "all.accuracy": 0.75}, 8)
     collection = torchmetrics.MetricCollection(
