@@ -70,12 +70,15 @@ class _Handle:
         self,
         worker: Any,
         client: Any,
+        on_view: OnView | None,
         build: Callable[[Endpoint], Participant],
     ) -> None:
         node, kind = _resolve(worker, client)
 
         def join() -> Participant:
             participant = build(Endpoint.at(node, kind))
+            if on_view is not None:
+                participant.on_view.append(on_view)
             participant.endpoint.join(participant)
             return participant
 
@@ -259,11 +262,11 @@ class Pub(_Handle):
                 f"policy is {policy!r}: give Block(...), DropOldest(...) or "
                 "Conflate(merge)"
             )
-        callbacks = [] if on_view is None else [on_view]
         self._open(
             worker,
             client,
-            lambda endpoint: Publisher(endpoint, name, member, policy, callbacks),
+            on_view,
+            lambda endpoint: Publisher(endpoint, name, member, policy),
         )
 
     @property
@@ -446,12 +449,12 @@ class Sub(_Handle):
             raise ConfigurationError(
                 "sealed=True without a handler: give a function handler(parcel, sender)"
             )
-        callbacks = [] if on_view is None else [on_view]
         self._open(
             worker,
             client,
+            on_view,
             lambda endpoint: Subscription(
-                endpoint, name, member, handler, maxsize, callbacks, sealed
+                endpoint, name, member, handler, maxsize, sealed
             ),
         )
 

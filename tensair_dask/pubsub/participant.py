@@ -1,11 +1,11 @@
-"""One registration in a topic, and the views that it is told."""
+"""One registration in a topic, and the views that it gets."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask.errors import TrainerClosedError
@@ -28,19 +28,13 @@ class Participant:
 
     role: str
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        topic: str,
-        member: str | None,
-        on_view: Iterable[Callable[[View], Any]] = (),
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, topic: str, member: str | None) -> None:
         self.endpoint = endpoint
         self.topic = topic
         self.id = uuid.uuid4().hex
         self.member = member
         self.view = View(topic)
-        self.on_view = list(on_view)
+        self.on_view: list[Callable[[View], Any]] = []
         self.ready = False
         self.closing = False
         self.closed = False
@@ -137,6 +131,6 @@ class Participant:
         """Do what is to be done before leaving."""
 
     def shut(self) -> None:
-        """End at once everything that waits; the scheduler is not told."""
+        """End at once everything that waits; the scheduler gets no message."""
         self.closing = self.closed = True
         self.pulse.beat()

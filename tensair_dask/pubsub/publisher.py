@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask import config
@@ -34,9 +33,8 @@ class Publisher(Participant):
         topic: str,
         member: str | None,
         policy: Policy | None,
-        on_view: Iterable[Callable[[View], Any]] = (),
     ) -> None:
-        super().__init__(endpoint, topic, member, on_view)
+        super().__init__(endpoint, topic, member)
         self.policy = Block() if policy is None else policy
         self.retry = config.get_seconds("pubsub.retry")
         self.links: dict[str, Link] = {}

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tensair_dask import config
@@ -37,10 +37,9 @@ class Subscription(Participant):
         member: str | None,
         handler: Handler | None,
         maxsize: int | None,
-        on_view: Iterable[Callable[[View], Any]] = (),
         sealed: bool = False,
     ) -> None:
-        super().__init__(endpoint, topic, member, on_view)
+        super().__init__(endpoint, topic, member)
         self.handler = handler
         if maxsize is not None:
             whole("maxsize", maxsize, 1, 1000)
@@ -128,7 +127,7 @@ class Subscription(Participant):
         return taken[0]
 
     def shut(self) -> None:
-        """Refuse messages; whoever waits for one is told that this is closed."""
+        """Refuse messages; whoever waits for one gets an error: this is closed."""
         super().shut()
         self.inlet.close()
         self.queue.clear()
