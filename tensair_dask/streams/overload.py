@@ -77,7 +77,8 @@ class WaitingRoom:
     """
 
     def __init__(self, policy: str, limit: int, seed: int | None = None) -> None:
-        self._limit = limit
+        self.policy = policy
+        self.limit = limit
         self._numbers = itertools.count()
         self._random = random.Random(seed).random if policy == "sample" else None
         self._items: OrderedDict[int, Any] = OrderedDict()
@@ -94,11 +95,11 @@ class WaitingRoom:
         tag = self._random() if self._random else number
         heapq.heappush(self._tags, (tag, number))
         gone = []
-        while len(self._items) > self._limit:
+        while len(self._items) > self.limit:
             _, least = heapq.heappop(self._tags)
             if least in self._items:
                 gone.append(self._items.pop(least))
-        if len(self._tags) > 2 * self._limit + 16:
+        if len(self._tags) > 2 * self.limit + 16:
             self._tags = [each for each in self._tags if each[1] in self._items]
             heapq.heapify(self._tags)
         return gone
@@ -124,8 +125,8 @@ class Overload:
 
     Parameters
     ----------
-    policy, limit
-        As of `WaitingRoom`.
+    room
+        Where items wait, and which of them are dropped; empty.
     feed
         ``feed(item)`` gives None if the item was taken at once, or what ends when it
         is; what that raises stops the feeding until `emptied`, or the next `offer`.
@@ -147,22 +148,19 @@ class Overload:
 
     def __init__(
         self,
-        policy: str,
-        limit: int,
+        room: WaitingRoom,
         feed: Callable[[Any], Awaitable[Any] | None],
         drop: Callable[[Any], Any],
         failed: Callable[[Exception], Any],
         note: Callable[[str], Any],
         calm: float,
     ) -> None:
-        self._policy = policy
-        self._limit = limit
+        self._room = room
         self._feed = feed
         self._drop = drop
         self._failed = failed
         self._note = note
         self._calm = calm
-        self._room = WaitingRoom(policy, limit)
         # What is being fed, and could not be yet.
         self._head: _Held | None = None
         self._feeding: asyncio.Task[None] | None = None
@@ -265,8 +263,8 @@ class Overload:
         if self._episode is None and not self._closed:
             self._episode = _Episode(now)
             self._note(
-                f"overload: more comes than can be learned, and {self._limit} "
-                f"mini-batches wait; others are dropped ({self._policy})"
+                f"overload: more comes than can be learned, and {self._room.limit} "
+                f"mini-batches wait; others are dropped ({self._room.policy})"
             )
         if self._episode is not None:
             self._episode.dropped += 1
@@ -297,7 +295,7 @@ class Overload:
         episode, self._episode = self._episode, None
         self._note(
             f"overload ended after {episode.newest - episode.began:.1f} s: "
-            f"{episode.dropped:,} mini-batches were dropped ({self._policy})"
+            f"{episode.dropped:,} mini-batches were dropped ({self._room.policy})"
         )
 
 

@@ -9,11 +9,8 @@ from typing import Any
 from streamz import Stream
 
 from tensair_dask import config
-from tensair_dask.streams.node import (
-    TrainerNode,
-    form_of,
-)
-from tensair_dask.streams.overload import Overload, check_overload
+from tensair_dask.streams.node import TrainerNode, form_of
+from tensair_dask.streams.overload import Overload, WaitingRoom, check_overload
 from tensair_dask.streams.record_form import Pairs
 from tensair_dask.trainer import Trainer
 
@@ -100,8 +97,7 @@ class train(TrainerNode):
         self._collate = collate or Pairs(form_of(upstream))
         if overload != "block":
             self._overload = Overload(
-                overload,
-                int(waiting or 0),
+                WaitingRoom(overload, int(waiting or 0)),
                 self._feed_one,
                 self._drop,
                 self._fail,

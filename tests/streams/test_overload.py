@@ -109,8 +109,7 @@ class Gate:
         self.errors: list[Exception] = []
         self.fails = False
         self.overload = Overload(
-            policy,
-            2,
+            WaitingRoom(policy, 2),
             self.feed,
             self.dropped.append,
             self.errors.append,
