@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import pandas as pd
 from fsspec.core import OpenFile
@@ -26,13 +26,26 @@ from tensair_dask.errors import ConfigurationError, RecordError, SourceError
 from tensair_dask.streams.sources.csv_dtypes import check_dates, check_dtypes
 from tensair_dask.streams.sources.csv_rows import CsvRows
 from tensair_dask.streams.sources.packed import check_alone, check_unpacked
-from tensair_dask.streams.sources.positions import Positions, named
-from tensair_dask.streams.sources.unreadable import CarefulSource, OnError, PoisonLine
+from tensair_dask.streams.sources.positions import named
+from tensair_dask.streams.sources.unreadable import (
+    CarefulOptions,
+    CarefulSource,
+    PoisonLine,
+)
 
 __all__ = ["from_csv_chunks", "from_lines"]
 
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class FileOptions(CarefulOptions, total=False):
+    """Options that every source over files takes: see `from_lines`."""
+
+    follow: bool
+    poll: str | float | None
+    compression: str | None
+    storage_options: dict[str, Any] | None
 
 
 class _Files(CarefulSource[PoisonLine]):
@@ -43,24 +56,20 @@ class _Files(CarefulSource[PoisonLine]):
     def __init__(
         self,
         path: Paths,
-        *,
         chunk: int | None,
-        follow: bool,
-        poll: str | float | None,
-        compression: str | None,
-        storage_options: dict[str, Any] | None,
-        on_error: OnError,
-        name: str | None,
-        positions: Positions | None,
-        start: bool,
-        **kwargs: Any,
+        follow: bool = False,
+        poll: str | float | None = None,
+        compression: str | None = "infer",
+        storage_options: dict[str, Any] | None = None,
+        **kwargs: Unpack[CarefulOptions],
     ) -> None:
         self._path = path = _as_paths(path)
         self._chunk = 1 if chunk is None else whole("chunk", chunk, 1, 64)
         self._follow = follow
         self._poll = config.get_seconds("sources.poll", poll)
         self._options = {"compression": compression, **(storage_options or {})}
-        super().__init__(name or str(path), positions, on_error, **kwargs)
+        start = kwargs.pop("start", False)
+        super().__init__(str(path), **kwargs)
         # Where each file goes on that was begun.
         self._offsets = dict(self._positions)
         for partition, offset in self._offsets.items():
@@ -453,22 +462,26 @@ class from_lines(_Files):
         Emit lists of so many lines; the last of a file may be shorter. None emits
         single lines. A list is one item of the stream, with one position: ready for
         ``map(parse).train(trainer)``.
+    encoding
+        Of the text.
+    **options
+        Those that follow, and those of `Source`.
     follow
         Whether to wait for more at the end of the file, as ``tail -f`` does. Only one
-        file, not compressed.
+        file, not compressed. By default not.
     poll
         How often to look whether a file that is followed has grown; by default
         ``tensair.sources.poll``.
-    encoding
-        Of the text.
     compression
-        ``"gzip"``, ``"bz2"``, ...; "infer" goes by the name, None is none.
+        ``"gzip"``, ``"bz2"``, ...; "infer", the default, goes by the name, None is
+        none.
     storage_options
         Of the file system, as fsspec takes them.
     on_error
-        What becomes of a line that is no text of this encoding: "dead-letter" keeps it
-        in `dead_letters`, "skip" only counts it, "raise" ends the source. In the first
-        two cases the others of its chunk are emitted, and it counts as done with them.
+        What becomes of a line that is no text of this encoding: "dead-letter", the
+        default, keeps it in `dead_letters`, "skip" only counts it, "raise" ends the
+        source. In the first two cases the others of its chunk are emitted, and it
+        counts as done with them.
     name
         In checkpoints; by default the path.
     positions
@@ -477,9 +490,7 @@ class from_lines(_Files):
         is decompressed again. Those of a trainer and of a checkpoint know the bytes
         before them, and another file is refused; plain numbers, as out of JSON, do not.
     start
-        Whether to start at once.
-    **kwargs
-        As of `Source`.
+        Whether to start at once. By default not.
 
     Attributes
     ----------
@@ -510,32 +521,12 @@ class from_lines(_Files):
         self,
         path: Paths,
         chunk: int | None = None,
-        follow: bool = False,
-        poll: str | float | None = None,
         encoding: str = "utf-8",
-        compression: str | None = "infer",
-        storage_options: dict[str, Any] | None = None,
-        on_error: OnError = "dead-letter",
-        name: str | None = None,
-        positions: Positions | None = None,
-        start: bool = False,
-        **kwargs: Any,
+        **options: Unpack[FileOptions],
     ) -> None:
         self._encoding = _checked(encoding)
         self._single = chunk is None
-        super().__init__(
-            path,
-            chunk=chunk,
-            follow=follow,
-            poll=poll,
-            compression=compression,
-            storage_options=storage_options,
-            on_error=on_error,
-            name=name,
-            positions=positions,
-            start=start,
-            **kwargs,
-        )
+        super().__init__(path, chunk, **options)
 
     def _header(self, stream: Any) -> int:
         return _mark(stream, self._encoding)
@@ -566,7 +557,7 @@ class from_csv_chunks(_Files):
     on_error
         What becomes of a row that pandas cannot read, or that has more fields than
         there are names; as of `from_lines`.
-    follow, poll, compression, storage_options, name, positions, start, **kwargs
+    **options
         As of `from_lines`.
 
     Attributes
@@ -606,15 +597,7 @@ class from_csv_chunks(_Files):
         path: Paths,
         chunk: int = 64,
         read: dict[str, Any] | None = None,
-        follow: bool = False,
-        poll: str | float | None = None,
-        compression: str | None = "infer",
-        storage_options: dict[str, Any] | None = None,
-        on_error: OnError = "dead-letter",
-        name: str | None = None,
-        positions: Positions | None = None,
-        start: bool = False,
-        **kwargs: Any,
+        **options: Unpack[FileOptions],
     ) -> None:
         self._read = dict(read or {})
         check_dtypes(self._read)
@@ -625,19 +608,7 @@ class from_csv_chunks(_Files):
         self._read.pop("on_bad_lines", None)  # judged here
         self._names = b""
         self._columns = 0
-        super().__init__(
-            path,
-            chunk=chunk,
-            follow=follow,
-            poll=poll,
-            compression=compression,
-            storage_options=storage_options,
-            on_error=on_error,
-            name=name,
-            positions=positions,
-            start=start,
-            **kwargs,
-        )
+        super().__init__(path, chunk, **options)
 
     def _cut(self) -> _Cut:
         return self._rows.cut()

@@ -12,7 +12,7 @@ from collections.abc import (
 )
 from inspect import signature
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 from streamz import Stream
 
@@ -22,7 +22,7 @@ from tensair_dask.errors import ConfigurationError, RaisedError, SourceError
 from tensair_dask.streams.downstream import trainers_after
 from tensair_dask.streams.sources.positions import Positions, named
 from tensair_dask.streams.sources.repeatable import why_not_repeatable
-from tensair_dask.streams.sources.source import Source
+from tensair_dask.streams.sources.source import Source, StreamOptions
 
 __all__ = ["from_batches"]
 
@@ -82,7 +82,7 @@ class from_batches(Source):
         name: str = "batches",
         positions: Positions | None = None,
         start: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[StreamOptions],
     ) -> None:
         if not callable(items) and not isinstance(items, (Iterable, AsyncIterable)):
             raise ConfigurationError(

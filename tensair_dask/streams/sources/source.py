@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from streamz import Stream
 from streamz.core import RefCounter, get_io_loop, thread_state
@@ -27,7 +27,7 @@ from tensair_dask.streams.sources.positions import (
     named,
 )
 
-__all__ = ["Reference", "Source"]
+__all__ = ["Reference", "Source", "SourceOptions", "StreamOptions"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,21 @@ class Reference(RefCounter):
         self.count -= n
         if self.count <= 0:
             self.mark.released()
+
+
+class StreamOptions(TypedDict, total=False):
+    """Options of `streamz.Stream` that a source takes."""
+
+    asynchronous: bool
+    loop: Any
+    ensure_io_loop: bool
+
+
+class SourceOptions(StreamOptions, total=False):
+    """Options that every source takes: see `Source`."""
+
+    positions: Positions | None
+    start: bool
 
 
 class Source(Stream):
@@ -117,7 +132,7 @@ class Source(Stream):
         name: str,
         positions: Positions | None = None,
         start: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[StreamOptions],
     ) -> None:
         self._positions = check_positions(positions, name)
         asynchronous = bool(kwargs.pop("asynchronous", False))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, Unpack
 
 from tensair_dask import config
 from tensair_dask.coordinator.dead_letters import Letters
 from tensair_dask.coordinator.on_error import check_on_error
 from tensair_dask.errors import RecordError
 from tensair_dask.streams.sources.kafka_records import Record
-from tensair_dask.streams.sources.positions import Positions
-from tensair_dask.streams.sources.source import Source
+from tensair_dask.streams.sources.source import Source, SourceOptions
 
-__all__ = ["CarefulSource", "OnError", "PoisonLine", "PoisonRecord"]
+__all__ = [
+    "CarefulOptions",
+    "CarefulSource",
+    "OnError",
+    "PoisonLine",
+    "PoisonRecord",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +74,21 @@ class PoisonLine:
 Kind = TypeVar("Kind", PoisonRecord, PoisonLine)
 
 
+class CarefulOptions(SourceOptions, total=False):
+    """Options of sources over records that they may fail to read."""
+
+    name: str | None
+    on_error: OnError
+
+
 class CarefulSource(Source, Generic[Kind]):
     """Base of sources over records that they may fail to read.
 
     Parameters
     ----------
-    name, positions, **kwargs
+    default_name
+        Its name where it is given none.
+    name, **kwargs
         As of `Source`.
     on_error
         What becomes of such a record: "dead-letter" keeps it in `dead_letters`, "skip"
@@ -95,10 +109,14 @@ class CarefulSource(Source, Generic[Kind]):
     """
 
     def __init__(
-        self, name: str, positions: Positions | None, on_error: OnError, **kwargs: Any
+        self,
+        default_name: str,
+        name: str | None = None,
+        on_error: OnError = "dead-letter",
+        **kwargs: Unpack[SourceOptions],
     ) -> None:
         self._on_error = check_on_error(on_error)
-        super().__init__(name, positions, **kwargs)
+        super().__init__(name or default_name, **kwargs)
         self.dead_letters: Letters[Kind] = Letters(int(config.get("dead-letters")))
         self.skipped = 0
         self._poisoned = False
