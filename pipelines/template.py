@@ -7,7 +7,6 @@ Run it with ``tensair run template --csv my.csv --target price``. Then copy this
 from __future__ import annotations
 
 import functools
-from collections import Counter
 
 import click
 import numpy as np
@@ -18,26 +17,28 @@ from streamz import Stream
 from torch import nn
 
 import tensair_dask as ta
+from tensair_dask.runner.numeric_columns import numeric_columns
 
 EVERY = 100  # mini-batches between two lines that are printed
+FILE = click.Path(exists=True, dir_okay=False)
+COUNT = click.IntRange(min=1)
 
 
 class Model(nn.Module):
     """A small network, which first brings its inputs to one scale."""
 
-    mean: torch.Tensor
-    spread: torch.Tensor
+    scale: torch.Tensor
 
-    def __init__(self, mean: np.ndarray, spread: np.ndarray, outputs: int) -> None:
+    def __init__(self, scale: np.ndarray, outputs: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("spread", torch.tensor(spread, dtype=torch.float32))
-        hidden = nn.Linear(len(mean), 64)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        hidden = nn.Linear(scale.shape[1], 64)
         self.layers = nn.Sequential(hidden, nn.ReLU(), nn.Linear(64, outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One score for each class, or one number: shape (rows, outputs)."""
-        return self.layers((x - self.mean) / self.spread)
+        mean, spread = self.scale
+        return self.layers((x - mean) / spread)
 
 
 def to_arrays(
@@ -50,20 +51,6 @@ def to_arrays(
     return x, np.array([classes.index(str(label)) for label in rows[target]])
 
 
-def inputs_of(head: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Choose the columns that hold numbers; print which they are, and which are not."""
-    others = head.drop(columns=target)
-    numbers = others.select_dtypes(["number", "bool"]).astype(float)
-    print(f"Inputs: {', '.join(map(str, numbers)) or 'none'}")
-    for name in others.columns.difference(numbers.columns, sort=False):
-        column = others[name].dropna()
-        texts = [*column[pd.to_numeric(column, errors="coerce").isna()]] or [*column]
-        print(f"Left out: {name}, which holds {texts[:1]} ({len(texts)} such)")
-    if numbers.empty:
-        raise click.UsageError("No column but the target holds numbers only.")
-    return numbers
-
-
 def show(report: ta.Report) -> None:
     """Print some reports: how well a mini-batch was known before it was learned."""
     if report.index % EVERY == 0:
@@ -72,16 +59,11 @@ def show(report: ta.Report) -> None:
 
 
 @click.command()
-@click.option(
-    "--csv",
-    type=click.Path(exists=True, dir_okay=False),
-    required=True,
-    help="The file; its first line names the columns.",
-)
+@click.option("--csv", type=FILE, required=True, help="Its first line: column names.")
 @click.option("--target", required=True, help="The column to learn.")
 @click.option("--classes", default="", help="Its labels: red,green. Else numbers.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--batch-size", type=COUNT, default=64, show_default=True)
+@click.option("--workers", type=COUNT, default=2, show_default=True)
 @click.option("--scheduler", metavar="ADDRESS", help="Join its cluster instead.")
 @click.option("--checkpoint", metavar="FOLDER", help="Save there, go on from there.")
 def main(
@@ -95,20 +77,14 @@ def main(
 ) -> None:
     """Learn one column of a CSV file from the other columns that hold numbers."""
     labels = classes.split(",") if classes else []
-    head = pd.read_csv(csv, nrows=1000)  # tells the columns and their scale
-    if target not in head:
-        raise click.UsageError(f"{csv} has no column {target!r}, but {[*head]}.")
-    numbers = inputs_of(head, target)
-    mean, spread = numbers.mean(), numbers.std().fillna(1).replace(0, 1)
-    model = functools.partial(
-        Model, mean.to_numpy(), spread.to_numpy(), len(labels) or 1
-    )
+    numbers = numeric_columns(pd.read_csv(csv, nrows=1000), target)
+    scale = np.stack([numbers.mean(), numbers.std().fillna(1).replace(0, 1)])
     own = {"n_workers": workers, "threads_per_worker": 1}
     with (
         Client(scheduler) if scheduler else Client(**own) as client,
         ta.Trainer(
             client,
-            model=model,
+            model=functools.partial(Model, scale, len(labels) or 1),
             loss=nn.functional.cross_entropy if labels else nn.functional.mse_loss,
             optimizer=functools.partial(torch.optim.Adam, lr=0.003),
             metrics={"accuracy": ta.metrics.accuracy} if labels else {},
@@ -120,14 +96,11 @@ def main(
     ):
         source = Stream.from_csv_chunks(csv, batch_size, positions=trainer.positions)
         batches = source.try_map(to_arrays, trainer, [*numbers], target, labels)
-        reports = batches.train(trainer)
-        reports.sink(show)
-        learned = Counter[bool]()
-        reports.sink(lambda report: learned.update([report.error is None]))
+        batches.train(trainer).sink(show)
         source.start()
         source.join()
         trainer.drain()
-        if sum(trainer.refused.values()) > learned[True]:
+        if sum(trainer.refused.values()) > trainer.history["error"].isna().sum():
             raise click.ClickException(f"Most of it was refused: {trainer.refused}")
 
 

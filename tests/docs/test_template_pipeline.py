@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from tensair_dask.cli import tensair
 from tensair_dask.pipelines import template
+from tensair_dask.runner.numeric_columns import numeric_columns
 
 pytestmark = pytest.mark.xdist_group("template")  # one cluster for all of them
 
@@ -88,7 +89,7 @@ def frame_of(csv, **columns):
 def test_a_column_with_a_text_among_its_numbers_is_named(csv, capsys):
     head = pd.read_csv(csv).assign(odd="7", wet=True)
     head.loc[5, "odd"] = "?"
-    numbers = template.inputs_of(head, "price")
+    numbers = numeric_columns(head, "price")
     assert [*numbers] == ["length", "width", "wet"]
     told = capsys.readouterr().out
     assert "Inputs: length, width, wet" in told
