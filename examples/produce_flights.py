@@ -26,7 +26,7 @@ EVERY = 0.02  # seconds between two looks at the clock
 
 def records(limit: int | None) -> Iterator[bytes]:
     """Give the flights in the order of their schedule."""
-    frame = flights.in_order(flights.read("flights.csv.zip", flights.TOLD))
+    frame = flights.in_order(flights.read("flights.csv.zip", flights.FIELDS))
     if limit is not None:
         frame = frame.head(limit)
     for row in frame.itertuples(index=False):

@@ -51,7 +51,7 @@ HOUR = ["origin", "year", "month", "day", "hour"]
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed"]
 WEATHER += ["precip", "pressure", "visib"]
 # What a record of the topic tells of a flight.
-TOLD = [*SCHEDULE, *KNOWN, "arr_delay"]
+FIELDS = [*SCHEDULE, *KNOWN, "arr_delay"]
 
 # Rows of the embedding table of each category. Row 0 is for what has no row.
 CATEGORIES = {"carrier": 32, "origin": 8, "dest": 256, "hour": 25, "weekday": 8}
@@ -115,7 +115,7 @@ class Flights:
 
 def load(limit: int | None = None) -> Flights:
     """Read the flights, sort them by time and join what was known at departure."""
-    frame = in_order(read("flights.csv.zip", TOLD))
+    frame = in_order(read("flights.csv.zip", FIELDS))
     if limit is not None:
         frame = frame.head(limit)
     return features(frame, *surroundings())
@@ -288,25 +288,25 @@ MOST = 100_000.0
 
 
 def read_flight(value: bytes) -> tuple[Any, ...]:
-    """Read what a record of the topic tells of a flight, in the order of `TOLD`.
+    """Read the fields of a flight from a record of the topic, in the order of `FIELDS`.
 
     Raises for all that is no flight, whatever the reason, so that the source sets the
     record aside: what is done with flights later can then rely on what they are.
     """
-    told = json.loads(value)
-    if not isinstance(told, dict):
-        raise TypeError(f"{type(told).__name__} in place of a JSON object")
-    year, month, day, time = (told[name] for name in SCHEDULE)
-    for hour, minute in (divmod(time, 100), (told["hour"], 0)):
+    record = json.loads(value)
+    if not isinstance(record, dict):
+        raise TypeError(f"{type(record).__name__} in place of a JSON object")
+    year, month, day, time = (record[name] for name in SCHEDULE)
+    for hour, minute in (divmod(time, 100), (record["hour"], 0)):
         datetime(year, month, day, hour, minute)  # raises if there is no such moment
     if not 1900 <= year < 2200:
         raise ValueError(f"the year {year}")
     return (
         *map(int, (year, month, day, time)),  # JSON's true would pass for 1
-        *(_code(told.get(name)) for name in ("carrier", "tailnum", "origin", "dest")),
-        _number(told.get("distance")),
-        int(told["hour"]),
-        _number(told.get("arr_delay")),
+        *(_code(record.get(name)) for name in ("carrier", "tailnum", "origin", "dest")),
+        _number(record.get("distance")),
+        int(record["hour"]),
+        _number(record.get("arr_delay")),
     )
 
 
@@ -450,8 +450,8 @@ class Topic:
 
     def _batch(self, chunk: list[ta.sources.Record]) -> tuple[Any, np.ndarray]:
         # A record without a value says that a key was deleted: no flight, and no error.
-        told = [each.value for each in chunk if each.value is not None]
-        made = self.inputs.of(in_order(pd.DataFrame(told, columns=TOLD)))
+        records = [each.value for each in chunk if each.value is not None]
+        made = self.inputs.of(in_order(pd.DataFrame(records, columns=FIELDS)))
         self.times.add(made.time)
         if self._run.limit is not None and self.times.come >= self._run.limit:
             # The records of a mini-batch are committed as one: it is not cut short.
@@ -611,8 +611,8 @@ class FlightsRun(AdaptiveRun):
 
     def result(self) -> dict[str, Any]:
         """Add the positions to what a script wants to know."""
-        told = {"positions": self.positions} if self.kafka else {}
-        return super().result() | told
+        positions = {"positions": self.positions} if self.kafka else {}
+        return super().result() | positions
 
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect; see `Run.without_effect`."""

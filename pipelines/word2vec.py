@@ -499,7 +499,7 @@ class WordsRun(Run):
     )
 
     read: float = field(default=0.0, init=False)
-    told: list[dict[str, Any]] = field(default_factory=list, init=False)
+    looks: list[dict[str, Any]] = field(default_factory=list, init=False)
     has_replaced: bool = field(default=False, init=False)
 
     def without_effect(self, given: Collection[str]) -> str:
@@ -533,7 +533,7 @@ class WordsRun(Run):
                     name: number_or_none(value) if isinstance(value, float) else value
                     for name, value in look.items()
                 }
-                for look in self.told
+                for look in self.looks
             ],
         }
 
@@ -583,9 +583,9 @@ class WordsRun(Run):
         """Say, once, that bytes of the text could not be read."""
         if REPLACED in text and not self.has_replaced:
             self.has_replaced = True
-            told = self.text if self.text != STANDARD_INPUT else "standard input"
+            origin = self.text if self.text != STANDARD_INPUT else "standard input"
             self.say(
-                f"{told} has bytes that are no UTF-8: they are read as {REPLACED}, "
+                f"{origin} has bytes that are no UTF-8: they are read as {REPLACED}, "
                 "which ends a word. If it is text of another encoding, convert it, for "
                 "example with iconv -f LATIN1 -t UTF-8."
             )
@@ -734,7 +734,7 @@ class Looks:
         if unknown := [word for word in self._given if word not in self._vocabulary]:
             seen["unknown"] = unknown
         await self._measure_exchange(seen)
-        self._run.told.append(seen)
+        self._run.looks.append(seen)
         self._run.console.print(self._table(seen))
 
     async def _measure_exchange(self, seen: dict[str, Any]) -> None:

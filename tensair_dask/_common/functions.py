@@ -76,8 +76,8 @@ def differences(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _digest(code: types.CodeType) -> int:
     """Of what it does: lambdas have no names that would tell them apart."""
     values = [each for each in code.co_consts if not isinstance(each, types.CodeType)]
-    told = repr((code.co_names, values)).encode()
-    return zlib.crc32(told, zlib.crc32(code.co_code))
+    texts = repr((code.co_names, values)).encode()
+    return zlib.crc32(texts, zlib.crc32(code.co_code))
 
 
 def _settings(function: Any, depth: int) -> dict[str, str]:
@@ -95,8 +95,8 @@ def _settings(function: Any, depth: int) -> dict[str, str]:
     elif not isinstance(function, (type, types.BuiltinFunctionType)):
         found.update(_attributes(function))
     found.update(arguments)
-    told = {name: _told(value, depth) for name, value in found.items()}
-    return {name: text for name, text in told.items() if text is not None}
+    texts = {name: _shown(value, depth) for name, value in found.items()}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _of_function(function: types.FunctionType) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _attributes(thing: Any) -> dict[str, Any]:
     return found
 
 
-def _told(value: Any, depth: int) -> str | None:
+def _shown(value: Any, depth: int) -> str | None:
     """Text of a value, the same in every process; None if there is none."""
     text = _text(value, depth)
     if text is None or len(text) <= _SHOWN:

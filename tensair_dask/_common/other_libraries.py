@@ -158,8 +158,8 @@ def no_such_argument(call: str, name: str, known: Iterable[str]) -> CallError:
 
 
 def _instead(name: str, habits: dict[str, str], known: Iterable[str]) -> str:
-    if told := habits.get(name):
-        return f": {told}."
+    if advice := habits.get(name):
+        return f": {advice}."
     alike = difflib.get_close_matches(name, list(known), 1, 0.75)
     return f"; did you mean {alike[0]!r}?" if alike else "."
 
@@ -188,8 +188,8 @@ def checked_call(
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
-                told = f" {advice}" if advice else ""
-                raise CallError(f"{call}: {error}.{told}") from None
+                ending = f" {advice}" if advice else ""
+                raise CallError(f"{call}: {error}.{ending}") from None
             return function(*args, **kwargs)
 
         return checked

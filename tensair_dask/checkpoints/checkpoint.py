@@ -96,8 +96,8 @@ class Checkpoint:
     def describe(self) -> str:
         """Say in one line what it is."""
         taken = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.time))
-        told = f"{self.name or 'trainer'} after {self.index:,} mini-batches, {taken}"
-        return f"{told}; up to {self.again:,} are learned twice" if self.again else told
+        text = f"{self.name or 'trainer'} after {self.index:,} mini-batches, {taken}"
+        return f"{text}; up to {self.again:,} are learned twice" if self.again else text
 
     @property
     def again(self) -> int:

@@ -234,9 +234,9 @@ def _check_archive(body: memoryview, path: str) -> None:
         raise _foreign(path, f"it is no archive ({type(error).__name__})") from error
     other = next((name for name in names if not _MEMBER.fullmatch(name)), None)
     if other is not None or len(set(names)) < len(names):
-        told = "a member twice" if other is None else repr(other[:100])
+        what = "a member twice" if other is None else repr(other[:100])
         raise CheckpointError(
-            f"{path} is not read: besides tensors its archive holds {told}, which may "
+            f"{path} is not read: besides tensors its archive holds {what}, which may "
             "be code that it brings itself. tensair_dask writes no such files: take "
             "another one."
         )

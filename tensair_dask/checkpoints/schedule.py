@@ -161,7 +161,7 @@ class Checkpointer:
     def _note_success(self, checkpoint: Checkpoint, path: str, seconds: float) -> None:
         self.last_path = path
         self.last_error = None
-        _tell(self._done, checkpoint, path, seconds)
+        _call(self._done, checkpoint, path, seconds)
 
     def _note_failure(self, error: Exception) -> None:
         first = self.last_error is None
@@ -174,7 +174,7 @@ class Checkpointer:
                 type(error).__name__,
                 error,
             )
-            _tell(self._failed, error)
+            _call(self._failed, error)
 
     async def _add(self, store: Store) -> tuple[Checkpoint, str]:
         async with self._turn:
@@ -291,7 +291,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _tell(function: Callable[..., Any] | None, *arguments: Any) -> None:
+def _call(function: Callable[..., Any] | None, *arguments: Any) -> None:
     if function is None:
         return
     try:

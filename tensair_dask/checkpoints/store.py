@@ -377,10 +377,10 @@ class Store:
                     "has written to."
                 )
             )
-        told = "\n".join(passed)
+        text = "\n".join(passed)
         raise CheckpointDamagedError(
             f"None of the {len(passed)} checkpoints in {self.path} is whole; give "
-            f"another path, or start anew.\n{told}"
+            f"another path, or start anew.\n{text}"
         )
 
     def paths(self) -> list[str]:

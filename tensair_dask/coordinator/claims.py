@@ -65,7 +65,7 @@ def claim_detector(detector: Detector | None, session: Session) -> str:
 
 
 def claim_scores(
-    scores: Any, session: Session, tell: Callable[[str, str], None]
+    scores: Any, session: Session, say: Callable[[str, str], None]
 ) -> None:
     """Take note of what scores a trainer; say if that counts for another yet.
 
@@ -75,7 +75,7 @@ def claim_scores(
         Such as a `Prequential`.
     session
         Of the trainer.
-    tell
+    say
         Called with key and text of what the user is to know.
     """
     try:
@@ -88,7 +88,7 @@ def claim_scores(
         return
     if session.restored(scores):
         return
-    tell(
+    say(
         f"scores of another {id(scores)}",
         f"The scores ({type(scores).__name__}) hold {records:,} records of another "
         "trainer, and count on from there: what they tell is of both. Give each "

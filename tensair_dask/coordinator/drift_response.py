@@ -89,7 +89,7 @@ class DriftResponse(Subscriber):
             elif isinstance(each, Settled) and self.modes.policy.every is not None:
                 self._acting.do(functools.partial(self._keep, each.index))
             elif isinstance(each, Unwatched):
-                self._tell("note", each.describe(), each.index)
+                self._note("note", each.describe(), each.index)
 
     def set_mode(self, mode: str) -> None:
         """Change the mode, from the next mini-batch on."""
@@ -99,11 +99,11 @@ class DriftResponse(Subscriber):
     def _switched(self, switch: Switch) -> None:
         """Tell of a switch, which holds already."""
         text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
-        self._tell("mode", text, switch.index)
+        self._note("mode", text, switch.index)
 
     def _drifted(self, drift: Drift) -> None:
         self.drifts.append(drift)
-        self._tell("drift", drift.describe(), drift.index)
+        self._note("drift", drift.describe(), drift.index)
         if self.modes.answers:
             self._acting.do(functools.partial(self._answer, drift))
 
@@ -122,14 +122,14 @@ class DriftResponse(Subscriber):
         """Give up what is not done."""
         await self._acting.close()
 
-    def _tell(self, kind: str, text: str, index: int) -> None:
+    def _note(self, kind: str, text: str, index: int) -> None:
         self._events.note(kind, text, index=index)
 
     # ---- policies -------------------------------------------------------------------
 
     async def _answer(self, drift: Drift) -> None:
         policy = self.modes.policy
-        with self._telling_of(drift) as said:
+        with self._noting(drift) as said:
             said.append(_described(policy, drift))
             if not policy.acts:
                 return
@@ -143,7 +143,7 @@ class DriftResponse(Subscriber):
         drift, begun = ended.drift, self.modes.begun
         if begun is None or begun.drift != drift:  # it has failed
             return
-        with self._telling_of(drift) as said:
+        with self._noting(drift) as said:
             said.append(_described(self.modes.policy, drift))
             said.append(f": ended after {ended.index - drift.index:,} mini-batches")
             said.append(await self._change("undo", drift, self.modes.end))
@@ -156,7 +156,7 @@ class DriftResponse(Subscriber):
         return f" ({time.perf_counter() - start:.2f} s)"
 
     @contextmanager
-    def _telling_of(self, drift: Drift) -> Iterator[list[str]]:
+    def _noting(self, drift: Drift) -> Iterator[list[str]]:
         """Tell what has been said in the end, and what has failed, if anything has."""
         said: list[str] = []
         try:
@@ -166,7 +166,7 @@ class DriftResponse(Subscriber):
         except Exception as error:
             self._failed("".join(said) or self._name, error, drift.index)
         else:
-            self._tell("policy", "".join(said), drift.index)
+            self._note("policy", "".join(said), drift.index)
 
     async def _keep(self, index: int) -> None:
         try:
@@ -185,7 +185,7 @@ class DriftResponse(Subscriber):
     def _failed(self, text: str, error: Exception, index: int) -> None:
         text = f"{text}: FAILED, {in_words(error)}"
         logger.warning("The answer to drift failed: %s", text)
-        self._tell("policy", text, index)
+        self._note("policy", text, index)
 
     async def _restore(self, drift: Drift) -> bool:
         """Go back to the newest snapshot that is old enough to be from before."""

@@ -89,7 +89,7 @@ class Inference(Subscriber):
 
     async def predict_given(self, x: Any, details: bool) -> Any:
         """Predict what a user has given; see `Trainer.predict`."""
-        self._tell_of_pair(x)
+        self._say_if_pair(x)
         return await self.predict(x, details)
 
     async def predict(self, x: Any, details: bool = False) -> Any:
@@ -101,12 +101,12 @@ class Inference(Subscriber):
         """Predict for one record; see `Trainer.predict_one`."""
         with refusing():
             x = as_batch(record)
-        self._tell_of_pair(x)
+        self._say_if_pair(x)
         prediction = await self._prediction(x)
         value = without_batch_axis(prediction.value)
         return replace(prediction, value=value) if details else value
 
-    def _tell_of_pair(self, x: Any) -> None:
+    def _say_if_pair(self, x: Any) -> None:
         """Say that what was given to be predicted may be a pair (x, y)."""
         if why := why_no_inputs(x, self._intake.structures):
             self._events.say_once(

@@ -19,7 +19,7 @@ _all: weakref.WeakSet[Unclosed] = weakref.WeakSet()
 
 
 class Unclosed:
-    """Tells a trainer of the end, unless it has been closed before.
+    """Calls a method of a trainer when client or program end before it is closed.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ class Unclosed:
         it closes, before it says so to the scheduler; there is no other hook for it.
     name
         Under which it is listed, which no other has.
-    tell
+    on_end
         A bound method, called once with what has ended, in words, on any thread. It is
         held weakly.
     """
 
-    def __init__(self, client: Client, name: str, tell: Callable[[str], Any]) -> None:
-        self._tell = weakref.WeakMethod(tell)
+    def __init__(self, client: Client, name: str, on_end: Callable[[str], Any]) -> None:
+        self._on_end = weakref.WeakMethod(on_end)
         self._name = name
         self._callbacks = getattr(client, "_periodic_callbacks", {})
         self._callbacks[name] = self
@@ -56,8 +56,8 @@ class Unclosed:
         if self not in _all:
             return
         _all.discard(self)  # the client may be gone through by now: it stays listed
-        if (tell := self._tell()) is not None:
-            tell(what)
+        if (on_end := self._on_end()) is not None:
+            on_end(what)
 
 
 @atexit.register  # after those of distributed, and so called before they close clusters

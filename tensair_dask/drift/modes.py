@@ -391,15 +391,15 @@ class Modes:
     def _settled(self) -> str:
         """Say where the loss has settled; a model that has diverged settles, too."""
         convergence = self.convergence
-        told = f"the loss has settled at {convergence.level:.4g}"
+        text = f"the loss has settled at {convergence.level:.4g}"
         if not convergence.rose:
-            return told
-        told += (
+            return text
+        text += (
             f", above the {convergence.began:.4g} at which training began: it may have "
             "diverged; if so, lower the learning rate"
         )
-        logger.warning("In mode auto %s", told)
-        return told
+        logger.warning("In mode auto %s", text)
+        return text
 
     def _prime(self) -> None:
         """Show the detector what it is to compare with.

@@ -452,7 +452,7 @@ class Prequential:
             before = self.unmatched
             self.unmatched += count - len(known)
             if before < _UNMATCHED <= self.unmatched and not self.records:
-                self._tell_of_no_match(key)
+                self._warn_of_no_match(key)
             if found:
                 self._measure(found, times if len(known) == count else None)
                 columns = [
@@ -493,7 +493,7 @@ class Prequential:
         made = [at for kept in asked for at in kept]
         self._lateness = (total + sum(times) - sum(made), count + len(made))
 
-    def _tell_of_no_match(self, key: Any) -> None:
+    def _warn_of_no_match(self, key: Any) -> None:
         waiting = self.waiting
         if waiting:
             logger.warning(

@@ -96,8 +96,8 @@ def questions_and_answers(
     waiting: UntilDue[tuple[int, Any, Any]] = UntilDue()
     now = float("-inf")
     for index, record in enumerate(stream):
-        x, y, told = _read(index, record)
-        at = _moment(index, x, told, moment) if in_time else float(index)
+        x, y, given = _read(index, record)
+        at = _moment(index, x, given, moment) if in_time else float(index)
         now = max(now, at)
         yield from _answers(waiting, now)
         yield Question(index, x, at)
@@ -129,23 +129,23 @@ def _read(index: int, record: Any) -> tuple[Any, Any, Any]:
     )
 
 
-def _moment(index: int, x: Any, told: Any, moment: Any) -> float:
+def _moment(index: int, x: Any, given: Any, moment: Any) -> float:
     if isinstance(moment, str):
         try:
-            told = x[moment]
+            given = x[moment]
         except (KeyError, IndexError, TypeError) as error:
             raise BatchError(
                 f"Record {index} has no {moment!r}, which moment= names as its time."
             ) from error
     elif callable(moment):
-        told = moment(x)
-    if told is None:
+        given = moment(x)
+    if given is None:
         raise BatchError(
             f"Record {index} has no time, which a delay in time needs. Give records "
             "(x, y, time), or moment='a column of x', or moment=a function of x; or "
             "give the delay in records, for example delay=500."
         )
-    return as_seconds(told, 1)[0]
+    return as_seconds(given, 1)[0]
 
 
 def _as_time(given: Any) -> Any:

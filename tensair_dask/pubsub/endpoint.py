@@ -138,7 +138,7 @@ class Endpoint:
         self._installed = False
         participants = list(self._participants.values())
         # A registration with an old id may still be on its way.
-        self.spawn(self._tell("unregister", ids=list(self._participants)))
+        self.spawn(self._send("unregister", ids=list(self._participants)))
         self._participants.clear()
         for participant in participants:
             participant.renew()
@@ -285,11 +285,11 @@ class Endpoint:
             logger.exception("A view of a topic could not be taken")
 
     async def _confirm(self, view: View) -> None:
-        await self._tell(
+        await self._send(
             "seen", topic=view.topic, address=self.address, number=view.number
         )
 
-    async def _tell(self, what: str, **arguments: Any) -> None:
+    async def _send(self, what: str, **arguments: Any) -> None:
         """Tell the scheduler something until it has heard."""
         while not self.closed and not await self._heard(what, **arguments):
             pass
@@ -499,4 +499,4 @@ class ClientEndpoint(Endpoint):
         parcels: list[Parcel],
     ) -> None:
         answer = await self.deliver(subscription, sender, number, parcels)
-        await self._tell("acknowledge", token=token, answer=answer)
+        await self._send("acknowledge", token=token, answer=answer)

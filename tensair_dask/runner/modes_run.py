@@ -247,7 +247,9 @@ class AdaptiveRun(ModesRun, ScoredRun):
         """Add when each model learned, and how the modes compare."""
         files = super().draw()
         for side in self._adapting:
-            chart = drift_figures.chart(self.course(side), self.title, self.told(side))
+            chart = drift_figures.chart(
+                self.course(side), self.title, self.outcome(side)
+            )
             made = save(chart, self.output, f"drift-{side.mode}")
             files |= {f"drift, {kind}": path for kind, path in made.items()}
         if self.compare:
@@ -259,7 +261,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
         """What is drawn of one trainer: nobody knows where this stream truly drifts."""
         return Course(side.record.frame(), alarms=side.alarms())
 
-    def told(self, side: Side) -> str:
+    def outcome(self, side: Side) -> str:
         """Say in one line what came of it."""
         found = len(Detections({}, side.alarms()).false)
         return (
@@ -311,7 +313,7 @@ class AdaptiveRun(ModesRun, ScoredRun):
             return figures
         for side in self._adapting:
             chart = drift_figures.chart(self.course(side))
-            figures.append((f"Mode {side.mode}: {self.told(side)}", chart))
+            figures.append((f"Mode {side.mode}: {self.outcome(side)}", chart))
         if self.compare:
             figures.append(("The modes side by side", self.scores_chart(self.curves())))
         return figures

@@ -1,4 +1,4 @@
-"""Happenings: replicas that are lost or join, told as lines while a run goes on."""
+"""Print a line for each replica that joins, leaves or is lost during a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tensair_dask.observe.telemetry.events import Event
     from tensair_dask.runner.resume import Continuation
 
-__all__ = ["TOLD", "Happenings"]
+__all__ = ["LOGGED", "ReplicaLog"]
 
 # Kinds of events that are told; pipelines tell of the others themselves.
-TOLD = ("joined", "left", "lost")
+LOGGED = ("joined", "left", "lost")
 
 
-class Happenings:
+class ReplicaLog:
     """Say what happens to the replicas of a trainer; a context manager.
 
     Each line begins with the number of the mini-batch.
@@ -55,7 +55,7 @@ class Happenings:
         self._seen = trainer.session.events.log.added
         self._looking: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> Happenings:
+    def __enter__(self) -> ReplicaLog:
         self._looking = asyncio.ensure_future(self._look())
         return self
 
@@ -67,20 +67,20 @@ class Happenings:
     ) -> None:
         if self._looking is not None:
             self._looking.cancel()
-        self._tell()
+        self._say_new()
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self.interval)
             if self._trainer.session.events.log.added > self._seen:
                 await self._meet()
-                self._tell()
+                self._say_new()
 
-    def _tell(self) -> None:
+    def _say_new(self) -> None:
         events = self._trainer.session.events.log
         count, self._seen = events.added - self._seen, events.added
         for event in list(events)[-count:] if count else []:
-            if event.kind in TOLD:
+            if event.kind in LOGGED:
                 self._say(self._line(event))
 
     async def _meet(self) -> None:

@@ -114,9 +114,10 @@ class Continuation:
         for option, value in self._options.items():
             if made_with.get(option) != value:
                 raise CheckpointError(
-                    f"{self.path} was written by a run with {_told(option, made_with)},"
-                    f" and this one has {_told(option, self._options)}. Give the "
-                    "same, or an empty folder."
+                    f"{self.path} was written by a run with "
+                    f"{_named(option, made_with)}, and this one has "
+                    f"{_named(option, self._options)}. Give the same, or "
+                    "an empty folder."
                 )
 
     @property
@@ -197,7 +198,7 @@ class Continuation:
         """Nothing is left to do: `keep` has put everything back."""
 
 
-def _told(option: str, options: Mapping[str, Any]) -> str:
+def _named(option: str, options: Mapping[str, Any]) -> str:
     name = option.replace("_", " ")
     return f"{name} {options[option]!r}" if option in options else f"no {name}"
 

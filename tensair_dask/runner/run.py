@@ -43,7 +43,7 @@ from tensair_dask.runner.options import (
     option,
     options_of,
 )
-from tensair_dask.runner.replica_log import Happenings
+from tensair_dask.runner.replica_log import ReplicaLog
 from tensair_dask.runner.resume import Continuation
 from tensair_dask.runner.summary import Tally
 
@@ -159,17 +159,17 @@ class Run:
             opened = joined(self.scheduler)
         async with opened as client:
             if self.scheduler is None:
-                await self._tell_processes(client)
+                await self._say_processes(client)
             else:
                 self.say(f"Joined the scheduler at {self.scheduler}")
             self.say(f"Dashboard: {client.dashboard_link}")
             yield client
 
-    async def _tell_processes(self, client: Client) -> None:
+    async def _say_processes(self, client: Client) -> None:
         self._processes = await client.run(os.getpid)
         if self.console.is_terminal or self.debug:
-            told = ", ".join(map(str, self._processes.values()))
-            self.say(f"Workers: {told} (kill -9 one, and watch)")
+            text = ", ".join(map(str, self._processes.values()))
+            self.say(f"Workers: {text} (kill -9 one, and watch)")
 
     def without_effect(self, given: Collection[str]) -> str:
         """Say which options would have no effect, and why; empty if all have.
@@ -186,12 +186,12 @@ class Run:
         await self.continuation.open(name, **options)
         going_on = self.continuation
         if going_on.path:
-            told = (
+            text = (
                 f"Going on from {going_on.path} after {going_on.begins:,} mini-batches"
             )
             if going_on.again:
-                told += f"; up to {going_on.again:,} of the next are learned twice"
-            self.say(told)
+                text += f"; up to {going_on.again:,} of the next are learned twice"
+            self.say(text)
 
     @contextlib.asynccontextmanager
     async def training(self, trainer: Any) -> AsyncIterator[Any]:
@@ -228,7 +228,7 @@ class Run:
         try:
             with (
                 terminal.live_line(self.console, view),
-                Happenings(trainer, self.say, self.continuation, self._processes),
+                ReplicaLog(trainer, self.say, self.continuation, self._processes),
             ):
                 yield
         finally:
@@ -236,8 +236,8 @@ class Run:
             self.tally.lost = {one.address for one in trainer.replicas if not one.alive}
             sink.destroy()
             unsubscribe()
-            if told := self.tally.told_refusals():
-                self.say(told)
+            if text := self.tally.describe_refusals():
+                self.say(text)
 
     def _count(self, letter: Any) -> None:
         if letter.index < 0:  # of a record; mini-batches have reports

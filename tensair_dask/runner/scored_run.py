@@ -83,11 +83,11 @@ class ScoredRun(BatchesRun):
         import torch
 
         self.scores = scores
-        model, told = self._saved_as(self.save_to)
+        model, results = self._saved_as(self.save_to)
         model.parent.mkdir(parents=True, exist_ok=True)
         torch.save(await trainer.state_dict(), model)
-        self.files |= {"model": str(model), "scores": str(told)}
-        told.write_text(json.dumps(self.result(), indent=2) + "\n", "utf-8")
+        self.files |= {"model": str(model), "scores": str(results)}
+        results.write_text(json.dumps(self.result(), indent=2) + "\n", "utf-8")
 
     def finish(
         self,

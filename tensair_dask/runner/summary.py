@@ -97,19 +97,19 @@ class Tally:
             "first_refusal": None if first is None else str(first),
         }
 
-    def told_refusals(self) -> str:
+    def describe_refusals(self) -> str:
         """Say what was refused, and why the first was; nothing if nothing was."""
-        told = []
+        parts = []
         if self.refused:
             names = ", ".join(f"{n:,} {name}" for name, n in self.refused.most_common())
-            told.append(
+            parts.append(
                 f"{_several(self.refused.total(), 'mini-batch', 'es')} ({names})"
             )
         if self.refused_records:
-            told.append(_several(self.refused_records, "record", "s"))
-        if not told:
+            parts.append(_several(self.refused_records, "record", "s"))
+        if not parts:
             return ""
-        return f"Refused: {' and '.join(told)}. The first: {self.first_refusal}"
+        return f"Refused: {' and '.join(parts)}. The first: {self.first_refusal}"
 
     @property
     def reached(self) -> int:

@@ -135,8 +135,8 @@ def are_groups(node: Stream) -> bool | None:
         return False
     if not isinstance(node, _PASSAGES):
         return None
-    told = {are_groups(each) for each in node.upstreams if each is not None}
-    return told.pop() if len(told) == 1 else None
+    found = {are_groups(each) for each in node.upstreams if each is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 # ---- nothing is left in them ---------------------------------------------------------

@@ -87,9 +87,9 @@ class predict(OrderedNode):
         """Say it where an item may have no prediction; else when one has none."""
         self._pairs = pairs
         if self._on_error != "raise" and not self._is_dead:
-            self._tell_of_pairs(f"with on_error={self._on_error!r} it leaves out")
+            self._say_of_pairs(f"with on_error={self._on_error!r} it leaves out")
 
-    def _tell_of_pairs(self, what: str) -> None:
+    def _say_of_pairs(self, what: str) -> None:
         self.intake.say_once_soon(
             f"paired {id(self)}",
             f"{self._pairs} pairs the predictions of {self} with items of the same "
@@ -121,7 +121,7 @@ class predict(OrderedNode):
             except BaseException as error:
                 self._let_go(metadata)
                 if self._pairs is not None and isinstance(error, REFUSALS):
-                    self._tell_of_pairs("it has just left out one of the")
+                    self._say_of_pairs("it has just left out one of the")
                 if self._on_error == "raise" or not isinstance(error, REFUSALS):
                     raise
                 self.intake.refuse_question(item, error, metadata, self._on_error)

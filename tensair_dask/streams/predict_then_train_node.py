@@ -160,7 +160,9 @@ class predict_then_train(OrderedNode):
         self.scores = scores
         self._delay, self._later = later, delay
         self._collate = collate or Pairs(form_of(upstream))
-        self._decide = _decided if decide is None else functools.partial(_told, decide)
+        self._decide = (
+            _decided if decide is None else functools.partial(_made_by, decide)
+        )
         self._labels = CommonLabel() if scores is not None else None
         if scores is not None:
             trainer.session.scored_by(scores)
@@ -455,7 +457,7 @@ def _check_delay(
         )
 
 
-def _told(decide: Callable[[Any], Any], output: Any) -> Any:
+def _made_by(decide: Callable[[Any], Any], output: Any) -> Any:
     """Call a function of the user's that says what is scored."""
     made = decide(output)
     if made is None:

@@ -87,7 +87,7 @@ def check_route(upstream: Stream, collate: Any, others: Iterable[Any]) -> str:
             if same:
                 raise _twice(upstream, other)
             if not (_parts(upstream, common) and _parts(before, common)):
-                text = text or _told(upstream, before, other, common)
+                text = text or _twice_text(upstream, before, other, common)
     return text
 
 
@@ -114,7 +114,9 @@ def _twice(upstream: Stream, other: Any) -> ConfigurationError:
     )
 
 
-def _told(upstream: Stream, before: Stream, other: Any, common: set[Stream]) -> str:
+def _twice_text(
+    upstream: Stream, before: Stream, other: Any, common: set[Stream]
+) -> str:
     source = next(each for each in nodes_before(upstream) if each in common)
     return (
         f"The items of {source} come to this trainer twice: through {before} to the "

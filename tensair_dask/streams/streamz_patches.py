@@ -320,17 +320,17 @@ def _mend_zip(kind: Any) -> None:
     @functools.wraps(make)
     def init(self: Any, *upstreams: Any, **kwargs: Any) -> None:
         make(self, *upstreams, **kwargs)
-        _tell_of_pairs(self)
+        _announce_pairs(self)
 
     @functools.wraps(add)
     def _add_upstream(self: Any, upstream: Stream) -> None:
         add(self, upstream)
-        _tell_of_pairs(self)
+        _announce_pairs(self)
 
     kind.__init__, kind._add_upstream = init, _add_upstream
 
 
-def _tell_of_pairs(node: Stream) -> None:
+def _announce_pairs(node: Stream) -> None:
     """Let nodes of trainers know that what they give is paired with what they get.
 
     A zip pairs by order; they may give in another order, or less than they get.

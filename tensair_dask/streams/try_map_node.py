@@ -104,7 +104,7 @@ class try_map(Stream):
         refusal.__cause__ = RaisedError.unless_fit(error)
         self._retain_refs(metadata)
 
-        def tell() -> None:
+        def refuse() -> None:
             trainer = self._trainer()
             if trainer is None:  # it was closed, and nobody reads its dead letters
                 return
@@ -117,9 +117,9 @@ class try_map(Stream):
             )
 
         if _is_running(self._client_loop):
-            tell()
+            refuse()
         else:
-            self._client_loop.call_soon_threadsafe(tell)
+            self._client_loop.call_soon_threadsafe(refuse)
         if self._on_error == "raise":
             raise refusal
 

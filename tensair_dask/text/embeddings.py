@@ -20,9 +20,9 @@ GROUP = 8
 # that are too large begin to grow out of all bounds; those that are not stay below.
 LONGEST = 50.0
 
-# The loss is told from one in so many blocks: the logarithms would cost a tenth of a
+# The loss is measured on one in so many blocks: the logarithms would cost a tenth of a
 # step, and gradients do not need them.
-TOLD = 16
+LOSS_BLOCKS = 16
 
 
 class WordVectors(nn.Module):
@@ -290,7 +290,7 @@ def _mean_loss(
     seen: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """Mean over the pairs of the first blocks."""
-    words = min(-(-len(seen) // TOLD) * LENGTH, noisy.shape[1])
+    words = min(-(-len(seen) // LOSS_BLOCKS) * LENGTH, noisy.shape[1])
     blocks = words // LENGTH
     log = nn.functional.logsigmoid
     part, weights = mask[:blocks], weights[0, :words]

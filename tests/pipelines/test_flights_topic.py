@@ -121,7 +121,7 @@ def test_what_may_be_missing_of_a_flight_becomes_inputs_that_are_finite():
     made = flights.Inputs(*flights.surroundings())
     for missing in ("distance", "tailnum", "carrier", "origin", "dest"):
         told = flights.read_flight(written({missing: None}))
-        frame = pd.DataFrame([told], columns=flights.TOLD)
+        frame = pd.DataFrame([told], columns=flights.FIELDS)
         inputs = made.of(flights.in_order(frame))
         assert np.isfinite(inputs.numbers).all()
         assert len(inputs) == 1
@@ -145,14 +145,14 @@ async def test_flights_go_on_behind_records_that_are_none(broker):
     assert [each.record.offset for each in letters] == [*range(11, 11 + letters.total)]
     assert letters.total == len(NO_FLIGHTS)
     assert broker.committed("flights", name) == [64 + letters.total]
-    told = run.tally.told_refusals()
+    told = run.tally.describe_refusals()
     assert told.startswith(f"Refused: {letters.total} records. The first: The record")
     assert "at offset 11" in told
 
 
 def test_a_flight_that_did_not_arrive_is_no_mini_batch():
     made = flights.Inputs(*flights.surroundings())
-    frame = flights.in_order(flights.read("flights.csv.zip", flights.TOLD)).head(3)
+    frame = flights.in_order(flights.read("flights.csv.zip", flights.FIELDS)).head(3)
     nothing = made.of(flights.in_order(frame.assign(arr_delay=np.nan)))
     assert len(nothing) == 0
     assert nothing.numbers.shape == (0, len(flights.NUMBERS))
@@ -197,8 +197,8 @@ def test_a_record_holds_what_is_known_of_a_flight(broker):
     told = json.loads(message.value())
     assert list(told) == [
         name
-        for name in flights.read("flights.csv.zip", flights.TOLD).columns
-        if name in flights.TOLD
+        for name in flights.read("flights.csv.zip", flights.FIELDS).columns
+        if name in flights.FIELDS
     ]
-    first = flights.in_order(flights.read("flights.csv.zip", flights.TOLD)).iloc[0]
+    first = flights.in_order(flights.read("flights.csv.zip", flights.FIELDS)).iloc[0]
     assert told == first.to_dict()

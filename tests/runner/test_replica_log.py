@@ -9,7 +9,7 @@ from distributed.utils_test import gen_cluster
 from helpers import classes
 
 from tensair_dask import Trainer
-from tensair_dask.runner.replica_log import Happenings
+from tensair_dask.runner.replica_log import ReplicaLog
 from tensair_dask.runner.resume import Continuation
 
 
@@ -25,7 +25,7 @@ async def test_replicas_that_come_and_go_are_told(c, s, a, b):
     async with Trainer(c, **classes()) as trainer:
         await trainer.mark("nobody needs to know")
         processes = {a.address: 11, b.address: 12}
-        with Happenings(trainer, lines.append, Continuation(), processes):
+        with ReplicaLog(trainer, lines.append, Continuation(), processes):
             await a.close(nanny=False)
             assert await told("replica left") == (
                 f"        0  replica left: the replica on {a.address} (process 11)"

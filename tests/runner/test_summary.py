@@ -9,7 +9,7 @@ from tensair_dask.runner.summary import Tally
 
 def test_what_was_refused_is_counted_and_the_first_error_is_told():
     tally = Tally()
-    assert tally.told_refusals() == ""
+    assert tally.describe_refusals() == ""
     assert tally.refusals() == {
         "refused": {},
         "refused_records": 0,
@@ -17,10 +17,10 @@ def test_what_was_refused_is_counted_and_the_first_error_is_told():
     }
     tally.refuse(SimpleNamespace(error=RecordError("no flight")))
     tally.refuse(SimpleNamespace(error=RecordError("nor this")))
-    assert tally.told_refusals() == "Refused: 2 records. The first: no flight"
+    assert tally.describe_refusals() == "Refused: 2 records. The first: no flight"
     for _ in range(3):
         tally.add(Report.refused(0, 4, ShapeError("too wide")))
-    assert tally.told_refusals() == (
+    assert tally.describe_refusals() == (
         "Refused: 3 mini-batches (3 ShapeError) and 2 records. The first: no flight"
     )
     assert tally.refusals() == {

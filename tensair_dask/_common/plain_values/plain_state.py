@@ -129,13 +129,13 @@ def check(thing: Any, parameters: Mapping[str, Any], state: Any) -> Any:
         )
     saved = state["parameters"]
     if saved != dict(parameters):
-        told = ", ".join(
+        text = ", ".join(
             f"{name}={saved.get(name)!r} (here {parameters.get(name)!r})"
             for name in {**saved, **parameters}
             if saved.get(name, _CODE) != parameters.get(name, _CODE)
         )
         raise CheckpointError(
-            f"The state is that of {_article(kind)} with {told}; restore with the "
+            f"The state is that of {_article(kind)} with {text}; restore with the "
             "parameters that it was saved with."
         )
     return state["state"]
@@ -219,9 +219,9 @@ class _Taker:
         return {"keys": list(thing), "values": values}
 
     def _object(self, thing: Any, where: str) -> Any:
-        told = _bytes_of(thing)
-        if told is not None:
-            return {"class": _name(thing), "bytes": told}
+        text = _bytes_of(thing)
+        if text is not None:
+            return {"class": _name(thing), "bytes": text}
         if isinstance(thing, (type, ModuleType, *_CODE)) or not hasattr(
             thing, "__dict__"
         ):

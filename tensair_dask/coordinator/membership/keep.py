@@ -108,8 +108,8 @@ class Membership(Subscriber):
         for each in delayed:
             self._delay(each)
         for address in await self.workers.paused():
-            self._tell_of_delay(address, await self._starter.why_not_begun(address))
-        Hearing.begin(self.client, self._starter.run_id, self._told_of_leaving)
+            self._note_delay(address, await self._starter.why_not_begun(address))
+        Hearing.begin(self.client, self._starter.run_id, self._hear_of_leaving)
         self._wished = len(handles) + len(delayed)
 
     def watch(self) -> None:
@@ -153,7 +153,7 @@ class Membership(Subscriber):
                 gone = OSError("its worker left the cluster")
                 self.replicas.dispatcher.lose(handle.lane, gone)
 
-    def _told_of_leaving(self, name: str) -> None:
+    def _hear_of_leaving(self, name: str) -> None:
         """Send nothing more to a replica that says that it leaves."""
         for handle in self.replicas.handles:
             if handle.name == name:
@@ -281,10 +281,10 @@ class Membership(Subscriber):
         """Go on without a replica whose worker has not begun to start it."""
         self._delayed.append(delayed)
         handle = delayed.handle
-        self._tell_of_delay(handle.place.address, delayed.why, handle.name)
+        self._note_delay(handle.place.address, delayed.why, handle.name)
         self._background.go_on_with(self._await(delayed))
 
-    def _tell_of_delay(self, address: str, why: str, replica: str = "") -> None:
+    def _note_delay(self, address: str, why: str, replica: str = "") -> None:
         text = (
             f"no replica is on {address} yet: it {why}. One joins when it has time; "
             "the others go on without it"

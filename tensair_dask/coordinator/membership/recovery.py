@@ -86,12 +86,12 @@ class Recovery:
         if lane.leaving and not handle.unwanted:
             # Its worker is about to go, and may still be there for a while.
             self._workers.avoid(lane.address)
-        told = f"the replica on {lane.address}"
+        text = f"the replica on {lane.address}"
         if isinstance(lane.failure, ReplicaFailedError):
             # What raised there would do so again at once.
             self._workers.avoid(lane.address)
-            told += f": {lane.failure}"
-        self._events.note(kind, told, handle.name)
+            text += f": {lane.failure}"
+        self._events.note(kind, text, handle.name)
         if self.settled:
             self._recovering = self._background.go_on_with(self._recover())
 

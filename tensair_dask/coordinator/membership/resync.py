@@ -123,14 +123,14 @@ class Resync:
         copied = await self._barrier.copy(source, others) if others else []
         if others and not copied:
             return  # one of both ends is gone: the next round knows
-        told = f"{len(copied)} replicas had missed gradients: took over a peer's model"
+        text = f"{len(copied)} replicas had missed gradients: took over a peer's model"
         poisoned = len(set(copied).difference(sound))
         if poisoned:
-            told = (
+            text = (
                 f"{len(copied)} replicas took over a peer's model: that of {poisoned} "
                 "was NaN or infinite, and the others had refused what it sent"
             )
         if source in behind:
-            told += ", which had missed some, too"
-            logger.warning("Gradients were lost: %s", told)
-        self._events.note("note", told)
+            text += ", which had missed some, too"
+            logger.warning("Gradients were lost: %s", text)
+        self._events.note("note", text)

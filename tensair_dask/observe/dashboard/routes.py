@@ -25,8 +25,8 @@ _NO = ("", "0", "false", "no")
 
 # By scheduler. A handler cannot be taken from a server again: it asks here what there
 # is to tell. Held weakly, because a telemetry holds its scheduler.
-_told: weakref.WeakKeyDictionary[Any, weakref.ref[Telemetry] | None]
-_told = weakref.WeakKeyDictionary()
+_telemetries: weakref.WeakKeyDictionary[Any, weakref.ref[Telemetry] | None]
+_telemetries = weakref.WeakKeyDictionary()
 
 
 def add_routes(scheduler: Any, telemetry: Telemetry) -> None:
@@ -45,24 +45,24 @@ def add_routes(scheduler: Any, telemetry: Telemetry) -> None:
     http = getattr(scheduler, "http_application", None)
     if http is None:
         return
-    if scheduler not in _told:
+    if scheduler not in _telemetries:
         prefix, about = _prefix(http), {"dask_server": scheduler}
         routes = [(TRAINING, _Training, about), (TARGETS, _Targets, about)]
         http.add_handlers(
             ".*$",
             [(prefix + re.escape(path), kind, args) for path, kind, args in routes],
         )
-    _told[scheduler] = weakref.ref(telemetry)
+    _telemetries[scheduler] = weakref.ref(telemetry)
 
 
 def remove_routes(scheduler: Any, telemetry: Telemetry) -> None:
     """Tell no more of it; it need not be what is told."""
     if _telemetry(scheduler) is telemetry:
-        _told[scheduler] = None
+        _telemetries[scheduler] = None
 
 
 def _telemetry(scheduler: Any) -> Telemetry | None:
-    reference = _told.get(scheduler)
+    reference = _telemetries.get(scheduler)
     return None if reference is None else reference()
 
 

@@ -152,18 +152,18 @@ class _Collector(PrometheusCollector):
         self.subsystem = "tensair"
         self._sources: dict[int, tuple[weakref.ref[Any], Callable[..., Any]]] = {}
 
-    def add(self, told: Any, samples: Callable[[Any], Iterator[Sample]]) -> None:
+    def add(self, source: Any, samples: Callable[[Any], Iterator[Sample]]) -> None:
         """Add what tells, and the function that makes samples of it."""
-        key = id(told)
+        key = id(source)
 
         def forget(_: object) -> None:
             self._sources.pop(key, None)
 
-        self._sources[key] = weakref.ref(told, forget), samples
+        self._sources[key] = weakref.ref(source, forget), samples
 
-    def remove(self, told: Any) -> None:
+    def remove(self, source: Any) -> None:
         """Remove what was added."""
-        self._sources.pop(id(told), None)
+        self._sources.pop(id(source), None)
 
     def describe(self) -> list[Any]:
         """Give all families without samples: what prometheus_client registers."""
@@ -180,11 +180,11 @@ class _Collector(PrometheusCollector):
 
     def _samples(self) -> Iterator[Sample]:
         for reference, samples in list(self._sources.values()):
-            told = reference()
-            if told is None:
+            source = reference()
+            if source is None:
                 continue
             try:
-                found = list(samples(told))
+                found = list(samples(source))
             except Exception:  # the other series, Dask's above all, go on
                 logger.exception("The telemetry of trainers could not be exported")
                 continue
@@ -205,7 +205,7 @@ _collector: _Collector | None = None
 _lock = threading.Lock()
 
 
-def _export(told: Any, samples: Callable[[Any], Iterator[Sample]]) -> None:
+def _export(source: Any, samples: Callable[[Any], Iterator[Sample]]) -> None:
     try:
         from prometheus_client import REGISTRY
     except ImportError:
@@ -220,7 +220,7 @@ def _export(told: Any, samples: Callable[[Any], Iterator[Sample]]) -> None:
                 logger.warning("Training is not shown on /metrics: %s", error)
                 return
             _collector = made
-    _collector.add(told, samples)
+    _collector.add(source, samples)
 
 
 # ---- samples -------------------------------------------------------------------------

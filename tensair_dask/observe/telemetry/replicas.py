@@ -146,12 +146,12 @@ class ReplicaRecord:
     # ---- what is made of it ---------------------------------------------------------
 
     @property
-    def _tells(self) -> bool:
+    def _reports(self) -> bool:
         return bool(self._snapshots) and not (self.lost or self.silent)
 
     def grown(self, name: str) -> float:
         """How much a count has grown over the window."""
-        if not self._tells:
+        if not self._reports:
             return 0.0
         first, last = self._snapshots[0], self._snapshots[-1]
         return last.get(name, 0) - first.get(name, 0)
@@ -176,7 +176,7 @@ class ReplicaRecord:
 
     def metric(self, name: str) -> tuple[float, float]:
         """Sum of a metric over the samples of the window, and how many these are."""
-        if not self._tells:
+        if not self._reports:
             return 0.0, 0.0
         first, last = (
             snapshot["metrics"].get(name, (0.0, 0.0, 0))

@@ -59,17 +59,17 @@ class Reporter:
         self._plugin = plugin
         self._about = about
         self._state = state
-        self.telling: asyncio.Task[None] | None = None
+        self.reporting: asyncio.Task[None] | None = None
         self._begun = False
         self._known = False
-        self._told_off = False
+        self._has_given_up = False
 
     async def open(self) -> None:
         """Register the plugin and the trainer; say why if there are no pages."""
         self._begun = True
         with self._tolerated():
             await _soon(self._open())
-        self.telling = asyncio.ensure_future(self._tell())
+        self.reporting = asyncio.ensure_future(self._report_regularly())
 
     async def _open(self) -> None:
         name, plugin = self._plugin
@@ -95,8 +95,8 @@ class Reporter:
         elif self.page is None:
             logger.warning(_NO_PAGES, answer["reason"])
 
-    async def _tell(self) -> None:
-        while not (self._told_off or self._client_is_closed):
+    async def _report_regularly(self) -> None:
+        while not (self._has_given_up or self._client_is_closed):
             with self._tolerated():
                 await _soon(self.report())
             await asyncio.sleep(INTERVAL)
@@ -122,10 +122,10 @@ class Reporter:
             See `Telemetry.close`.
         """
         begun, self._begun = self._begun, False
-        if self.telling is not None:
-            self.telling.cancel()
-            self.telling = None
-        if begun and not (self._told_off or self._client_is_closed):
+        if self.reporting is not None:
+            self.reporting.cancel()
+            self.reporting = None
+        if begun and not (self._has_given_up or self._client_is_closed):
             with self._tolerated():
                 await _soon(self._close(replicas))
 
@@ -149,8 +149,8 @@ class Reporter:
             self._off(in_words(error))
 
     def _off(self, reason: str) -> None:
-        if not self._told_off:
-            self._told_off = True
+        if not self._has_given_up:
+            self._has_given_up = True
             logger.warning(_NO_PAGES, reason)
 
 

@@ -71,7 +71,7 @@ class Telemetry:
             return False
         self.trainers[run_id] = TrainerRecord(
             run_id,
-            self._told_apart(plain(name)),
+            self._distinct_name(plain(name)),
             client,
             [plain(metric) for metric in metrics],
             target or len(self.scheduler.workers),
@@ -79,7 +79,7 @@ class Telemetry:
         )
         return True
 
-    def _told_apart(self, name: str) -> str:
+    def _distinct_name(self, name: str) -> str:
         """Return the name, numbered if another trainer on the page has it."""
         taken = {record.name for record in self.trainers.values()}
         number, found = 2, name

@@ -82,7 +82,7 @@ class TrainerRecord:
         without closing it.
     totals
         Sums over all replicas, also over those that were lost meanwhile.
-    told
+    reported
         What the client said last: backlog, lag and so on.
     """
 
@@ -183,15 +183,15 @@ class TrainerRecord:
         if now:
             replica.lose(left=True)
 
-    def update(self, told: dict[str, Any]) -> None:
+    def update(self, report: dict[str, Any]) -> None:
         """Take in what the client says."""
         self._heard = time.monotonic()
-        self.reported.update(told)
-        for name in told.get("metrics", ()):
+        self.reported.update(report)
+        for name in report.get("metrics", ()):
             if name not in self.metrics:
                 self.metrics.append(name)
         if not self.is_over:
-            self.state = told.get("state", self.state)
+            self.state = report.get("state", self.state)
 
     def end(self, state: str) -> None:
         """Take note that nothing more comes."""

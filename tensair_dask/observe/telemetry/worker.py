@@ -55,7 +55,7 @@ class WorkerTelemetry:
 
     def counts(self) -> dict[str, dict[str, Counts]]:
         """Counts by run and replica: plain numbers and strings, for msgpack."""
-        told: dict[str, dict[str, Counts]] = {}
+        found: dict[str, dict[str, Counts]] = {}
         for (run_id, replica), reference in list(self._replicas.items()):
             method = reference()
             if method is None:  # Dask has dropped the actor
@@ -63,13 +63,13 @@ class WorkerTelemetry:
                 continue
             counts = method()
             if counts is not None:
-                told.setdefault(run_id, {})[replica] = counts
-        return told
+                found.setdefault(run_id, {})[replica] = counts
+        return found
 
     def __call__(self, worker: Any) -> dict[str, dict[str, Counts]]:
         """What a heartbeat of the worker tells; this ends with the last replica."""
-        told = self.counts()
+        found = self.counts()
         if not self._replicas and worker.metrics.get(METRIC) is self:
             others = {k: v for k, v in worker.metrics.items() if k != METRIC}
             worker.metrics = others
-        return told
+        return found

@@ -25,7 +25,7 @@ from tensair_dask.observe.wording import (
 
 __all__ = ["RECENT", "drawing"]
 
-Told = dict[str, Any]
+Snapshot = dict[str, Any]
 
 # Columns of the series that are drawn.
 RECENT = ("time", "samples", "loss")
@@ -50,27 +50,27 @@ _ROWS = 16
 
 
 def drawing(
-    told: Told, width: int, height: int | None = None, blocks: str = BLOCKS
+    snapshot: Snapshot, width: int, height: int | None = None, blocks: str = BLOCKS
 ) -> RenderableType:
-    """Draw what a scheduler has told.
+    """Draw what a scheduler has reported.
 
     Parameters
     ----------
-    told
+    snapshot
         As `RemoteTelemetry.read` gives it, with `RECENT`.
     width, height
         Of the page in characters and lines; None for as many lines as it takes.
     blocks
         What curves are made of.
     """
-    page = _cluster(told, width)
-    running = [each for each in told["trainers"] if each["ended"] is None]
-    over = [each for each in told["trainers"] if each["ended"] is not None]
+    page = _cluster(snapshot, width)
+    running = [each for each in snapshot["trainers"] if each["ended"] is None]
+    over = [each for each in snapshot["trainers"] if each["ended"] is not None]
     over.sort(key=lambda each: -each["ended"])
-    if not told["trainers"]:
-        page.append(_nobody(told))
-    drawn = [_Trainer(each, told["time"], width, blocks) for each in running]
-    last = _last(over, told["time"])
+    if not snapshot["trainers"]:
+        page.append(_nobody(snapshot))
+    drawn = [_Trainer(each, snapshot["time"], width, blocks) for each in running]
+    last = _last(over, snapshot["time"])
     left = None if height is None else height - len(page) - len(last)
     full, brief = _fitted(drawn, left)
     page += [line for each in full for line in each.lines()]
@@ -78,13 +78,13 @@ def drawing(
     return Group(*page, *last)
 
 
-def _cluster(told: Told, width: int) -> list[RenderableType]:
+def _cluster(snapshot: Snapshot, width: int) -> list[RenderableType]:
     """Where the cluster is; its dashboard, which people click on, is never cut."""
-    workers = told["workers"]
-    clock = _clock(told["time"])
-    line = Text(told["scheduler"], style="bold")
+    workers = snapshot["workers"]
+    clock = _clock(snapshot["time"])
+    line = Text(snapshot["scheduler"], style="bold")
     line.append(f"  {workers:,} worker{'' if workers == 1 else 's'}", style="not bold")
-    link = Text(told["dashboard"] or "", style="dim")
+    link = Text(snapshot["dashboard"] or "", style="dim")
     fits = len(line) + len(link) + len(clock) + 4 <= width
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
@@ -93,12 +93,12 @@ def _cluster(told: Told, width: int) -> list[RenderableType]:
     return [grid] if fits else [grid, link]
 
 
-def _nobody(told: Told) -> RenderableType:
-    workers = "" if told["workers"] else " and no worker"
+def _nobody(snapshot: Snapshot) -> RenderableType:
+    workers = "" if snapshot["workers"] else " and no worker"
     return Text(f"\nNo trainer{workers} yet. Waiting; what comes is shown here.")
 
 
-def _last(over: Sequence[Told], now: float) -> list[RenderableType]:
+def _last(over: Sequence[Snapshot], now: float) -> list[RenderableType]:
     """One line for each of the trainers that ended last."""
     lines: list[RenderableType] = []
     for trainer in over[:_OVER]:
@@ -128,27 +128,27 @@ class _Trainer:
         How many of its replicas and events are shown.
     """
 
-    def __init__(self, told: Told, now: float, width: int, blocks: str) -> None:
-        self._told = told
+    def __init__(self, snapshot: Snapshot, now: float, width: int, blocks: str) -> None:
+        self._snapshot = snapshot
         self._now = now
         self._width = width
         self._blocks = blocks
-        self._facts = _facts(told)
-        self.rows = min(len(told["replicas"]), _ROWS)
-        self.events = min(len(told["events"]), _EVENTS)
+        self._facts = _facts(snapshot)
+        self.rows = min(len(snapshot["replicas"]), _ROWS)
+        self.events = min(len(snapshot["events"]), _EVENTS)
 
     @property
     def wanted(self) -> _Size:
         """How many there are to show."""
         return _Size(
-            len(self._told["replicas"]), min(len(self._told["events"]), _EVENTS)
+            len(self._snapshot["replicas"]), min(len(self._snapshot["events"]), _EVENTS)
         )
 
     @property
     def height(self) -> int:
         """How many lines it takes."""
         facts = -(-len(self._facts) // self._facts_in_a_line)
-        replicas = len(self._told["replicas"])
+        replicas = len(self._snapshot["replicas"])
         table = (1 + self.rows + (self.rows < replicas)) if replicas else 0
         return 1 + facts + 1 + table + self.events
 
@@ -158,16 +158,16 @@ class _Trainer:
 
     def lines(self) -> list[RenderableType]:
         """Draw title, facts, curves, replicas and events."""
-        told = self._told
+        snapshot = self._snapshot
         drawn: list[RenderableType] = [self._title(), self._grid(), self._curves()]
-        if told["replicas"]:
-            drawn.append(replica_table(told["replicas"], self._width, self.rows))
-        newest = told["events"][len(told["events"]) - self.events :]
+        if snapshot["replicas"]:
+            drawn.append(replica_table(snapshot["replicas"], self._width, self.rows))
+        newest = snapshot["events"][len(snapshot["events"]) - self.events :]
         return [*drawn, *map(_event, reversed(newest))]
 
     def brief(self) -> RenderableType:
         """Draw one line."""
-        now = self._told["now"]
+        now = self._snapshot["now"]
         line = self._name()
         line.append(
             f"  {amount(now['samples_per_second'])} samples/s  "
@@ -177,23 +177,27 @@ class _Trainer:
         return line
 
     def _name(self) -> Text:
-        told = self._told
-        name = plain(told["name"])
+        snapshot = self._snapshot
+        name = plain(snapshot["name"])
         line = Text(name, style="bold", no_wrap=True, overflow="ellipsis")
-        state = told["state"]
+        state = snapshot["state"]
         line.append(f"  {state}", style=f"not bold {_STATES.get(state, '')}")
         return line
 
     def _title(self) -> RenderableType:
-        told = self._told
+        snapshot = self._snapshot
         title = self._name()
-        title.append(f" {duration(self._now - told['started'])}", style="not bold dim")
-        alive = sum(row["state"] not in ("lost", "left") for row in told["replicas"])
         title.append(
-            f"  {alive:,} of {told['target']:,} replicas",
-            style="not bold" if alive >= told["target"] else "yellow",
+            f" {duration(self._now - snapshot['started'])}", style="not bold dim"
         )
-        title.append(f"  run {told['run_id'][:8]}", style="not bold dim")
+        alive = sum(
+            row["state"] not in ("lost", "left") for row in snapshot["replicas"]
+        )
+        title.append(
+            f"  {alive:,} of {snapshot['target']:,} replicas",
+            style="not bold" if alive >= snapshot["target"] else "yellow",
+        )
+        title.append(f"  run {snapshot['run_id'][:8]}", style="not bold dim")
         return Rule(title, align="left", style="dim")
 
     def _grid(self) -> RenderableType:
@@ -209,7 +213,7 @@ class _Trainer:
         return grid
 
     def _curves(self) -> RenderableType:
-        recent = self._told.get("recent") or {}
+        recent = self._snapshot.get("recent") or {}
         times = recent.get("time") or []
         line = Text(no_wrap=True, overflow="crop")
         if len(times) < 2:
@@ -244,19 +248,19 @@ class _Fact(NamedTuple):
     text: Text
 
 
-def _facts(told: Told) -> list[_Fact]:
+def _facts(snapshot: Snapshot) -> list[_Fact]:
     """What is told of a trainer, the most important first."""
-    now = told["now"]
-    refused = told["dead_letters"]
-    dropped = told.get("dropped", 0)  # older schedulers do not tell it
+    now = snapshot["now"]
+    refused = snapshot["dead_letters"]
+    dropped = snapshot.get("dropped", 0)  # older schedulers do not tell it
     scores = [("loss", now["loss"]), *list(now["metrics"].items())[:_METRICS]]
-    predicting = told.get("phase") == "predicting"
+    predicting = snapshot.get("phase") == "predicting"
     return [
         _fact(
             "predicting" if predicting else "learning",
             _number(amount(now["samples_per_second"]), "samples/s"),
             _number(amount(now["steps_per_second"]), "steps/s"),
-            _number(amount(told["totals"]["samples"]), "samples"),
+            _number(amount(snapshot["totals"]["samples"]), "samples"),
         ),
         _fact("scores", *(_named(plain(name), value(score)) for name, score in scores)),
         _fact(
@@ -270,12 +274,12 @@ def _facts(told: Told) -> list[_Fact]:
             "exchange",
             _number(rate_of_bytes(now["sent_bytes_per_second"]), "sent"),
             _number(rate_of_bytes(now["received_bytes_per_second"]), "received"),
-            *([_named("of", f"{told['share']}s")] if told.get("share") else []),
+            *([_named("of", f"{snapshot['share']}s")] if snapshot.get("share") else []),
         ),
         _fact(
             "queue",
-            _named("backlog", amount(told["backlog"])),
-            _named("lag", duration(told["lag"])),
+            _named("backlog", amount(snapshot["backlog"])),
+            _named("lag", duration(snapshot["lag"])),
             _named("dead letters", amount(refused), "bold red" if refused else "bold"),
             *([_named("dropped", amount(dropped), "bold red")] if dropped else []),
             _named("predictions/s", amount(now["predictions_per_second"])),
@@ -332,7 +336,7 @@ def _height(trainers: Sequence[_Trainer]) -> int:
     return sum(each.height for each in trainers)
 
 
-def _event(event: Told) -> Text:
+def _event(event: Snapshot) -> Text:
     line = Text(_clock(event["time"]), style="dim", no_wrap=True, overflow="ellipsis")
     kind = event["kind"]
     line.append(f"  {KINDS.get(kind, kind)}", style=f"not dim {_KINDS.get(kind, '')}")

@@ -97,9 +97,9 @@ async def _watch(
             # On time, also if an answer took long: what is late then is left out.
             passed = loop.time() - begun
             await asyncio.sleep(interval - passed % interval)
-        told = await telemetry.read(view.recent)
+        snapshot = await telemetry.read(view.recent)
         try:
-            view.show(told)
+            view.show(snapshot)
         except BrokenPipeError:  # `| head` has seen enough
             nobody_reads()
             return

@@ -148,20 +148,20 @@ class RemoteTelemetry:
         recent
             As `Telemetry.read` has it.
         """
-        told = await self._ask(recent)
-        if told is None:  # somebody has taken the plugin away
+        snapshot = await self._ask(recent)
+        if snapshot is None:  # somebody has taken the plugin away
             await self._install()
-            told = await self._ask(recent)
-        if told is None:
+            snapshot = await self._ask(recent)
+        if snapshot is None:
             raise ClusterError(
                 f"The scheduler at {self.address} has no tensair-dashboard plugin any "
                 "more. Let whoever unregisters it leave it there."
             )
-        page = told.pop("page", None)
+        page = snapshot.pop("page", None)
         link = self._link
         if link is not None and page is not None:
             link = urljoin(link, page.lstrip("/"))
-        return {"scheduler": self.address, "dashboard": link, **told}
+        return {"scheduler": self.address, "dashboard": link, **snapshot}
 
     async def _ask(self, recent: Sequence[str] = ()) -> dict[str, Any] | None:
         asked = self._scheduler.tensair_telemetry_read(recent=list(recent))

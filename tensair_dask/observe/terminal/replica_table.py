@@ -148,7 +148,7 @@ def _taken(
 def _rest(replicas: Sequence[Row], shown: Sequence[Row]) -> Text:
     names = {row["replica"] for row in shown}
     states = Counter(row["state"] for row in replicas if row["replica"] not in names)
-    told = ", ".join(
+    text = ", ".join(
         f"{states[state]:,} {state}" for state in _TROUBLE if states[state]
     )
-    return Text(f"and {states.total():,} more: {told}", style="dim")
+    return Text(f"and {states.total():,} more: {text}", style="dim")

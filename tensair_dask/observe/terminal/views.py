@@ -15,11 +15,11 @@ from tensair_dask.observe.terminal.drawing import RECENT, drawing
 
 __all__ = ["Lines", "Pages", "Screen", "View", "nobody_reads", "view"]
 
-Told = dict[str, Any]
+Snapshot = dict[str, Any]
 
 
 class View:
-    """Shows what a scheduler has told; a context manager.
+    """Shows what a scheduler has reported; a context manager.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class View:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def show(self, told: Told) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Show it.
 
         Raises
@@ -51,9 +51,9 @@ class Lines(View):
 
     recent = ()
 
-    def show(self, told: Told) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Print a line."""
-        print(json.dumps(told, allow_nan=False, default=str), flush=True)
+        print(json.dumps(snapshot, allow_nan=False, default=str), flush=True)
 
 
 class Pages(View):
@@ -71,9 +71,9 @@ class Pages(View):
         self._console = console
         self._blocks = blocks
 
-    def show(self, told: Told) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Print a page and an empty line."""
-        page = drawing(told, self._console.width, None, self._blocks)
+        page = drawing(snapshot, self._console.width, None, self._blocks)
         self._console.print(page)
         self._console.print()
         self._console.file.flush()
@@ -93,7 +93,7 @@ class Screen(View):
     def __init__(self, console: Console, blocks: str = BLOCKS) -> None:
         self._console = console
         self._blocks = blocks
-        self._told: Told | None = None
+        self._snapshot: Snapshot | None = None
         self._live = Live(console=console, screen=True, auto_refresh=False)
 
     def __enter__(self) -> View:
@@ -102,18 +102,18 @@ class Screen(View):
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-        if self._told is not None:
+        if self._snapshot is not None:
             self._console.print(self._page())
 
-    def show(self, told: Told) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Draw over what was there."""
-        self._told = told
+        self._snapshot = snapshot
         self._live.update(self._page(), refresh=True)
 
     def _page(self) -> Any:
-        assert self._told is not None
+        assert self._snapshot is not None
         width, height = self._console.size
-        return drawing(self._told, width, height, self._blocks)
+        return drawing(self._snapshot, width, height, self._blocks)
 
 
 class _Console(Console):

@@ -157,7 +157,7 @@ class Source(Stream):
         # Whether the run that began last has had an item, and others said of one that
         # had none.
         self._gave = False
-        self._told_of_nothing = False
+        self._said_empty = False
         if start:
             self.start()
 
@@ -406,20 +406,20 @@ class Source(Stream):
         except Exception as error:
             # Told here, too: perhaps nobody awaits the end.
             logger.error("%s has failed: %s", self.name, error)
-            self._tell_of_the_end(error)
+            self._report_failure(error)
             finished.set_exception(error)
         else:
-            self._tell_of_nothing()
+            self._say_if_empty()
             finished.set_result(None)
 
-    def _tell_of_nothing(self) -> None:
+    def _say_if_empty(self) -> None:
         """Say, once, that the source has ended and has given no item."""
-        if self._gave or self._stopping or self._told_of_nothing:
+        if self._gave or self._stopping or self._said_empty:
             return
-        self._told_of_nothing = True
+        self._said_empty = True
         self._note(f"{self.name} has ended without an item: {self._why_nothing()}")
 
-    def _tell_of_the_end(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         """Tell the trainers behind it, also those that were connected later."""
         for trainer in trainers_after(self):
             self.tracker.add_hearer(trainer)

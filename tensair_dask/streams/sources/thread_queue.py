@@ -49,20 +49,20 @@ class Handover:
             self._records += sum(len(each.records) for each in parcels)
             if self._records >= self._most:
                 self._room.clear()
-        self._tell()
+        self._wake_soon()
 
     def finish(self, error: Exception | None = None) -> None:
         """Say that nothing more comes, and why. The first time counts."""
         if not self._over:
             self._error = error
             self._over = True
-            self._tell()
+            self._wake_soon()
 
     def has_room(self, patience: float = 0.0) -> bool:
         """Tell whether more may be put; wait so many seconds if not."""
         return self._room.wait(patience) if patience else self._room.is_set()
 
-    def _tell(self) -> None:
+    def _wake_soon(self) -> None:
         assert self._loop is not None
         # It may be closed: nobody waits there any more.
         with contextlib.suppress(RuntimeError):

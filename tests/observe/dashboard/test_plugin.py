@@ -310,7 +310,7 @@ async def test_a_plugin_that_is_unregistered_is_gone(c, s, a, caplog):
         await until(lambda: not gone.sampling.is_running())
         assert handlers(s) == []
         rows = known.archive.tiers[0].added
-        await until(trainer.session.reporter.telling.done)
+        await until(trainer.session.reporter.reporting.done)
         await train_all(trainer, linear_data(5))  # it goes on
         async with ta.Trainer(c, **linear()) as later:
             await train_all(later, linear_data(3))

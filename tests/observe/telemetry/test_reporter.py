@@ -96,7 +96,7 @@ class Unknown(SchedulerPlugin):
 async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
     teller = started_reporter(c, Unknown())
     await teller.open()
-    await until(teller.telling.done)
+    await until(teller.reporting.done)
     await teller.close({})
     assert "no_such_package" in only_warning(caplog)
 
@@ -118,7 +118,7 @@ async def test_a_scheduler_that_takes_no_plugins_may_have_preloaded_it(c, s):
     await teller.open()
     await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     await teller.close({})
-    assert not teller._told_off
+    assert not teller._has_given_up
     assert trainers(s)["run"].state == "closed"
 
 
@@ -143,7 +143,7 @@ async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
     await teller.open()
     caplog.clear()
     await c.unregister_scheduler_plugin(NAME)
-    await until(teller.telling.done)
+    await until(teller.reporting.done)
     await teller.close({})
     assert NAME in only_warning(caplog)
 
@@ -160,7 +160,7 @@ async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, 
     await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
     await teller.close({})
     assert trainers(s)["run"].state == "closed"
-    assert not teller._told_off
+    assert not teller._has_given_up
 
 
 @none(config={"tensair.dashboard.trainers": 1})
@@ -169,7 +169,7 @@ async def test_a_scheduler_that_has_no_room_is_told_of_once(c, s, caplog):
     await first.open()
     caplog.clear()
     await second.open()
-    await until(second.telling.done)
+    await until(second.reporting.done)
     await second.close({})
     assert "dashboard.trainers" in only_warning(caplog)
     assert list(trainers(s)) == ["run"]
@@ -214,7 +214,7 @@ async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
         await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
         caplog.clear()
     await until(lambda: trainers(s)["run"].state == "lost")
-    await until(teller.telling.done)
+    await until(teller.reporting.done)
     await teller.close({})
     assert not [entry for entry in caplog.records if entry.name == reporter.__name__]
 
@@ -225,7 +225,7 @@ async def test_a_state_that_cannot_be_told_is_told_of_once(c, s, caplog):
     teller._state = lambda: 1 / 0
     await teller.open()
     caplog.clear()
-    await until(teller.telling.done)
+    await until(teller.reporting.done)
     await teller.close({})
     assert "ZeroDivisionError" in only_warning(caplog)
 
