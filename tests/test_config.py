@@ -83,7 +83,7 @@ def test_values_that_are_not_allowed_are_refused_with_their_key(key, value, allo
         ("dead_leters", "dead-letters"),
     ],
 )
-def test_a_key_that_there_is_not_is_told_with_the_nearest(key, meant):
+def test_the_error_for_an_unknown_key_names_the_nearest(key, meant):
     with dask.config.set({f"tensair.{key}": 1}):
         (said,) = config.check()
     assert f"Is tensair.{meant} meant?" in said
@@ -99,7 +99,7 @@ def test_what_is_configured_by_default_is_allowed():
 @pytest.mark.parametrize(
     "section", [{"checkpoints.keep": 1}, {"checkpoints": {"a.keep": 1}}]
 )
-def test_a_key_with_a_dot_in_a_file_is_told(section):
+def test_a_key_with_a_dot_in_a_file_is_reported(section):
     with dask.config.set({"tensair": section}):
         said = config.check()
     assert any("'keep' on a line of its own" in each for each in said)

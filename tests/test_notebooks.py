@@ -33,7 +33,7 @@ def test_a_notebook_is_kept_without_outputs(path):
 
 
 @notebooks
-def test_a_notebook_tells_before_it_does(path):
+def test_a_notebook_explains_before_it_acts(path):
     book = json.loads(path.read_text(encoding="utf-8"))
     first, *_ = cells = book["cells"]
     assert first["cell_type"] == "markdown"

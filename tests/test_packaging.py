@@ -70,7 +70,7 @@ def test_the_packages_are_those_on_disk():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 
-def test_the_version_is_told_once_more():
+def test_the_version_agrees_with_pyproject():
     assert tensair_dask.__version__ == PROJECT["project"]["version"]
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler and a monitor load imports no torch."""
+"""The scheduler and a monitor import no torch."""
 
 from __future__ import annotations
 

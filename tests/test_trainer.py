@@ -78,7 +78,7 @@ async def test_every_mini_batch_is_scored_before_it_is_learned(c, s, a):
 
 
 @one()
-async def test_a_report_tells_all_about_its_step(c, s, a):
+async def test_a_report_describes_its_step(c, s, a):
     metrics = {"accuracy": ta.metrics.accuracy}
     async with ta.Trainer(c, **classes(metrics=metrics)) as trainer:
         report = await trainer.train(X, Y)
@@ -96,7 +96,7 @@ async def test_a_report_tells_all_about_its_step(c, s, a):
 
 
 @two()
-async def test_replicas_tell_how_they_stand(c, s, a, b):
+async def test_replicas_report_their_state(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(100))
         infos = trainer.replicas
@@ -347,7 +347,7 @@ async def test_a_prediction_that_cannot_be_made_raises(c, s, a):
 
 
 @one()
-async def test_a_prediction_tells_of_which_version_it_is_and_how_old_that_is(c, s, a):
+async def test_a_prediction_has_the_version_of_its_model_and_its_age(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         first = await trainer.predict(X, details=True)
         assert isinstance(first, ta.Prediction)

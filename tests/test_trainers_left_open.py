@@ -19,7 +19,9 @@ def said(trainer):
 
 
 @one()
-async def test_an_older_trainer_of_the_same_name_is_told_with_its_replicas(c, s, a):
+async def test_an_older_open_trainer_of_the_same_name_is_reported_with_its_replicas(
+    c, s, a
+):
     first = await ta.Trainer(c, **classes(), name="mine")
     async with ta.Trainer(c, **classes(), name="mine") as second:
         assert said(first) == []
@@ -31,7 +33,7 @@ async def test_an_older_trainer_of_the_same_name_is_told_with_its_replicas(c, s,
 
 
 @one()
-async def test_trainers_that_are_closed_or_have_other_names_are_not_told(c, s, a):
+async def test_closed_trainers_and_those_of_other_names_cause_no_warning(c, s, a):
     await (await ta.Trainer(c, **classes(), name="mine")).close()
     async with (
         ta.Trainer(c, **classes(), name="mine") as one_more,

@@ -1,4 +1,4 @@
-"""Whatever is given, and whatever a model returns: what is raised is typed."""
+"""Every error is typed, whatever is given and whatever a model returns."""
 
 from __future__ import annotations
 

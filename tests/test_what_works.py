@@ -1,4 +1,4 @@
-"""What users of PyTorch write is learned as in a plain loop, or refused with advice.
+"""Code of PyTorch users is learned as in a plain loop, or refused with advice.
 
 Each entry of docs/what-works.md that says "works" is here, or where it says.
 """

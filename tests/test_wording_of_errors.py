@@ -1,4 +1,4 @@
-"""Texts of what user code raises are bounded, and asking for one never raises."""
+"""Texts of errors of user code are bounded, and asking for one never raises."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_of_a_long_text_start_and_end_are_kept_and_the_rest_is_counted():
     assert bounded(text) == text
 
 
-def test_an_error_is_told_also_where_its_text_cannot_be_had():
+def test_an_error_without_a_readable_text_is_named_all_the_same():
     assert in_words(ValueError("why")) == "ValueError: why"
     assert (
         in_words(Silent()) == "Silent: (no text, since its __str__ raised RuntimeError)"
@@ -67,7 +67,7 @@ def test_every_typed_error_and_event_is_bounded():
     assert len(Event("note", HUGE).text) <= LONGEST
 
 
-def test_what_cannot_be_kept_has_a_stand_in_that_tells_of_it():
+def test_an_error_that_cannot_be_kept_has_a_stand_in_that_names_it():
     short = ValueError("why")
     assert RaisedError.unless_fit(short) is short
     for error in (

@@ -197,7 +197,7 @@ def test_ready_arrays_may_be_several_on_either_side(item, kind):
     assert kind in MiniBatch.of(*as_pair(item)).describe()
 
 
-def test_ready_arrays_and_partitions_of_records_are_told_apart():
+def test_ready_arrays_and_partitions_of_records_are_distinguished():
     assert as_pair((X, Y))[0] is X
     records = tuple(zip(X, Y, strict=True))
     x, y = as_pair(records)
@@ -379,7 +379,7 @@ LABELS = np.arange(4)
         (dask.delayed(X), r"item\.compute\(\)"),
     ],
 )
-def test_what_is_no_mini_batch_is_told_by_its_half_or_record(item, said):
+def test_the_error_of_a_malformed_mini_batch_names_its_half_or_record(item, said):
     with pytest.raises(BatchError, match=said):
         as_pair(item)
 
@@ -399,6 +399,6 @@ def test_what_is_no_mini_batch_is_told_by_its_half_or_record(item, said):
         ({"k": pd.Series(list("ab"), dtype="category")}, r"x\['k'\]\.cat\.codes"),
     ],
 )
-def test_what_has_no_values_here_or_no_dtype_is_told_with_what_to_give(x, said):
+def test_the_error_for_arrays_without_values_or_dtype_says_what_to_give(x, said):
     with pytest.raises(BatchError, match=said):
         MiniBatch.of(x, LABELS)

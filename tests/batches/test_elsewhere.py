@@ -1,4 +1,4 @@
-"""Items that are computed later, or lie on the cluster: told what to do with them."""
+"""Items that are computed later or lie on the cluster raise an error with advice."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ async def test_a_model_of_several_inputs_is_asked_with_as_many(c, s, a):
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_one"])
-def test_a_pair_that_is_predicted_by_a_call_is_told(call):
+def test_predicting_a_pair_by_a_call_is_reported(call):
     @one()
     async def run(c, s, a):
         async with ta.Trainer(c, **masked()) as trainer:

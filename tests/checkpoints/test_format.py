@@ -103,20 +103,20 @@ def test_a_file_with_any_byte_changed_is_refused():
         (pickle.dumps({"a": 1}), "perhaps a pickle"),
     ],
 )
-def test_what_is_no_checkpoint_is_told(data, said):
+def test_a_file_that_is_no_checkpoint_is_refused(data, said):
     with pytest.raises(CheckpointDamagedError, match=said) as caught:
         decode(data, "here.bin")
     assert str(caught.value).startswith("here.bin ")
 
 
-def test_a_plain_file_of_torch_is_told_with_what_to_do():
+def test_the_error_for_a_plain_file_of_torch_says_what_to_do():
     file = io.BytesIO()
     torch.save({"w": torch.ones(2)}, file)
     with pytest.raises(CheckpointDamagedError, match=r"torch.save.*load_state_dict"):
         decode(file.getvalue())
 
 
-def test_a_newer_format_is_told_with_the_version_that_wrote_it():
+def test_the_error_for_a_newer_format_names_the_version_that_wrote_it():
     with pytest.raises(CheckpointError, match=r"tensair_dask 9\.8\.7.*up to 1") as got:
         decode(file_around({}, FORMAT + 1), "here.bin")
     assert not isinstance(got.value, CheckpointDamagedError)

@@ -190,7 +190,9 @@ async def test_the_loop_runs_on_while_a_large_one_is_written(tmp_path):
 
 
 @run
-async def test_one_that_fails_is_told_once_and_tried_when_the_next_is_due(tmp_path):
+async def test_a_failed_checkpoint_is_reported_once_and_tried_again_when_due(
+    tmp_path,
+):
     training, store = Training(), Broken(tmp_path)
     one = checkpointer(training, store, every=1)
     records = Records()
@@ -245,7 +247,7 @@ async def test_a_trainer_that_cannot_give_one_is_a_failure_too(tmp_path):
 
 
 @run
-async def test_what_is_told_may_fail(tmp_path):
+async def test_a_callback_that_raises_stops_no_checkpoint(tmp_path):
     def fail(*_) -> None:
         raise KeyError("a fault of who listens")
 
@@ -278,7 +280,7 @@ async def test_one_is_written_now(tmp_path):
 
 
 @run
-async def test_one_that_is_added_now_waits_for_the_one_under_way(tmp_path):
+async def test_a_checkpoint_that_is_added_now_waits_for_the_one_under_way(tmp_path):
     training, store = Training(), Slow(tmp_path)
     one = checkpointer(training, store, every=1)
     training.advance(one, 1)
@@ -294,7 +296,7 @@ async def test_one_that_is_added_now_waits_for_the_one_under_way(tmp_path):
 
 
 @run
-async def test_one_that_is_saved_elsewhere_waits_for_nothing(tmp_path):
+async def test_a_checkpoint_that_is_saved_elsewhere_waits_for_nothing(tmp_path):
     training, store = Training(), Slow(tmp_path / "run")
     one = checkpointer(training, store, every=1)
     training.advance(one, 1)
@@ -309,7 +311,7 @@ async def test_one_that_is_saved_elsewhere_waits_for_nothing(tmp_path):
 
 
 @run
-async def test_a_store_that_hangs_is_told_and_holds_one_checkpoint(tmp_path):
+async def test_a_store_that_hangs_is_reported_and_holds_one_checkpoint(tmp_path):
     training, store = Training(), Slow(tmp_path)
     one = checkpointer(training, store, every=1)
     with dask.config.set({"tensair.checkpoints.write": "50ms"}):

@@ -122,7 +122,7 @@ def test_where_another_writes_too_nothing_is_written_or_removed(place):
     assert names(place) == of(30)
 
 
-def test_one_that_goes_on_in_a_folder_has_it_for_itself(place):
+def test_a_run_that_goes_on_in_a_folder_has_it_for_itself(place):
     Store(place).add(small(10))
     store = Store(place, keep=2)
     store.check()
@@ -167,7 +167,7 @@ def test_a_torn_one_is_passed_over_and_named(place, caplog):
         assert re.search(why, caplog.text)
 
 
-def test_if_none_is_whole_all_are_told(place):
+def test_if_no_checkpoint_is_whole_the_error_names_them_all(place):
     store = Store(place)
     paths = [store.add(small(index)) for index in (1, 2)]
     for path in paths:
@@ -188,7 +188,7 @@ def test_one_of_a_newer_format_is_not_passed_over(place, monkeypatch):
         store.load()
 
 
-def test_where_there_is_none_that_is_told(place):
+def test_an_empty_folder_raises_an_error_that_says_so(place):
     with pytest.raises(CheckpointMissingError, match=r"deep/run: there is no such"):
         Store(place).load()
     with pytest.raises(FileNotFoundError):
@@ -338,7 +338,7 @@ def test_a_full_store_of_objects_makes_room_too(monkeypatch):
     assert names(place) == of(3, 4)
 
 
-def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
+def test_a_folder_that_may_not_be_written_to_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     for method in ("check", "add", "save"):
         store = Store(tmp_path / "file" / "run")
@@ -519,7 +519,7 @@ def test_what_cannot_be_read_now_is_no_torn_checkpoint(monkeypatch):
     assert not isinstance(e.value, CheckpointDamagedError)
 
 
-def test_one_that_is_removed_while_it_is_looked_for_is_no_error(monkeypatch):
+def test_a_checkpoint_that_is_removed_while_it_is_looked_for_is_no_error(monkeypatch):
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.add(small(1))
     store.add(small(2))
@@ -535,7 +535,7 @@ def test_one_that_is_removed_while_it_is_looked_for_is_no_error(monkeypatch):
 
 
 @pytest.mark.parametrize("path", [None, 3, "", " "])
-def test_a_path_that_is_none_is_told(path):
+def test_a_value_that_is_no_path_is_refused(path):
     with pytest.raises(ConfigurationError, match="a path of a file or a folder"):
         Store(path)
 
@@ -546,7 +546,7 @@ def test_how_many_are_kept_is_a_whole_number(keep):
         Store("x", keep=keep)
 
 
-def test_a_file_system_that_does_not_exist_is_told():
+def test_an_unknown_file_system_is_refused():
     with pytest.raises(ConfigurationError, match="Any path that fsspec knows"):
         Store("nothing://bucket/model")
 

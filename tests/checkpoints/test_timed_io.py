@@ -24,7 +24,7 @@ def test_it_gives_what_the_function_returns_or_raises():
 
 
 @pytest.mark.parametrize(("what", "words"), [("read", "read"), ("write", "written")])
-def test_nobody_waits_for_one_that_hangs(what, words):
+def test_nobody_waits_for_a_call_that_hangs(what, words):
     gate = threading.Event()
 
     async def test() -> None:
@@ -46,7 +46,7 @@ def test_nobody_waits_for_one_that_hangs(what, words):
         asyncio.run(test())
 
 
-def test_one_that_ends_after_its_loop_disturbs_nobody():
+def test_a_call_that_ends_after_its_loop_disturbs_nobody():
     gate = threading.Event()
 
     async def test() -> None:

@@ -48,12 +48,12 @@ def test_what_is_no_whole_number_is_refused(value):
         whole("count", value, 1, 10)
 
 
-def test_an_upper_bound_is_told():
+def test_the_error_names_an_upper_bound():
     with pytest.raises(ConfigurationError, match="from 1 to 5,000, for example 10"):
         whole("count", 5001, 1, 10, most=5000)
 
 
-def test_what_else_is_allowed_is_told():
+def test_the_error_names_what_else_is_allowed():
     with pytest.raises(ConfigurationError, match="for example 10, or None for all"):
         whole("count", "all", 1, 10, otherwise="None for all")
 

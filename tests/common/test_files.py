@@ -39,7 +39,7 @@ def test_a_path_that_can_be_written_is_not_written_by_the_check(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["folder", "file/page.html", "nul\0"])
-def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path, place):
+def test_the_error_for_a_path_that_cannot_be_written_is_one_line(tmp_path, place):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"--report .* cannot be written: .+"):

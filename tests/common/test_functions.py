@@ -1,4 +1,4 @@
-"""What tells a function of the user's from another, also after a restart."""
+"""Functions of users are compared by code and settings, also after a restart."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_name_of_one_is_that_of_the_other(kind):
     assert name_of(MAKERS[kind](2.0)) == name_of(MAKERS[kind](3.0))
 
 
-def test_what_changes_by_itself_does_not_tell(tmp_path):
+def test_values_that_change_by_themselves_are_ignored(tmp_path):
     def made():
         file, number = object(), iter([1])
         return lambda report: (file, number)
@@ -98,7 +98,7 @@ def test_what_changes_by_itself_does_not_tell(tmp_path):
     assert settings_of(made()) == settings_of(made())
 
 
-def test_one_that_holds_itself_is_looked_at_all_the_same():
+def test_a_function_that_holds_itself_has_settings_all_the_same():
     def again(report):
         return again(report)
 
@@ -119,7 +119,7 @@ def test_another_process_says_the_same():
     assert "'a', 'b', 'c'" in there
 
 
-def test_changes_are_told_by_place():
+def test_changes_are_reported_by_place():
     was = described({"loss": scaled(2), "schedule": None})
     now = described({"loss": scaled(3), "schedule": abs})
     assert changed(was, was) == []
@@ -189,7 +189,7 @@ def falling(rate):
         ),
     ],
 )
-async def test_other_functions_than_those_of_the_checkpoint_are_told(
+async def test_other_functions_than_those_of_the_checkpoint_are_reported(
     c, s, a, name, values, said, tmp_path
 ):
     first, second = ({name: value} for value in values)

@@ -1,4 +1,4 @@
-"""Who calls it as elsewhere is told what it is called here."""
+"""The error for a name of another library gives our name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that is done one by one."""
+"""Work is done in order, one piece at a time."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_function_that_needs_something_else_is_refused(function):
         as_called(function, "apply", APPLY)
 
 
-def test_a_policy_that_does_not_tell_what_it_needs_is_refused():
+def test_a_policy_whose_second_parameter_is_not_the_drift_is_refused():
     with pytest.raises(ConfigurationError, match="on_drift"):
         Call(lambda model, that: None)
 
@@ -173,7 +173,9 @@ def to_ones(model):
 
 @one()
 @pytest.mark.parametrize("function", [faster, freeze, norm, to_ones])
-async def test_nothing_is_said_of_one_that_changes_or_tells(c, s, a, function):
+async def test_a_function_that_changes_the_model_or_returns_a_value_causes_no_notice(
+    c, s, a, function
+):
     async with ta.Trainer(c, **classes()) as trainer:
         await trainer.apply(function)
         assert not notes_of(trainer, "nothing")

@@ -1,4 +1,4 @@
-"""Annotations of Dask around a trainer: what they do, and what is said of them."""
+"""Annotations of Dask around a trainer: their effect, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensair_dask.errors import TensairError
 
 @pytest.mark.parametrize("allowed", ["one", "a list", "a function"])
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)
-async def test_workers_that_dask_is_told_do_not_place_replicas_and_that_is_said(
+async def test_workers_of_dask_annotations_do_not_place_replicas_and_a_warning_says_so(
     c, s, a, b, allowed
 ):
     given = {"one": a.address, "a list": [a.address], "a function": lambda key: a}

@@ -1,4 +1,4 @@
-"""What becomes of input that cannot be learned: kept, skipped, or raised."""
+"""Input that cannot be learned is kept, skipped, or raised."""
 
 from __future__ import annotations
 

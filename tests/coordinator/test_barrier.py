@@ -210,7 +210,9 @@ async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b):
 
 
 @two()
-async def test_the_peer_goes_on_if_the_one_that_was_changed_first_is_lost(c, s, a, b):
+async def test_the_peer_goes_on_if_the_replica_that_was_changed_first_is_lost(
+    c, s, a, b
+):
     workers = {a.address: a, b.address: b}
     async with ta.Trainer(c, **linear()) as trainer:
         interventions = trainer.session.barrier
@@ -243,7 +245,7 @@ def at_the_copy(trainer) -> asyncio.Event:
 
 
 @two()
-async def test_one_who_does_not_wait_for_the_end_leaves_no_replica_behind(c, s, a, b):
+async def test_a_change_that_is_cancelled_leaves_no_replica_behind(c, s, a, b):
     before, after = linear_data(20), linear_data(20, seed=1)
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, before)
@@ -285,7 +287,9 @@ async def test_closing_ends_what_is_being_done(c, s, a, b):
 
 @two()
 @pytest.mark.parametrize("method", ["change", "adopt"])
-async def test_who_may_change_at_any_later_moment_is_given_up(c, s, a, b, method):
+async def test_a_replica_that_may_change_at_any_later_moment_is_given_up(
+    c, s, a, b, method
+):
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(20))
         answer, late = asyncio.Event(), set()

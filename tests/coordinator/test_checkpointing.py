@@ -50,7 +50,7 @@ one = functools.partial(
 
 
 @one()
-async def test_settings_that_were_given_and_do_not_hold_are_told(c, s, a, tmp_path):
+async def test_settings_that_were_given_and_do_not_hold_are_reported(c, s, a, tmp_path):
     path = tmp_path / "model.tensair"
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(2))
@@ -227,7 +227,7 @@ async def test_a_checkpoint_of_an_optimizer_of_the_same_settings_is_refused(
 
 
 @one()
-async def test_no_path_to_restore_from_is_told(c, s, a):
+async def test_restoring_without_a_path_is_refused(c, s, a):
     with pytest.raises(ConfigurationError, match=r"path=None .* begins anew"):
         ta.Trainer.restore(None, c, **linear())
 
@@ -310,7 +310,7 @@ async def test_one_may_begin_where_there_is_none(c, s, a, tmp_path):
 
 
 @one()
-async def test_a_folder_with_checkpoints_is_for_who_goes_on_from_them(
+async def test_a_folder_with_checkpoints_is_only_for_trainers_that_go_on_from_them(
     c, s, a, tmp_path
 ):
     arguments = linear(checkpoint_to=tmp_path / "folder")
@@ -373,7 +373,9 @@ async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
 
 
 @one()
-async def test_a_folder_that_cannot_be_written_to_is_told_at_once(c, s, a, tmp_path):
+async def test_a_folder_that_cannot_be_written_to_is_reported_at_once(
+    c, s, a, tmp_path
+):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError):
         await ta.Trainer(c, **linear(checkpoint_to=tmp_path / "file"))
@@ -462,7 +464,9 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
 
 
 @two()
-async def test_how_many_mini_batches_are_learned_twice_is_told(c, s, a, b, tmp_path):
+async def test_how_many_mini_batches_are_learned_twice_is_reported(
+    c, s, a, b, tmp_path
+):
     data = linear_data(24)
     arguments = linear(checkpoint_to=tmp_path / "folder")
     async with ta.Trainer(c, **arguments) as trainer:
@@ -559,7 +563,7 @@ async def test_a_second_open_source_of_one_name_is_refused(c, s, a, tmp_path):
 
 
 @one()
-async def test_positions_tell_what_is_learned_also_between_checkpoints(
+async def test_positions_count_what_is_learned_also_between_checkpoints(
     c, s, a, tmp_path
 ):
     data = linear_data(10)
@@ -593,7 +597,9 @@ def sent(lane: Any) -> list[Any]:
 
 
 @two()
-async def test_a_disk_with_little_room_is_told_once(c, s, a, b, tmp_path, monkeypatch):
+async def test_a_disk_with_little_room_is_reported_once(
+    c, s, a, b, tmp_path, monkeypatch
+):
     write = Store._write
 
     def full(store, path, buffers):
@@ -679,7 +685,7 @@ async def test_a_detector_that_is_to_watch_something_else_begins_anew(
 
 
 @one()
-async def test_what_of_a_checkpoint_is_not_gone_on_with_is_told(c, s, a, tmp_path):
+async def test_what_of_a_checkpoint_is_not_gone_on_with_is_reported(c, s, a, tmp_path):
     score = ta.Prequential({"accuracy": metrics.Accuracy()})
     arguments = linear(detector="adwin", scores={"online": score, "late": score})
     async with ta.Trainer(c, **arguments) as trainer:
@@ -693,7 +699,7 @@ async def test_what_of_a_checkpoint_is_not_gone_on_with_is_told(c, s, a, tmp_pat
 
 
 @one()
-async def test_where_one_begins_anew_it_is_told_what_else_is_there(c, s, a, tmp_path):
+async def test_a_run_that_begins_anew_reports_what_else_is_there(c, s, a, tmp_path):
     async with ta.Trainer(c, **linear()) as trainer:
         await trainer.save(tmp_path / "mine" / "run1.tensair")
         await trainer.save(tmp_path / "mine" / "run2")
@@ -729,7 +735,7 @@ async def interrupted(trainer: Any, error: Any, path: Any = None) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, asyncio.TimeoutError])
 @one()
-async def test_what_an_interrupted_block_has_not_saved_is_told(
+async def test_what_an_interrupted_block_has_not_saved_is_reported(
     c, s, a, tmp_path, error
 ):
     trainer = ta.Trainer(c, **linear(checkpoint_to=tmp_path / "folder"))

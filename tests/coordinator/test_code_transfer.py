@@ -13,7 +13,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from tensair_dask.coordinator import code_transfer as transfer
+from tensair_dask.coordinator import code_transfer
 from tensair_dask.coordinator.code_transfer import (
     UserModules,
     compare,
@@ -73,7 +73,7 @@ def test_modules_are_compared_by_their_source(modules, tmp_path, monkeypatch):
     sources, process = UserModules().describe()
     assert compare(sources, process) is None  # this very process
     # As if both were loaded by a worker that began after they were last edited.
-    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
+    monkeypatch.setattr(code_transfer, "_began", lambda pid: time.time() + 60)
     mine = {name: sources[name] for name in ("my_layers", "my_model")}
     assert compare(mine, "another") == ([], [])
     assert compare({**mine, "no_such_module": {}}, "another") == (
@@ -117,8 +117,8 @@ def told(*answers: Any) -> list[str]:
     return [each for each in mine.by_value() if each.startswith("my_")]
 
 
-def test_who_depends_on_an_edited_module_travels_with_it(modules, monkeypatch):
-    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
+def test_modules_that_depend_on_an_edited_module_travel_with_it(modules, monkeypatch):
+    monkeypatch.setattr(code_transfer, "_began", lambda pid: time.time() + 60)
     assert told(([], [])) == []
     assert told(([], []), (["my_layers"], [])) == ["my_layers", "my_model"]
     assert told(([], ["my_model"])) == ["my_model"]
@@ -131,7 +131,7 @@ def test_an_edit_here_counts_without_a_word_of_the_workers(modules):
 
 
 def test_a_module_that_was_loaded_later_travels_by_value(modules, monkeypatch):
-    monkeypatch.setattr(transfer, "_began", lambda pid: time.time() + 60)
+    monkeypatch.setattr(code_transfer, "_began", lambda pid: time.time() + 60)
     mine = UserModules()
     mine.take(([], []))
     assert "my_model" in mine.by_value()

@@ -18,7 +18,7 @@ def test_they_are_bounded_and_counted():
     assert repr(letters) == "<DeadLetters: 2 kept of 5>"
 
 
-def test_they_tell_those_who_listen_until_they_unsubscribe():
+def test_subscribers_are_called_until_they_unsubscribe():
     letters = DeadLetters(2)
     heard: list[int] = []
     unsubscribe = letters.subscribe(lambda each: heard.append(each.index))

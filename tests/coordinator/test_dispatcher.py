@@ -255,7 +255,7 @@ async def test_room_that_comes_at_the_last_moment_is_taken():
 
 
 @gen_test()
-async def test_those_that_wait_for_room_keep_their_order():
+async def test_mini_batches_that_wait_for_room_keep_their_order():
     peer = Peer(free=False)
     bench = Bench(peer, batches=2)
     await bench.submit(2)
@@ -421,7 +421,7 @@ async def test_a_suspect_that_was_learned_after_all_is_none_any_more():
 
 
 @gen_test()
-async def test_one_that_ends_while_it_leaves_leaves_no_suspects():
+async def test_a_replica_that_ends_while_it_leaves_leaves_no_suspects():
     peer, other = Peer(free=False), Peer()
     bench = Bench(peer, other)
     pending = bench.pending()
@@ -499,7 +499,7 @@ async def test_where_nothing_is_under_way_there_is_nothing_to_drain(seconds):
 
 
 @gen_test()
-async def test_who_drains_may_give_up_before_the_trainer_is_closed():
+async def test_a_drain_may_give_up_before_the_trainer_is_closed():
     complaints: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: complaints.append(context))
@@ -533,7 +533,7 @@ async def test_what_is_reported_is_kept_while_a_peer_has_missed_something():
 
 
 @gen_test()
-async def test_while_one_that_leaves_has_the_model_mini_batches_wait():
+async def test_while_a_leaving_replica_has_the_model_mini_batches_wait():
     leaving, lost = Peer(free=False), Peer(free=False)
     bench = Bench(leaving, lost)
     dispatcher = bench.dispatcher

@@ -332,7 +332,7 @@ async def test_a_users_function_is_called_with_the_drift(c, s, a):
 
 
 @one()
-async def test_a_policy_that_fails_is_told_and_the_stream_goes_on(c, s, a):
+async def test_a_policy_that_fails_is_reported_and_the_stream_goes_on(c, s, a):
     def fail(model, optimizers, drift):
         raise ZeroDivisionError("no way")
 
@@ -366,7 +366,7 @@ async def test_a_policy_that_changes_an_attribute_is_refused_as_apply_is(c, s, a
 
 @pytest.mark.parametrize("point", Point)
 @one()
-async def test_wherever_a_policy_fails_the_rate_is_that_which_is_told(c, s, a, point):
+async def test_wherever_a_policy_fails_the_event_gives_the_true_rate(c, s, a, point):
     data = class_data(50)
     arguments = auto(mode="always", detector=spikes(), on_drift=Failing(point))
     async with ta.Trainer(c, **arguments) as trainer:
@@ -386,7 +386,7 @@ async def test_wherever_a_policy_fails_the_rate_is_that_which_is_told(c, s, a, p
 
 @pytest.mark.parametrize("method", ["snapshot", "restore"])
 @one()
-async def test_a_snapshot_that_fails_is_told(c, s, a, method, monkeypatch):
+async def test_a_snapshot_that_fails_is_reported(c, s, a, method, monkeypatch):
     async def fail(*args):
         raise TimeoutError("injected")
 
@@ -405,7 +405,7 @@ async def test_a_snapshot_that_fails_is_told(c, s, a, method, monkeypatch):
 
 
 @two()
-async def test_in_never_a_drift_is_told_and_nothing_is_changed(c, s, a, b):
+async def test_in_mode_never_a_drift_is_reported_and_nothing_is_changed(c, s, a, b):
     data = class_data(50)
     for policy in (Reinitialise("2"), RaiseLearningRate(5, batches=20)):
         arguments = auto(mode="always", detector=Above(2.0), on_drift=policy)
@@ -425,7 +425,7 @@ async def test_in_never_a_drift_is_told_and_nothing_is_changed(c, s, a, b):
 
 
 @one()
-async def test_what_cannot_be_watched_is_told_once(c, s, a):
+async def test_a_value_that_cannot_be_watched_is_reported_once(c, s, a):
     def typo(report):
         return report.metrics["acc"]
 
@@ -458,7 +458,7 @@ async def test_a_checkpoint_says_whether_its_model_has_been_changed(c, s, a, tmp
 
 
 @one()
-async def test_a_convergence_given_to_two_trainers_is_each_ones_own(c, s, a):
+async def test_two_trainers_that_are_given_one_convergence_have_a_copy_each(c, s, a):
     async with (
         ta.Trainer(c, **auto()) as first,
         ta.Trainer(c, **auto()) as second,
@@ -541,7 +541,7 @@ async def test_wrong_arguments_are_refused(c, s, a, arguments, words):
 
 
 @one()
-async def test_what_only_mode_auto_looks_at_is_told_in_others(c, s, a):
+async def test_options_of_mode_auto_are_reported_in_other_modes(c, s, a):
     def told(trainer):
         return [each for each in trainer.events.text if "convergence= was" in each]
 

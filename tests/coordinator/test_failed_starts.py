@@ -1,4 +1,4 @@
-"""A start that fails leaves nothing that a cluster which closes could complain of."""
+"""A start that fails leaves nothing behind in a cluster that closes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import pytest
 from distributed.utils_test import gen_test
 from ledgers import Source
 
-from tensair_dask.coordinator import ledger as ledger_module
 from tensair_dask.coordinator.ledger import Entry, Ledger
 from tensair_dask.errors import CheckpointError, ConfigurationError
 from tensair_dask.streams.sources.positions import Tracker
@@ -44,7 +43,7 @@ def test_with_checkpoints_it_is_let_go_when_one_is_written():
     assert len(ledger) == 1
 
 
-def test_one_that_could_not_be_written_lets_go_of_nothing():
+def test_a_checkpoint_that_could_not_be_written_releases_no_record():
     source = Source()
     ledger = filled(source, 3, keeps=True)
     ledger.take()
@@ -71,7 +70,7 @@ def test_no_more_records_are_taken_than_may_wait_for_a_checkpoint():
     ledger.emitted(source.entry(4).metadata)
 
 
-def test_a_source_that_raises_does_not_keep_others_from_being_told(caplog):
+def test_a_source_that_raises_does_not_keep_others_from_being_called(caplog):
     source = Source()
     ledger = Ledger()
 
@@ -136,7 +135,7 @@ def test_what_a_mini_batch_that_is_saved_held_of_a_record_says_nothing_of_others
 
 @gen_test()
 async def test_letting_go_of_many_leaves_turns_to_others(monkeypatch):
-    monkeypatch.setattr(ledger_module, "TURN", 0.0005)
+    monkeypatch.setattr("tensair_dask.coordinator.ledger.TURN", 0.0005)
     ledger = Ledger(keeps=True)
     released: list[float] = []
 

@@ -55,7 +55,7 @@ async def feed(trainer, items, **options):
         (("text", Y), "DtypeError", "Encode text"),
     ],
 )
-def test_the_first_of_each_kind_is_told_whole_and_the_others_are_counted(
+def test_the_first_refusal_of_each_kind_is_reported_and_the_others_are_counted(
     bad, kind, advice, caplog
 ):
     @one()
@@ -79,7 +79,7 @@ def test_the_first_of_each_kind_is_told_whole_and_the_others_are_counted(
 
 
 @one()
-async def test_each_kind_is_told_for_itself(c, s, a):
+async def test_each_kind_of_refusal_is_reported_by_itself(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         await feed(trainer, [(WIDE, Y), (NAN, Y), (WIDE, Y), *class_data(9)])
         texts = trainer.events.query("kind == 'note'")["text"]
@@ -90,7 +90,7 @@ async def test_each_kind_is_told_for_itself(c, s, a):
 
 
 @pytest.mark.parametrize("bad", [(WIDE, Y), (X, Y[:2]), "text"])
-def test_a_stream_of_which_nothing_was_learned_is_told_at_drain_and_once(bad, caplog):
+def test_a_stream_of_which_nothing_was_learned_is_reported_once_at_drain(bad, caplog):
     @one()
     async def run(c, s, a):
         async with ta.Trainer(c, **classes()) as trainer:
@@ -106,7 +106,7 @@ def test_a_stream_of_which_nothing_was_learned_is_told_at_drain_and_once(bad, ca
 
 
 @one()
-async def test_more_than_half_is_told_again_at_the_end(c, s, a):
+async def test_that_more_than_half_was_refused_is_reported_again_at_the_end(c, s, a):
     trainer = await ta.Trainer(c, **classes())
     await feed(trainer, [*class_data(2), *[(WIDE, Y)] * 3])
     await feed(trainer, [(WIDE, Y)])  # not at every drain
@@ -123,7 +123,7 @@ async def test_more_than_half_is_told_again_at_the_end(c, s, a):
 
 
 @one()
-async def test_a_mini_batch_that_was_given_by_hand_is_told_as_well(c, s, a):
+async def test_a_refused_mini_batch_that_was_given_by_hand_is_reported_as_well(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         await trainer.train(WIDE, Y)
         (text,) = trainer.events.query("kind == 'note'")["text"]
@@ -170,9 +170,7 @@ async def test_records_that_were_refused_before_count_as_such(c, s, a):
 
 
 @one()
-async def test_what_a_source_refuses_is_told_by_the_trainer_that_learns_it(
-    c, s, a, tmp_path
-):
+async def test_the_trainer_reports_what_its_source_refuses(c, s, a, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n" + "one,two,three,four\n" * 4)
     async with ta.Trainer(c, **classes()) as trainer:

@@ -1,4 +1,4 @@
-"""Calls that end the process which answers them take no more with them than is set."""
+"""A call that ends its replicas is given up after the configured number of losses."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", list(CALLS))
-def test_a_call_that_ends_who_answers_it_is_given_up_before_all_have_ended(
+def test_a_call_that_ends_its_replica_is_given_up_before_all_replicas_have_ended(
     tmp_path, name
 ):
     @cluster(4, **FINAL)
@@ -120,7 +120,7 @@ def test_the_last_replica_is_not_risked_for_what_another_was_lost_with(
 
 
 @cluster(1, **FINAL)
-async def test_where_there_is_no_other_one_the_loss_of_all_is_told(c, s, a):
+async def test_without_another_replica_the_loss_of_all_is_reported(c, s, a):
     trainer = await ta.Trainer(c, **classes())
     deadly(trainer, [a], "predict")
     with pytest.raises(NoReplicasError):
@@ -248,7 +248,7 @@ def widen(model, optimizers):
 
 @pytest.mark.parametrize("change", [shift, widen])
 @pytest.mark.parametrize(("replicas", "lost"), [(6, 3), (4, 2), (3, 1)])
-def test_a_change_that_ends_who_takes_it_over_is_undone_before_all_have_ended(
+def test_a_change_that_ends_its_replica_is_undone_before_all_replicas_have_ended(
     replicas, lost, change
 ):
     @cluster(replicas, **FINAL)

@@ -74,7 +74,9 @@ async def test_a_client_that_releases_the_actor_is_not_waited_for(c, s, *workers
 
 
 @three()
-async def test_who_retires_by_name_or_over_http_is_waited_for_too(c, s, *workers):
+async def test_workers_that_retire_by_name_or_over_http_are_waited_for_too(
+    c, s, *workers
+):
     await install(c)
     fleet = await FleetOf(c, [w.address for w in workers]).start()
     await asyncio.gather(*(fleet.learn(linear_data(5), each) for each in range(3)))

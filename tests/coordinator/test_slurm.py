@@ -275,7 +275,7 @@ async def test_jobs_are_cancelled_that_have_not_started(lab, example, last_word)
 
 @pytest.mark.processes
 @gen_test(timeout=100, config=CONFIG)
-async def test_what_slurm_refuses_is_told_in_its_words(lab, example):
+async def test_a_refusal_of_slurm_is_reported_in_its_words(lab, example):
     run = example.SlurmRun(queue="nowhere", interface="lo", tls=False)
     with pytest.raises(example.ClusterError, match="partition specified: nowhere"):
         async with run.client():

@@ -1,4 +1,4 @@
-"""A trainer that nobody closes says what is lost when its client, or all, ends."""
+"""A trainer that is not closed reports what is lost when client or program ends."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_script_that_ends_says_what_is_lost(tmp_path, how):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("how", ["closes", "drains and saves"])
-def test_one_that_has_closed_or_saved_says_nothing(tmp_path, how):
+def test_a_trainer_that_has_closed_or_saved_says_nothing(tmp_path, how):
     told = run(tmp_path, how)
     assert "still open" not in told
     assert "handed over" not in told

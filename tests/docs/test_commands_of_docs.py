@@ -1,4 +1,4 @@
-"""Every command line of tensair in README.md and docs/ has options that there are."""
+"""Every command line of tensair in README.md and docs/ has options that exist."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_what_is_missing_is_named(options, told):
     assert told in " ".join(result.output.split())
 
 
-def test_a_column_that_there_is_not_is_named_with_those_there_are(csv):
+def test_the_error_for_an_unknown_column_names_the_known_ones(csv):
     result = run("--csv", csv, "--target", "cost")
     assert result.exit_code == 2
     told = " ".join(result.output.split())

@@ -1,4 +1,4 @@
-"""What is done to the model when its stream has drifted."""
+"""Policies change the model when its stream has drifted."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_what_torch_resets_by_another_name_is_reinitialised():
     assert not model[0].self_attn.out_proj.bias.any()  # the outer module's last word
 
 
-def test_parameters_that_nothing_resets_are_told_beforehand():
+def test_parameters_that_nothing_resets_are_reported_beforehand():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()

@@ -119,7 +119,7 @@ def test_kswin_draws_by_its_seed():
     assert found(1) != found(2)
 
 
-def test_page_hinkley_counts_in_deviations_unless_told_otherwise():
+def test_page_hinkley_counts_in_deviations_by_default():
     values = synthetic.generate("sudden, binary", 1)[0].values
 
     def found(scale, offset, **options):

@@ -1,4 +1,4 @@
-"""What every public detector promises."""
+"""The contract that every public detector keeps."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_values_are_counted_from_a_fall_that_makes_it_forget(kind):
 
 
 @every_detector
-def test_the_shift_tells_what_has_changed(kind):
+def test_the_shift_describes_what_has_changed(kind):
     (values, _), *_ = synthetic.generate(BINARY, 1)
     detector = kind()
     assert detector.shift is None
@@ -345,7 +345,7 @@ def test_it_says_what_it_is(kind):
 
 
 @pytest.mark.parametrize("kind", FROM_RIVER, ids=lambda kind: kind.name)
-def test_a_missing_river_is_told_with_the_line_to_type(kind, monkeypatch):
+def test_the_error_for_a_missing_river_has_the_line_to_type(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "river.drift", None)
     with pytest.raises(ConfigurationError) as caught:
         kind()

@@ -1,4 +1,4 @@
-"""When training may end."""
+"""Convergence decides when training may end."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_it_has_risen_only_where_it_is_more_than_chance():
     assert convergence.rose
 
 
-def test_it_tells_the_level():
+def test_it_knows_the_level():
     convergence = Convergence(epoch=4)
     assert math.isnan(convergence.level)
     settled_at(convergence, [1, 2, 3, 4])

@@ -73,7 +73,7 @@ def test_scores_are_of_all_streams_together():
     )
 
 
-def test_without_changes_only_false_alarms_can_be_told():
+def test_without_changes_only_false_alarms_can_be_counted():
     result = drift.evaluate(AtOnes(), [stream(50, [20], [])])
     assert result.false_alarms == 1
     assert math.isnan(result.recall)

@@ -368,7 +368,7 @@ def test_detectors_may_be_named():
         as_detector(ADWIN, "always")
 
 
-def test_a_detector_of_rivers_is_told_from_ours():
+def test_a_detector_of_river_is_distinguished_from_ours():
     drift = pytest.importorskip("river.drift")
     said = r"a river\.drift\.\w+\.ADWIN; .*'adwin', .* tensair_dask.drift.ADWIN\(\)"
     with pytest.raises(ConfigurationError, match=said):

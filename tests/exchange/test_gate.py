@@ -1,4 +1,4 @@
-"""What comes from a peer is refused unless it fits this replica to the byte."""
+"""Messages of peers are refused unless they fit this replica to the byte."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ def test_refusals_are_logged_once_for_each_reason_and_sender(caplog):
     assert all(len(record.getMessage()) < 1000 for record in caplog.records)
 
 
-def test_who_has_been_seen_to_publish_is_known_also_after_leaving():
+def test_a_publisher_that_has_been_seen_is_known_also_after_leaving():
     one = gate()
     assert not one.knows("a")
     one.see(View.of("topic", 1, [SENDER], []))
@@ -572,7 +572,7 @@ def test_finite_messages_whose_sum_overflows_are_applied_one_by_one():
     asyncio.run(run())
 
 
-def test_what_was_refused_is_told_to_the_user_once():
+def test_a_refused_message_is_reported_to_the_user_once():
     one = exchange([])
     notices = Notices()
     for _ in range(3):
@@ -634,7 +634,7 @@ async def test_strange_messages_are_acknowledged_counted_and_change_nothing(
 
 
 @pytest.mark.parametrize("who", ["a client", "a member", "a namesake"])
-def test_who_is_no_replica_of_the_run_changes_nothing_and_leaves_no_gap(who):
+def test_a_message_from_outside_the_run_changes_nothing_and_leaves_no_gap(who):
     @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 3, timeout=60)
     async def run(c, s, *workers):
         data = linear_data(20)

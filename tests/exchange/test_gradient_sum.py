@@ -48,7 +48,7 @@ def test_a_taken_message_is_not_changed_by_later_steps():
     assert views(arena, first)[0].item() == 1
 
 
-def test_parameters_without_a_gradient_are_told_apart():
+def test_parameters_without_a_gradient_are_distinguished():
     arena = Arena(nn.Linear(1, 1))
     accumulator = GradientSum("run", "a", arena)
     accumulator.add(1, 1, Changes([torch.ones(1, 1), None]), VectorClock())

@@ -59,7 +59,7 @@ def test_nothing_was_missed_of_a_sealed_origin():
     assert not inbox.missed
 
 
-def test_origins_are_told_apart():
+def test_origins_are_distinguished():
     inbox = Inbox()
     put(inbox, message(1, 1, 1.0), message(1, 2, 1.0, origin="b"))
     fresh, _ = inbox.take(VectorClock())

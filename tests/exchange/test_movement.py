@@ -1,4 +1,4 @@
-"""How far the parameters have moved, since the peers were last told."""
+"""How far the parameters have moved since the last message to the peers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_arrivals_between_two_steps_of_one_message_are_not_in_it():
     assert agree(one, two)
 
 
-def test_what_was_learned_alone_is_not_sent_to_those_who_come_later():
+def test_gradients_that_were_learned_alone_are_not_sent_to_later_replicas():
     sender, peer = Mover(), Mover()
     sender.step(1)
     sender.movement.drop()  # nobody is there
@@ -156,7 +156,7 @@ def test_nothing_moved_gives_no_message():
     assert mover.movement.oldest is None
 
 
-def test_dense_parameters_without_a_gradient_are_told_apart():
+def test_dense_parameters_without_a_gradient_are_distinguished():
     mover = Mover(build=lambda: nn.Linear(1, 1))
     mover.movement.prepare()
     mover.movement.add(1, 1, Changes([torch.ones(1, 1), None]), mover.clock)

@@ -1,4 +1,4 @@
-"""What replicas send each other is right for the optimizer that they have."""
+"""Replicas share gradients or updates, as their optimizer needs."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ async def test_gradients_that_are_asked_for_are_shared_and_said_to_differ(c, s, 
 
 
 @cluster(2)
-async def test_who_joins_shares_as_the_others_do(c, s, a, b):
+async def test_a_replica_that_joins_shares_as_the_others_do(c, s, a, b):
     def heavier(model, optimizers):
         optimizers[0].param_groups[0]["weight_decay"] = 0.1
 
@@ -266,7 +266,7 @@ async def test_what_is_shared_is_shown(c, s, a):
         assert trainer.session.status.state()["share"] == "gradient"
 
 
-def test_the_dashboard_tells_it_once_it_is_known():
+def test_the_dashboard_shows_it_once_it_is_known():
     tables = pytest.importorskip("tensair_dask.observe.dashboard.tables")
     record = TrainerRecord("run", "m", "client", target=1)
     assert "they share" not in dict(tables._numbers(record, 1))

@@ -1,4 +1,4 @@
-"""The page that tells of a whole run."""
+"""The HTML report of a whole run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def learn(run: Run, trainer: ta.Trainer, data: list) -> None:
 
 
 @two()
-async def test_a_page_tells_of_everything(c, s, a, b):
+async def test_a_page_shows_everything(c, s, a, b):
     run = Run(records="things", rate=5000.0, report=Path("out.html"))
     run.command = "tensair run things"
     metrics = {"accuracy": ta.metrics.accuracy}
@@ -254,7 +254,7 @@ def test_a_path_that_cannot_be_written_fails_before_the_run_in_one_line(tmp_path
     assert not seen
 
 
-def test_a_page_that_cannot_be_written_after_all_is_told(tmp_path, monkeypatch):
+def test_a_page_that_cannot_be_written_after_all_is_reported(tmp_path, monkeypatch):
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -301,7 +301,7 @@ SCRIPT = """
 
 
 @pytest.mark.processes
-def test_after_ctrl_c_the_page_tells_what_was_learned(tmp_path):
+def test_after_ctrl_c_the_page_shows_what_was_learned(tmp_path):
     script, path = tmp_path / "mine.py", tmp_path / "out.html"
     script.write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(

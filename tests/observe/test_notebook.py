@@ -1,4 +1,4 @@
-"""What a trainer shows of itself."""
+"""A trainer shows itself in a notebook."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text_of(page: str) -> str:
 
 
 @two()
-async def test_the_curves_tell_the_whole_run(c, s, a, b):
+async def test_the_curves_cover_the_whole_run(c, s, a, b):
     async with ta.Trainer(c, **classes(metrics=accuracy)) as trainer:
         await train_all(trainer, class_data(300))
         history, curves = trainer.history, trainer.curves
@@ -102,7 +102,7 @@ def dask_config(**values: str):
 
 
 @two()
-async def test_an_overview_tells_how_a_trainer_stands(c, s, a, b):
+async def test_an_overview_shows_how_a_trainer_stands(c, s, a, b):
     trainer = ta.Trainer(c, **classes(metrics=accuracy, name="digits"))
     assert look_at(trainer).status == trainer.status == "starting"
     async with trainer:
@@ -126,7 +126,7 @@ async def test_an_overview_tells_how_a_trainer_stands(c, s, a, b):
 
 
 @two()
-async def test_a_replica_that_left_is_told_so_also_after_the_end(c, s, a, b):
+async def test_a_replica_that_left_is_shown_as_left_also_after_the_end(c, s, a, b):
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(20))
         await a.close()
@@ -141,7 +141,7 @@ async def test_a_replica_that_left_is_told_so_also_after_the_end(c, s, a, b):
 
 
 @two()
-async def test_a_lost_replica_is_told_as_lost(c, s, a, b):
+async def test_a_lost_replica_is_shown_as_lost(c, s, a, b):
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         lane = trainer.session.replicas.handles[0].lane
         trainer.session.dispatcher.lose(lane, OSError("killed"))
@@ -270,7 +270,7 @@ def client():
 
 
 @one()
-async def test_it_tells_when_it_only_predicts(c, s, a):
+async def test_it_shows_when_it_only_predicts(c, s, a):
     async with ta.Trainer(c, **linear(mode="never")) as trainer:
         await train_all(trainer, linear_data(5))
         assert look_at(trainer).doing == "predicting (mode never)"

@@ -245,14 +245,14 @@ def invoke(*arguments: object):
     return CliRunner().invoke(tensair, ["run", "drifting-images", *map(str, arguments)])
 
 
-def test_help_tells_of_the_options():
+def test_help_describes_the_options():
     done = invoke("--help")
     assert done.exit_code == 0
     for option in ("--data", "--swaps", "--mode", "--detector", "--on-drift"):
         assert option in done.output
 
 
-def test_wrong_folders_and_options_are_told_in_one_line(tmp_path):
+def test_wrong_folders_and_options_are_refused_in_one_line(tmp_path):
     done = invoke("--data", tmp_path)
     assert done.exit_code == 1
     assert "train-images-idx3-ubyte" in done.output

@@ -1,4 +1,4 @@
-"""Pipelines that are ended, by force too, and started again with their checkpoints."""
+"""Pipelines that ended, also by force, go on from their checkpoints."""
 
 from __future__ import annotations
 

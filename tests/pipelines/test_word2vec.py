@@ -165,7 +165,7 @@ async def test_a_model_that_there_is_not_is_refused(c, s, a):
 
 
 @cluster(1)
-async def test_a_word_without_a_vector_of_its_own_is_told(c, s, a):
+async def test_a_word_without_a_vector_of_its_own_is_reported(c, s, a):
     pipeline = word2vec.build(c, Vocabulary(size=200), **small())
     async with pipeline.trainer:
         with pytest.raises(KeyError, match="seen fewer than 5 times"):
@@ -375,7 +375,7 @@ def test_a_text_without_words_is_an_error(tmp_path):
 
 
 @pytest.mark.processes
-def test_bytes_that_are_no_text_are_told_once(tmp_path):
+def test_bytes_that_are_no_text_are_reported_once(tmp_path):
     text = topical_text(100) + "é".join(["sea1 "] * 50)
     result = run_word2vec(tmp_path, text.encode("latin-1"))
     assert result.output.count("no UTF-8") == 1

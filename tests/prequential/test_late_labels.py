@@ -327,7 +327,7 @@ def test_a_label_that_cannot_be_scored_leaves_the_prediction_waiting():
     assert scores.labelled(1, 1) == 1
 
 
-def test_times_tell_how_late_the_labels_were():
+def test_times_show_how_late_the_labels_were():
     scores = ta.Prequential(metrics.Accuracy())
     assert np.isnan(scores.lateness)
     scores.predicted(1, key="a", time=datetime(2013, 1, 1, 5))
@@ -423,7 +423,7 @@ def test_streams_that_cannot_be_gone_through_say_why():
         list(questions_and_answers([(1, 2)] * 9, 8, pending=3))
 
 
-def test_labels_of_which_none_has_a_prediction_are_told_once(caplog):
+def test_labels_of_which_none_has_a_prediction_are_reported_once(caplog):
     scores = ta.Prequential({"accuracy": metrics.Accuracy()})
     for number in range(30):
         scores.predicted(1, ("order", number))

@@ -567,14 +567,14 @@ Outputs = namedtuple("Outputs", "logits hidden")
         (Outputs(np.zeros((4, 2)), np.zeros((4, 9))), r"an? Outputs of several"),
     ],
 )
-def test_several_outputs_of_a_model_are_told_to_be_chosen_from(output, choice):
+def test_the_error_for_several_outputs_says_to_choose_one(output, choice):
     with pytest.raises(errors.DtypeError, match=choice):
         ta.Prequential(metrics.Accuracy()).add([0, 1, 1, 0], output)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 @pytest.mark.parametrize("label", [np.int64, np.float32, bool])
-def test_one_logit_for_each_record_is_no_label_and_told_what_makes_one(shape, label):
+def test_the_error_for_one_logit_a_record_says_how_to_make_a_label(shape, label):
     logits = np.array([-2.5, 0.5, 3.5, -0.5], "float32").reshape(shape)
     y = np.array([0, 1, 1, 0], label)
     scores = ta.Prequential(metrics.Accuracy())

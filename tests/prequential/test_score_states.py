@@ -275,7 +275,7 @@ class Own(metrics.base.MultiClassMetric):
         return self.right + sum(map(len, self.of.values()))
 
 
-def test_a_metric_of_ones_own_that_is_plain_goes_on():
+def test_a_custom_metric_with_plain_state_goes_on():
     one, other = ta.Prequential(Own()), ta.Prequential(Own())
     feed(one, LATE, CHANCES > 0.5, 0, 100)
     other.load_state_dict(stored(one.state_dict()))
@@ -284,20 +284,20 @@ def test_a_metric_of_ones_own_that_is_plain_goes_on():
     assert shown(other) == shown(one)
 
 
-def test_a_metric_that_cannot_be_told_is_refused_by_name():
+def test_a_metric_that_cannot_be_saved_is_refused_by_name():
     scores = ta.Prequential({"mine": Own(thing=object())})
     with pytest.raises(CheckpointError, match=r"metric 'mine'\.thing is a .*object"):
         scores.state_dict()
 
 
-def test_a_key_that_cannot_be_told_is_refused():
+def test_a_key_that_cannot_be_saved_is_refused():
     scores = several()
     scores.predicted(CHANCES[0], frozenset([1]))
     with pytest.raises(CheckpointError, match=r"key of .* is a builtins.frozenset"):
         scores.state_dict()
 
 
-def test_a_large_window_is_told_quickly():
+def test_a_large_window_is_saved_quickly():
     scores = several(window=10_000)
     many = np.random.default_rng(0).random(12_000)
     scores.add(many < 0.3, np.clip(many, 0.01, 0.99))

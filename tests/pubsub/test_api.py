@@ -297,7 +297,7 @@ async def test_a_handler_may_look_at_messages_before_they_are_opened(c, s, a, b)
 
 
 @gen_cluster(client=True)
-async def test_a_handler_is_told_who_sent(c, s, a, b):
+async def test_a_handler_gets_the_sender(c, s, a, b):
     got = []
     await (sub := Sub("t", worker=a, handler=lambda *what: got.append(what)))
     pub = await Pub("t", worker=b, member="r7")
@@ -347,7 +347,7 @@ async def test_a_handler_that_raises_is_counted(c, s, a, b):
 
 
 @gen_cluster(client=True)
-async def test_views_are_told_in_order_to_both_sides(c, s, a, b):
+async def test_views_come_in_order_to_both_sides(c, s, a, b):
     told = {"pub": [], "sub": []}
 
     def fail(view):
@@ -464,7 +464,7 @@ async def test_a_closed_worker_or_client_is_refused(c, s, a):
 
 
 @gen_cluster(client=True)
-async def test_links_tell_how_the_flow_is_doing(c, s, a, b):
+async def test_links_report_how_the_flow_is_doing(c, s, a, b):
     sub = await Sub("t", worker=a)
     pub = await Pub("t", worker=b, policy=Block(5))
     for number in range(3):

@@ -219,7 +219,7 @@ async def test_a_held_publisher_goes_on_when_the_subscriber_leaves(c, s, a, b):
 
 
 @gen_cluster(client=True)
-async def test_a_held_publisher_is_told_when_it_is_closed(c, s, a, b):
+async def test_a_publisher_that_waits_gets_an_error_when_it_is_closed(c, s, a, b):
     pub = await Pub("t", worker=b, policy=Block(1))
     sub = await Sub("t", worker=a, handler=Gate())
     await pub.put(0)
@@ -247,7 +247,7 @@ async def test_dropping_keeps_the_newest_and_counts(c, s, a, b):
 
 
 @gen_cluster(client=True)
-async def test_a_merge_that_raises_is_told_to_who_put(c, s, a, b):
+async def test_a_merge_that_raises_is_raised_by_put(c, s, a, b):
     gate = Gate()
     async with Sub("t", worker=a, handler=gate) as sub:
         pub = await Pub("t", worker=b, policy=Conflate(operator.add))

@@ -67,7 +67,7 @@ def test_all_that_replicas_workers_and_clients_send_goes_over_tls(cluster):
             assert sub.get(timeout="10s").tolist() == [0, 1, 2]
 
 
-def test_who_has_no_certificate_or_another_one_is_refused_and_told_why(cluster):
+def test_a_process_with_no_or_another_certificate_is_refused_with_the_reason(cluster):
     address = cluster.scheduler_address
 
     async def connect(security: Security | None) -> None:
@@ -80,7 +80,7 @@ def test_who_has_no_certificate_or_another_one_is_refused_and_told_why(cluster):
 
 
 @needs_flights
-def test_a_run_that_joins_without_a_certificate_is_told_what_to_configure(cluster):
+def test_the_error_for_a_run_without_a_certificate_says_what_to_configure(cluster):
     for address, told in (
         (cluster.scheduler_address, "tls:// needs distributed.comm.tls"),
         (cluster.scheduler_address.replace("tls:", "tcp:"), "begins with tls://"),

@@ -1,4 +1,4 @@
-"""Who is in a topic, whatever comes and goes, in whatever order."""
+"""Views name the members of a topic, in whatever order they come and go."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def numbers(scheduler):
     return [message["view"]["number"] for _, message in scheduler.sent]
 
 
-def test_every_change_has_a_larger_number_and_is_told_to_all_members():
+def test_every_change_has_a_larger_number_and_reaches_all_members():
     async def run():
         scheduler, half = await plugin()
         await half.register("t", "publishers", member("p"), 1)
@@ -350,7 +350,7 @@ async def test_a_scheduler_without_the_package_is_named(c, s, a, b):
 
 
 @gen_cluster(client=True)
-async def test_a_scheduler_that_refuses_plugins_is_told_of(c, s, a, b):
+async def test_a_scheduler_that_refuses_plugins_is_reported(c, s, a, b):
     async def refuse(plugin, name, idempotent):
         raise ValueError("not here")
 

@@ -366,7 +366,7 @@ def test_the_side_at_fault_is_named(case):
         (linear(1, 1), lambda p, y: p.sum(), X[:, 0][:, None], Y),
     ],
 )
-def test_who_follows_the_advice_is_learned(model, loss, x, y):
+def test_a_model_that_follows_the_advice_is_learned(model, loss, x, y):
     with pytest.raises(AssertionError, match="it was learned"):
         refused(model, loss, (x, y))
 

@@ -1,4 +1,4 @@
-"""What a factory sets and nobody saves is alike on all replicas, or told."""
+"""Settings of a factory are alike on all replicas, or a notice says otherwise."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def told(trainer: ta.Trainer) -> list[str]:
 
 
 @two()
-async def test_replicas_that_are_built_otherwise_are_told_at_the_start(c, s, *workers):
+async def test_replicas_that_are_built_otherwise_are_reported_at_the_start(
+    c, s, *workers
+):
     for factory in (numbered, generated):
         async with ta.Trainer(c, **classes(model=factory)) as trainer:
             await train_all(trainer, class_data(4))
@@ -150,7 +152,7 @@ async def test_replicas_that_are_built_otherwise_are_told_at_the_start(c, s, *wo
 
 
 @two()
-async def test_one_that_joins_is_told(c, s, *workers):
+async def test_a_replica_that_joins_with_another_model_is_reported(c, s, *workers):
     async with ta.Trainer(c, **classes(model=numbered, replicas=1)) as trainer:
         await train_all(trainer, class_data(4))
         assert not told(trainer)
@@ -160,7 +162,7 @@ async def test_one_that_joins_is_told(c, s, *workers):
 
 
 @two()
-async def test_all_replicas_draw_the_same_and_so_does_one_that_joins(c, s, *workers):
+async def test_all_replicas_draw_the_same_and_so_does_a_joining_one(c, s, *workers):
     async with ta.Trainer(c, **classes(model=drawn, replicas=1)) as trainer:
         await trainer.scale(2)
         await train_all(trainer, class_data(40))
@@ -168,7 +170,7 @@ async def test_all_replicas_draw_the_same_and_so_does_one_that_joins(c, s, *work
 
 
 @two()
-async def test_a_checkpoint_tells_of_another_model(c, s, *workers):
+async def test_restoring_another_model_is_reported(c, s, *workers):
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/saved"
         async with ta.Trainer(c, **classes(model=numbered, replicas=1)) as trainer:
@@ -196,7 +198,7 @@ def test_layers_without_values_of_their_own_are_compared(other, named):
 
 
 @two()
-async def test_another_activation_and_clipping_are_told_at_a_restore(
+async def test_another_activation_and_clipping_are_reported_at_a_restore(
     c, s, a, b, tmp_path
 ):
     def model(activation):

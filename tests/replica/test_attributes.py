@@ -1,4 +1,4 @@
-"""What a model keeps in plain attributes is nobody's, and that is said."""
+"""State in plain attributes of a model is not saved, and that is reported."""
 
 from __future__ import annotations
 

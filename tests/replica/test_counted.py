@@ -1,4 +1,4 @@
-"""Targets that a loss leaves out are known, and no mean of nothing goes unexplained."""
+"""Targets that a loss leaves out are counted, and a mean of nothing is explained."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_left_out_is_seen_also_in_a_sum_of_losses():
     ],
 )
 @pytest.mark.parametrize("learns", [True, False])
-def test_a_mini_batch_without_any_target_is_told_so(loss, y, learns):
+def test_the_error_for_a_mini_batch_without_any_target_says_so(loss, y, learns):
     ours = learner(loss=loss)
     x, was = data()
     step = ours.learn if learns else ours.score
@@ -79,7 +79,7 @@ def test_a_mask_that_leaves_all_out_is_thought_of():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_no_longer_finite_are_what_is_told(value):
+def test_the_error_names_parameters_that_are_no_longer_finite(value):
     ours = learner()
     with torch.no_grad():
         ours.model.bias.fill_(value)
@@ -96,7 +96,7 @@ def test_parameters_that_are_no_longer_finite_are_what_is_told(value):
         lambda p, y: int((p.argmax(1) != y).sum()),
     ],
 )
-def test_a_loss_that_is_no_tensor_any_more_is_told_what_to_leave_away(loss):
+def test_the_error_for_a_loss_that_is_no_tensor_says_what_to_leave_out(loss):
     with pytest.raises(LossError, match=r"leave \.item\(\)"):
         learner(loss=loss).learn(*data(), 8)
 

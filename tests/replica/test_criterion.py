@@ -240,7 +240,7 @@ def test_what_a_loss_makes_once_is_left_alone():
     assert ours.notices.take() == {}
 
 
-def test_buffers_that_the_loss_changes_are_said_to_be_nobodys():
+def test_buffers_that_the_loss_changes_are_reported_as_not_saved():
     class Centred(nn.Module):
         def __init__(self) -> None:
             super().__init__()

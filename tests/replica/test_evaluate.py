@@ -1,4 +1,4 @@
-"""An evaluation is of what it is given, all of that, and nothing else."""
+"""An evaluation covers all of the data that it is given, and nothing else."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_metric_that_averages_by_itself_sees_each_mini_batch_alone(make):
     assert ours.notices.take() == {}
 
 
-def test_a_metric_that_cannot_be_copied_is_told_once():
+def test_a_metric_that_cannot_be_copied_is_reported_once():
     class Locked(Running):
         def __init__(self) -> None:
             super().__init__()
@@ -160,7 +160,7 @@ def test_a_mini_batch_without_any_target_is_left_out(loss):
     assert math.isnan(nothing["accuracy"])
 
 
-def test_a_sum_of_losses_that_leaves_targets_out_is_told():
+def test_a_sum_of_losses_that_leaves_targets_out_is_reported():
     ours = learner(loss=lambda p, y: functional.cross_entropy(p, y) + p.mean())
     evaluated(ours, partly(8, 8))
     assert ours.notices.take() == {}
@@ -174,7 +174,7 @@ def weighted(prediction, y):
     return Mean(float(len(counting)), len(counting))
 
 
-def test_a_metric_may_tell_its_weight():
+def test_a_metric_may_return_a_mean_with_its_weight():
     ours = learner(
         metrics={"one": weighted, "both": lambda p, y: {"a": weighted(p, y), "b": 1}}
     )
@@ -191,7 +191,7 @@ def test_a_metric_may_tell_its_weight():
     assert type(step.metrics[0]) is float
 
 
-def test_what_is_nan_in_a_metric_of_ones_own_is_left_out_and_told_how_often():
+def test_nan_of_a_custom_metric_is_left_out_and_counted_in_a_notice():
     def mine(prediction, y):
         return float("nan") if len(y) == 5 else 0.5
 
@@ -202,7 +202,7 @@ def test_what_is_nan_in_a_metric_of_ones_own_is_left_out_and_told_how_often():
     assert "NaN for 2 of the 4 mini-batches" in said
 
 
-def test_a_loss_that_is_not_finite_is_told_and_not_hidden():
+def test_a_loss_that_is_not_finite_is_reported_and_not_hidden():
     ours = learner(loss=lambda p, y: p.sum() / (len(y) - 5))
     scores = evaluated(ours, tensors(5), tensors(8))
     assert not math.isfinite(scores["loss"])

@@ -1,4 +1,4 @@
-"""What hooks of an optimizer keep for themselves is told where it is lost."""
+"""State in hooks of an optimizer is reported where it is lost."""
 
 from __future__ import annotations
 

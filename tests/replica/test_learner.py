@@ -447,7 +447,7 @@ def taken(one: Learner) -> dict[str, Any]:
     return {"state": snapshot["model"], "optimizers": snapshot["optimizers"]}
 
 
-def test_an_optimizer_that_is_missing_is_told():
+def test_a_missing_optimizer_is_reported():
     with pytest.raises(OptimizerError, match=r"has sparse parameters.*'sparse': torch"):
         learner(words_and_layer, optimizer={"dense": SGD})
     learner(mlp, optimizer={"dense": SGD})  # has no table

@@ -1,4 +1,4 @@
-"""What one copy of a model has become, another one takes over."""
+"""A copy of a model takes over the state of another copy."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_new_model_takes_over_what_was_made_while_it_ran(kind, before):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_does_one_that_lies_within_another(kind):
+def test_a_model_that_lies_within_another_does_so_too(kind):
     taken_over(Nested(kind), Nested(kind))
 
 

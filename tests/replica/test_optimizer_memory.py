@@ -1,4 +1,4 @@
-"""What an optimizer keeps in attributes is saved, and copied to one that joins."""
+"""Attributes of an optimizer are saved, and copied to replicas that join."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def taken_over(kind: Any, snapshot: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_that_takes_it_over_goes_on_as_the_other_does(kind):
+def test_a_replica_that_takes_it_over_goes_on_as_the_other_does(kind):
     ours = learner(optimizer=kind, share="update")
     learned(ours, 7)
     other = taken_over(kind, ours.snapshot())
@@ -181,7 +181,7 @@ def test_a_copy_is_no_part_of_what_it_was_taken_of(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_that_has_stepped_goes_back_to_what_it_takes_over(kind):
+def test_an_optimizer_that_has_stepped_goes_back_to_the_state_it_takes_over(kind):
     ours, other = (learner(optimizer=kind, share="update") for _ in range(2))
     learned(other, 5)
     start = unpack(pack(ours.snapshot()))
@@ -253,7 +253,7 @@ class Keeping(Base):
         ([torch.zeros(2), {"a": np.ones(1)}], None),
     ],
 )
-def test_what_cannot_be_copied_is_told_by_its_name(thing, named):
+def test_an_attribute_that_cannot_be_copied_is_reported_by_name(thing, named):
     ours = learner(optimizer=functools.partial(Keeping, thing=thing), share="update")
     ours.say_what_is_hidden()
     text = ours.notices.take().get("optimizer memory")
@@ -272,7 +272,7 @@ class Slots(Base):
         return gradient
 
 
-def test_objects_that_are_made_in_a_step_have_no_place_elsewhere_and_that_is_told():
+def test_objects_that_are_made_in_a_step_are_not_copied_and_that_is_reported():
     ours = learner(optimizer=Slots, share="update")
     learned(ours, 2)
     told = taken_over(Slots, ours.snapshot()).notices.take()

@@ -83,7 +83,7 @@ async def test_what_fails_also_with_gradients_is_refused_as_ever(c, s, a):
 
 
 @pytest.mark.parametrize("retain", [False, True])
-def test_a_loss_that_calls_backward_is_told_not_to(retain):
+def test_a_loss_that_calls_backward_is_refused(retain):
     @cluster(1)
     async def run(c, s, a):
         def loss(prediction: Any, y: Any) -> torch.Tensor:

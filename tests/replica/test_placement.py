@@ -113,7 +113,7 @@ def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
         ((2, 4), 9, 4),
     ],
 )
-def test_as_many_are_wished_for_as_the_workers_allow(replicas, workers, wished):
+def test_the_count_of_replicas_is_what_the_workers_allow(replicas, workers, wished):
     assert ReplicaCount.of(replicas).count(workers) == wished
 
 

@@ -1,4 +1,4 @@
-"""What a model counts outside of its attributes is said, and what it draws from."""
+"""State of a model outside of its attributes, and its generators, are reported."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_generators_that_are_drawn_from_are_said(make, draw):
     assert "numpy.random" in text
 
 
-def test_one_that_lies_in_a_module_is_said_too():
+def test_a_generator_that_lies_in_a_module_is_reported_too():
     assert "'RANDOM'" in said(DrawingGlobally, "generators")
 
 

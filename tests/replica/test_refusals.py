@@ -1,4 +1,4 @@
-"""What a refused mini-batch's sender is told."""
+"""The error of a refused mini-batch explains the refusal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def explained(
     return explain(error, batch.kind, batch.samples, kind, model)
 
 
-def test_what_torch_says_of_shapes_and_dtypes_is_told_apart():
+def test_errors_of_torch_about_shapes_and_dtypes_are_distinguished():
     shape = explained(ForwardError("The model raised: shapes cannot be multiplied"))
     assert type(shape) is ShapeError
     wide = X.astype("float64")
@@ -48,7 +48,7 @@ def test_what_was_given_stands_in_every_message():
         assert "Given: x (4, 3) float32, y (4,) int64" in str(explained(kind("why")))
 
 
-def test_what_was_learned_before_tells_what_differs():
+def test_the_error_compares_with_what_was_learned_before():
     same = explained(LossError("Target 9 is out of bounds."), learned=(X, Y))
     assert type(same) is LossError
     narrow = explained(ForwardError("unclear"), X[:, :1], learned=(X, Y))

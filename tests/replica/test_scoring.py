@@ -1,4 +1,4 @@
-"""Metrics watch what is learned; whatever they do, it is learned as without them."""
+"""Metrics only watch: whatever they do, the model learns as without them."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_each_kind_of_failure_is_said():
     assert len(ours.notices.take()) == 2
 
 
-def test_one_that_seeds_is_told_to_use_a_generator():
+def test_the_notice_for_a_metric_that_seeds_advises_a_generator():
     ours = learner(metrics={"mine": seeds})
     ours.learn(*data(), 8)
     (said,) = ours.notices.take().values()

@@ -243,7 +243,7 @@ def check_dtypes(made: Learner) -> None:
         (of_another_dtype, (ModelError, RuntimeError, NotImplementedError)),
     ],
 )
-def test_after_one_that_fails_all_is_as_it_was(change, error):
+def test_after_a_change_that_fails_everything_is_as_before(change, error):
     made, twin = learner(), learner()
     for each in (made, twin):
         learn(each)
@@ -255,7 +255,7 @@ def test_after_one_that_fails_all_is_as_it_was(change, error):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_one_that_is_undone_leaves_nothing(change):
+def test_a_change_that_is_undone_leaves_nothing(change):
     made, twin = learner(), learner()
     for each in (made, twin):
         learn(each)
@@ -438,7 +438,7 @@ async def test_a_change_while_another_replica_is_built_reaches_it(c, s, a):
 
 
 @two()
-async def test_one_that_fails_at_a_second_replica_is_undone_everywhere(c, s, a, b):
+async def test_a_change_that_fails_at_a_second_replica_is_undone_everywhere(c, s, a, b):
     threads: list[int] = []
 
     def only_once(model, optimizers):
@@ -464,7 +464,7 @@ async def test_one_that_fails_at_a_second_replica_is_undone_everywhere(c, s, a, 
 
 
 @two()
-async def test_one_that_differs_between_replicas_is_undone_everywhere(c, s, a, b):
+async def test_a_change_that_differs_between_replicas_is_undone_everywhere(c, s, a, b):
     calls: list[int] = []
 
     def ever_more(model, optimizers):

@@ -352,7 +352,7 @@ def test_all_that_waits_learns_why_a_replica_has_ended(error):
 
 
 @gen_test()
-async def test_a_call_with_which_the_replica_ends_tells_its_caller_first():
+async def test_a_call_that_ends_the_replica_answers_its_caller_first():
     def fail() -> None:
         raise ReplicaFailedError("half way")
 

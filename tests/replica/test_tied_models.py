@@ -90,7 +90,7 @@ def test_it_is_learned_as_in_a_plain_loop(model, share, optimizer):
 
 
 @pytest.mark.parametrize("model", TIED)
-def test_who_takes_it_over_is_tied_as_well(model):
+def test_a_replica_that_takes_it_over_is_tied_as_well(model):
     ours, again = learner(model, share=None), learner(model, share=None, seed=1)
     ours.learn(*data(), 8)
     snapshot = ours.snapshot()

@@ -1,4 +1,4 @@
-"""Models that cannot be what they are meant to be are refused at the start, or told."""
+"""Models that cannot work as meant are refused at the start, or reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_that_no_replica_can_be_is_refused_at_the_start(model, said):
         learner(model)
 
 
-def test_layers_that_have_no_process_group_are_told():
+def test_layers_that_have_no_process_group_are_reported():
     ours = learner(lambda: nn.Sequential(nn.Linear(3, 2), nn.SyncBatchNorm(2)))
     (said,) = ours.notices.take().values()
     assert "SyncBatchNorm" in said

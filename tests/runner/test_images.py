@@ -1,4 +1,4 @@
-"""Sets of images, from tiny files in the formats in which they are offered."""
+"""Sets of images are read from tiny files in their published formats."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_inputs_are_floats_from_0_to_1():
         ("MNIST/raw", "", "-", "mnist"),
     ],
 )
-def test_idx_files_are_told_apart_by_their_names(
+def test_idx_files_are_distinguished_by_their_names(
     tmp_path, suffix, place, prefix, dot, name
 ):
     write_idx(tmp_path / place, prefix, suffix, dot)
@@ -87,7 +87,7 @@ def test_two_sets_in_a_folder_ask_which_one(tmp_path):
         assert images.load(tmp_path, name).name == name
 
 
-def test_a_name_is_believed_where_the_files_do_not_tell(tmp_path):
+def test_a_name_is_believed_where_the_files_leave_it_open(tmp_path):
     folder = tmp_path / "data"
     write_idx(folder)
     assert images.load(folder, "fashion-mnist").name == "fashion-mnist"

@@ -156,7 +156,7 @@ async def test_without_adaptation_nothing_is_said_of_it(tmp_path):
 
 @pytest.mark.usefixtures("fonts")
 @gen_test()
-async def test_files_and_results_tell_of_every_mode(tmp_path):
+async def test_files_and_results_cover_every_mode(tmp_path):
     run = followed(AdaptiveRun(compare=True, warm_up=100, output=tmp_path), (25,))
     await run.drain()
     files = run.draw()

@@ -73,7 +73,7 @@ def test_an_option_whose_default_is_a_tuple_may_be_repeated():
     assert run.baskets == (Path("a"), Path("b"))
 
 
-def test_help_tells_the_texts_the_defaults_and_the_bounds():
+def test_help_shows_texts_defaults_and_bounds():
     text = shown(Picnic)
     assert "--guests INTEGER RANGE Who eats sandwiches. [default: 2; x>=1]" in text
     assert "--length FLOAT In cm. [default: (as it fits)]" in text

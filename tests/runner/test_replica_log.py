@@ -1,4 +1,4 @@
-"""Lines that tell of replicas, while they come and go."""
+"""A line is printed for each replica that comes or goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensair_dask.runner.resume import Continuation
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)
-async def test_replicas_that_come_and_go_are_told(c, s, a, b):
+async def test_replicas_that_come_and_go_are_printed(c, s, a, b):
     lines: list[str] = []
 
     async def told(words: str) -> str:

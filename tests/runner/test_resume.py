@@ -1,4 +1,4 @@
-"""Runs that go on from a checkpoint: where, with what, and from whose."""
+"""Runs go on from a checkpoint of their own pipeline and options."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_another_model_of_the_same_name_is_refused(c, s, a):
 
 
 @gen_test()
-async def test_a_folder_that_cannot_be_written_to_is_told_at_once():
+async def test_a_folder_that_cannot_be_written_to_is_reported_at_once():
     with pytest.raises(CheckpointError, match="cannot be written"):
         await opened("/dev/null/checkpoints")
 

@@ -28,7 +28,7 @@ def test_what_fails_because_ctrl_c_has_cut_it_short_is_no_error():
     assert result.output == "Interrupted.\n"
 
 
-def test_what_fails_by_itself_is_told_in_one_line():
+def test_an_expected_failure_is_printed_in_one_line():
     @command(Run)
     async def main(run):
         raise RuntimeError("the disk\nis full")
@@ -40,7 +40,7 @@ def test_what_fails_by_itself_is_told_in_one_line():
     )
 
 
-def test_files_are_told_in_one_column_whatever_their_names():
+def test_files_are_printed_in_one_column_whatever_their_names():
     @command(Run)
     async def main(run):
         run.files = {"html": "a.html", "drift, html": "b.html"}
@@ -58,9 +58,7 @@ def test_files_are_told_in_one_column_whatever_their_names():
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
-async def test_what_was_refused_is_told_at_the_end_although_nothing_was_learned(
-    c, s, a
-):
+async def test_refusals_are_printed_at_the_end_although_nothing_was_learned(c, s, a):
     lines: list[str] = []
     run = Run()
     run.say = lines.append

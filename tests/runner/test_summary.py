@@ -7,7 +7,7 @@ from tensair_dask.reports import Report
 from tensair_dask.runner.summary import Tally
 
 
-def test_what_was_refused_is_counted_and_the_first_error_is_told():
+def test_refusals_are_counted_and_the_first_error_is_given():
     tally = Tally()
     assert tally.describe_refusals() == ""
     assert tally.refusals() == {

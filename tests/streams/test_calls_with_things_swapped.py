@@ -1,4 +1,4 @@
-"""What is called with its arguments swapped, or one too many, says how it is meant."""
+"""The error for swapped or surplus arguments says how to call the method."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_emit_that_says_how_to_wait_is_taken(asynchronous):
 
 
 @one()
-async def test_single_records_are_told_to_be_gathered(c, s, a):
+async def test_the_error_for_single_records_advises_partition(c, s, a):
     (x, y), *_ = class_data(1)
     for labels in (y, y.tolist()):
         async with ta.Trainer(c, **classes()) as trainer:

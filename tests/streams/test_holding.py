@@ -1,4 +1,4 @@
-"""What waits in the nodes of a stream before its trainer is learned, too."""
+"""Items that wait in the nodes before a trainer are learned, too."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ async def test_a_stream_that_is_not_too_fast_drops_nothing(c, s, a):
         assert (node.dropped, node.queued, len(trainer.events)) == (0, 0, 0)
 
 
-def test_an_error_of_what_waited_is_raised_to_who_feeds(slow):
+def test_an_error_of_an_item_that_waited_is_raised_by_emit(slow):
     @one()
     async def run(c, s, a):
         trainer = await ta.Trainer(c, **classes(model=slow, max_in_flight=2))
@@ -374,7 +374,7 @@ async def test_a_policy_or_a_bound_that_does_not_exist_is_refused(c, s, a):
         assert not trainer.session.intake.nodes
 
 
-def test_what_is_dropped_is_told_to_the_scheduler(slow, monkeypatch):
+def test_dropped_items_are_reported_to_the_scheduler(slow, monkeypatch):
     monkeypatch.setattr(reporter, "INTERVAL", 0.02)
 
     @one()

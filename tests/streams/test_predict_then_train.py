@@ -493,7 +493,9 @@ def test_the_last_label_of_a_stream_in_mini_batches_is_persistence(delay):
 
 
 @pytest.mark.parametrize("samples", [4, 7])
-def test_records_that_wait_for_their_labels_are_told_and_not_learned(samples, caplog):
+def test_records_that_wait_for_their_labels_are_reported_and_not_learned(
+    samples, caplog
+):
     @two()
     async def run(c, s, a, b):
         caplog.set_level(logging.WARNING)
@@ -563,7 +565,7 @@ def loss_of_logit(output, y):
         ),
     ],
 )
-def test_what_cannot_be_scored_is_told_once_with_a_decide_that_can(
+def test_the_warning_for_unscorable_predictions_comes_once_with_a_decide_that_works(
     arguments, decide, keep
 ):
     @two()

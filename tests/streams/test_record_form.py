@@ -101,7 +101,7 @@ def test_what_is_no_mini_batch_decides_nothing(item):
     ],
 )
 @two()
-async def test_the_node_before_tells_what_it_can(c, s, a, b, build, groups):
+async def test_the_node_before_decides_the_form_where_it_can(c, s, a, b, build, groups):
     assert are_groups(build(Stream(asynchronous=True))) is groups
 
 
@@ -158,7 +158,7 @@ async def test_x_and_y_of_two_streams_are_ready_arrays(c, s, a, b):
 
 
 @two()
-async def test_what_fits_both_is_a_dead_letter_until_the_stream_tells(c, s, a, b):
+async def test_an_ambiguous_item_is_a_dead_letter_until_the_stream_decides(c, s, a, b):
     async with ta.Trainer(c, **NUMBERS) as trainer:
         source = Stream(asynchronous=True)
         reports = source.train(trainer).sink_to_list()

@@ -116,7 +116,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize("name", ROUTES)
-def test_items_that_may_come_twice_are_told(name):
+def test_items_that_may_come_twice_are_reported(name):
     @one()
     async def run(c, s, a):
         build, is_told = ROUTES[name]

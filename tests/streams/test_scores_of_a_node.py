@@ -1,4 +1,4 @@
-"""Scores that score nothing, of two trainers, or what can never be right, say so."""
+"""Scores without data, of two trainers, or that can never be right, cause a warning."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def learn(trainer, data, *args, **kwargs):
 
 
 @one()
-async def test_scores_that_are_fed_nothing_are_told_once(c, s, a):
+async def test_scores_that_are_fed_nothing_are_reported_once(c, s, a):
     async with ta.Trainer(c, **classes(), scores={"mine": accuracy()}) as trainer:
         assert said(trainer, "has scored nothing") == 0
         for _ in range(2):
@@ -50,7 +50,7 @@ async def test_scores_that_are_fed_nothing_are_told_once(c, s, a):
 
 
 @one()
-async def test_scores_that_are_fed_nothing_are_told_at_close(c, s, a, caplog):
+async def test_scores_that_are_fed_nothing_are_reported_at_close(c, s, a, caplog):
     trainer = await ta.Trainer(c, **classes(), scores={"mine": accuracy()})
     await trainer.train(*class_data(1)[0])
     await trainer.close()
@@ -58,7 +58,7 @@ async def test_scores_that_are_fed_nothing_are_told_at_close(c, s, a, caplog):
 
 
 @one()
-async def test_scores_that_are_fed_or_that_wait_for_labels_are_not_told(c, s, a):
+async def test_scores_that_are_fed_or_that_wait_for_labels_cause_no_warning(c, s, a):
     waiting, by_hand = accuracy(), accuracy()
     scores = {"waiting": waiting, "by hand": by_hand}
     async with ta.Trainer(c, **classes(), scores=scores) as trainer:
@@ -71,7 +71,7 @@ async def test_scores_that_are_fed_or_that_wait_for_labels_are_not_told(c, s, a)
 
 @pytest.mark.parametrize("given", ["node", "trainer"])
 @one()
-async def test_scores_of_another_trainer_are_told(c, s, a, given):
+async def test_scores_of_another_trainer_are_reported(c, s, a, given):
     scores = accuracy()
     async with ta.Trainer(c, **classes()) as trainer:
         await learn(trainer, class_data(2), scores)
@@ -101,7 +101,7 @@ def returns_nothing(output):
 
 @pytest.mark.parametrize("at_once", [False, True])
 @one()
-async def test_a_decide_that_returns_nothing_is_told(c, s, a, at_once):
+async def test_a_decide_that_returns_nothing_is_reported(c, s, a, at_once):
     scores = accuracy()
     async with ta.Trainer(c, **classes(), keep_predictions=at_once) as trainer:
         node, reports = await learn(
@@ -114,7 +114,7 @@ async def test_a_decide_that_returns_nothing_is_told(c, s, a, at_once):
 
 @pytest.mark.parametrize("at_once", [False, True])
 @one()
-async def test_names_of_classes_against_numbers_are_told_once(c, s, a, at_once):
+async def test_names_of_classes_against_numbers_are_reported_once(c, s, a, at_once):
     async with ta.Trainer(c, **classes(), keep_predictions=at_once) as trainer:
         await learn(
             trainer,

@@ -389,7 +389,7 @@ def echoing(trainer, **options) -> tuple[Stream, list[float]]:
 
 
 @pytest.mark.parametrize("bad", [WRONG, "no array at all"])
-def test_an_item_that_fails_lets_none_behind_it_overtake_those_before(echo, bad):
+def test_items_behind_one_that_fails_overtake_none_before_it(echo, bad):
     @two()
     async def run(c, s, a, b):
         echo.held[0.0] = threading.Event()

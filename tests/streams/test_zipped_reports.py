@@ -1,4 +1,4 @@
-"""A zip of items with what a trainer made of them pairs by order: that is told."""
+"""A zip of items with reports pairs by order, and a warning says so."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def said(trainer):
     ],
 )
 @one()
-async def test_pairs_that_may_shift_are_told_once(c, s, a, pair, text):
+async def test_pairs_that_may_shift_are_reported_once(c, s, a, pair, text):
     async with ta.Trainer(c, **classes()) as trainer:
         node = pair(Stream(asynchronous=True), trainer)
         await until(lambda: any(text in each for each in said(trainer)))
@@ -62,7 +62,7 @@ async def test_a_stream_that_is_connected_to_a_zip_later_is_seen(c, s, a):
     ],
 )
 @one()
-async def test_pairs_that_do_not_shift_are_not_told(c, s, a, pair):
+async def test_pairs_that_do_not_shift_cause_no_warning(c, s, a, pair):
     async with ta.Trainer(c, **classes()) as trainer:
         node = pair(Stream(asynchronous=True), trainer)
         await trainer.predict(X)
@@ -71,7 +71,9 @@ async def test_pairs_that_do_not_shift_are_not_told(c, s, a, pair):
 
 
 @one()
-async def test_a_prediction_that_is_left_out_is_told_where_it_is_raised_too(c, s, a):
+async def test_a_prediction_that_is_left_out_is_reported_where_it_is_raised_too(
+    c, s, a
+):
     async with ta.Trainer(c, **classes()) as trainer:
         source = Stream(asynchronous=True)
         pairs = source.zip(source.predict(trainer)).sink_to_list()

@@ -113,7 +113,7 @@ def test_no_words_are_a_file_without_words(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["v.txt.gz", "v.bin.gz", "v.gz", "v.bz2", "v.xz"])
-def test_a_name_that_tells_how_it_is_packed_packs_it(tmp_path, name):
+def test_the_ending_of_a_file_name_decides_its_compression(tmp_path, name):
     path = tmp_path / name
     binary = is_binary(path)
     assert binary == (".bin" in name)

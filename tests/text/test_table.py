@@ -66,7 +66,7 @@ def test_a_key_can_be_asked_for_many_times_at_once():
     assert table.find(uint64(keys[::-1] * 1000)).tolist() == [3, 2, 1] * 1000
 
 
-def test_keys_that_agree_in_their_upper_bits_are_told_apart():
+def test_keys_that_agree_in_their_upper_bits_are_distinguished():
     keys = [(0xABCDEF << 40) + low for low in (1, 2, 3, 1 << 23)]
     table = filled(4, keys)
     assert table.find(uint64(keys)).tolist() == [1, 2, 3, 4]

@@ -198,7 +198,7 @@ def test_each_byte_and_the_length_count(length):
         ["x" * 32 + "a" * 8 + "b" * 8, "x" * 32 + "b" * 8 + "a" * 8],
     ],
 )
-def test_long_words_that_begin_alike_are_told_apart(several):
+def test_long_words_that_begin_alike_are_distinguished(several):
     assert len(set(fingerprints(*several))) == len(several)
 
 
@@ -210,7 +210,7 @@ def test_many_long_words_have_different_fingerprints():
     assert len(np.unique(tokens.fingerprints)) == len(several)
 
 
-def test_long_words_whose_first_letter_makes_up_for_the_length_are_told_apart():
+def test_long_words_whose_first_letter_makes_up_for_the_length_are_distinguished():
     rest = "x" * 23
     several = ["a" + rest + "x", "b" + rest, "a" + rest + "xxxx", "d" + rest + "x"]
     assert len(set(fingerprints(*several))) == len(several)

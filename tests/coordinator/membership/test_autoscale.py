@@ -125,7 +125,7 @@ class Stubborn:
     timeout=60,
     config={"tensair.replicas.adapt": "5ms"},
 )
-async def test_a_lag_or_a_cluster_that_raises_is_told_and_asked_again(c, s, a):
+async def test_a_lag_or_a_cluster_that_raises_is_reported_and_asked_again(c, s, a):
     looks: list[int] = []
 
     def lag() -> float:

@@ -178,7 +178,7 @@ async def test_what_is_asked_for_shares_a_worker_till_the_busy_one_has_time(
 
 
 @cluster(2)
-async def test_a_trainer_may_close_before_one_that_is_delayed_has_begun(c, s, *workers):
+async def test_a_trainer_may_close_before_a_delayed_replica_has_begun(c, s, *workers):
     slow = workers[0]
     with busy(c, slow) as over:
         await settled(s, slow, "busy")
@@ -226,7 +226,7 @@ async def test_a_worker_that_does_not_answer_is_left_out(c, s, *workers):
 
 
 @cluster(2)
-async def test_a_scale_that_takes_too_long_names_who_is_busy(c, s, *workers):
+async def test_a_scale_that_takes_too_long_names_the_busy_workers(c, s, *workers):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         (used,) = addresses(trainer)
         (slow,) = (each for each in workers if each.address != used)
@@ -239,7 +239,7 @@ async def test_a_scale_that_takes_too_long_names_who_is_busy(c, s, *workers):
 
 
 @pytest.mark.parametrize("wish", ["all", (1, 8)])
-def test_one_on_each_worker_ends_those_that_share(wish):
+def test_one_replica_a_worker_ends_replicas_that_share_a_worker(wish):
     @cluster(2)
     async def run(c, s, *workers):
         data = linear_data(100)

@@ -55,7 +55,7 @@ def all_get_on() -> Any:
 @cluster(5, **{"tensair.exchange.staleness": "5ms"})
 @pytest.mark.parametrize("who", ["the one concerned", "another one"])
 @pytest.mark.parametrize("moment", list(Moment))
-async def test_one_that_is_lost_at_any_moment_takes_nothing_with_it(
+async def test_losing_a_replica_at_any_moment_loses_no_gradient(
     c, s, *workers, moment, who
 ):
     data = linear_data(300)
@@ -167,9 +167,7 @@ def gone(trainer: Any) -> list[Any]:
 
 @cluster(3)
 @pytest.mark.parametrize("end", [close, fail])
-async def test_who_copies_one_that_ends_is_not_taken_for_the_one_that_ended(
-    c, s, *workers, end
-):
+async def test_a_replica_that_copies_a_dying_one_is_not_blamed(c, s, *workers, end):
     def shift(model: Any, optimizers: Any) -> None:
         with torch.no_grad():
             model.weight.add_(5.0)
@@ -185,7 +183,7 @@ async def test_who_copies_one_that_ends_is_not_taken_for_the_one_that_ended(
 
 @cluster(3, **SILENT)
 @pytest.mark.parametrize("end", [close, fail])
-async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
+async def test_the_model_of_the_last_replica_survives_where_a_newer_one_ends(
     c, s, *workers, end
 ):
     data = linear_data(60)
@@ -219,7 +217,7 @@ async def test_the_last_one_lives_on_where_the_one_that_knows_more_ends(
 
 
 @cluster(3)
-async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir(
+async def test_where_the_last_open_replica_is_lost_a_learning_one_has_an_heir(
     c, s, *workers
 ):
     data = linear_data(60)
@@ -244,7 +242,9 @@ async def test_where_the_last_open_one_is_lost_one_that_still_learns_has_an_heir
 
 
 @cluster(3)
-async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *workers):
+async def test_scaling_while_the_last_replicas_leave_waits_for_their_heir(
+    c, s, *workers
+):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2, model=Stoppable)) as trainer:
         membership = trainer.session.membership
@@ -287,7 +287,7 @@ async def test_who_scales_while_the_last_ones_go_waits_for_their_heir(c, s, *wor
 
 
 @cluster(1)
-async def test_an_heir_may_come_to_the_worker_of_one_that_was_too_many(c, s, a):
+async def test_an_heir_may_come_to_the_worker_of_a_surplus_replica(c, s, a):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         await train_all(trainer, data)
@@ -316,7 +316,7 @@ def slow_heir(trainer: Any, workers: Any, last: Any) -> None:
 
 
 @cluster(3, **{"tensair.timeouts.release": "1ms"})
-async def test_one_that_has_made_no_step_itself_waits_for_its_heir(c, s, *workers):
+async def test_a_replica_without_a_step_of_its_own_waits_for_its_heir(c, s, *workers):
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         (first,) = trainer.session.replicas.handles
@@ -375,7 +375,7 @@ async def test_heirs_are_tried_until_one_has_the_model(c, s, *workers):
 
 
 @cluster(2, **{"tensair.timeouts.leave": "100ms", "tensair.timeouts.join": "100ms"})
-async def test_one_that_is_silent_while_it_leaves_delays_for_no_longer_than_is_set(
+async def test_a_replica_that_is_silent_while_it_leaves_delays_no_longer_than_is_set(
     c, s, a, b
 ):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
@@ -416,7 +416,9 @@ def named(*names: str) -> Any:
 
 
 @cluster(4)
-async def test_one_that_cannot_be_built_keeps_no_other_from_joining(c, s, *workers):
+async def test_a_replica_that_cannot_be_built_keeps_no_other_from_joining(
+    c, s, *workers
+):
     model = functools.partial(named, "replica-2")
     async with ta.Trainer(c, **linear(replicas=1, model=model)) as trainer:
         trainer.session.membership.wanted = ReplicaCount.of((1, 4))
@@ -425,7 +427,9 @@ async def test_one_that_cannot_be_built_keeps_no_other_from_joining(c, s, *worke
 
 
 @cluster(3)
-async def test_a_newcomer_is_not_blamed_for_a_source_that_is_lost(c, s, *workers):
+async def test_a_joining_replica_is_not_blamed_for_a_source_that_is_lost(
+    c, s, *workers
+):
     data = linear_data(20)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         await train_all(trainer, data)
@@ -467,7 +471,7 @@ def strike_the_source(workers: Any) -> tuple[Any, list[Any]]:
 
 
 @cluster(4)
-async def test_a_newcomer_that_comes_to_nothing_ends_at_once(c, s, *workers):
+async def test_a_replica_that_fails_to_join_ends_at_once(c, s, *workers):
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         strike, newcomers = strike_the_source(workers)
         with faults.inject(Moment.KEPT, strike):
@@ -478,7 +482,7 @@ async def test_a_newcomer_that_comes_to_nothing_ends_at_once(c, s, *workers):
 
 
 @cluster(4)
-async def test_nobody_waits_for_a_newcomer_that_came_to_nothing(c, s, *workers):
+async def test_nobody_waits_for_a_replica_that_failed_to_join(c, s, *workers):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         strike, newcomers = strike_the_source(workers)
@@ -526,7 +530,9 @@ async def test_a_worker_that_is_lost_while_it_builds_is_given_up_at_once(
 
 
 @cluster(2, **{"tensair.timeouts.join": "10s"})
-async def test_a_newcomer_that_is_lost_while_it_subscribes_holds_no_stream(c, s, a, b):
+async def test_a_joining_replica_that_is_lost_while_it_subscribes_holds_no_stream(
+    c, s, a, b
+):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         newcomers: list[Any] = []
 
@@ -544,7 +550,9 @@ async def test_a_newcomer_that_is_lost_while_it_subscribes_holds_no_stream(c, s,
 
 
 @cluster(2, **{"tensair.timeouts.join": "100ms"})
-async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, b):
+async def test_a_joining_replica_that_is_silent_holds_the_stream_for_a_moment(
+    c, s, a, b
+):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         with faults.inject(Moment.BUILT, lambda each: setattr(each, "call", silent)):
             trainer.session.membership.wanted = ReplicaCount.of(2)
@@ -556,7 +564,9 @@ async def test_a_newcomer_that_is_silent_holds_the_stream_for_a_moment(c, s, a, 
 
 
 @cluster(3)
-async def test_one_that_dask_gives_up_is_lost_though_others_wait_for_it(c, s, *workers):
+async def test_a_replica_that_dask_gives_up_is_lost_though_others_wait_for_it(
+    c, s, *workers
+):
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         silent_one = trainer.session.replicas.handles[1]
         silent_one.call = silent
@@ -569,7 +579,7 @@ async def test_one_that_dask_gives_up_is_lost_though_others_wait_for_it(c, s, *w
 
 
 @cluster(4, **{"tensair.exchange.staleness": "1h"})
-async def test_one_that_is_asked_in_vain_keeps_no_other_from_being_replaced(
+async def test_a_replica_that_does_not_answer_keeps_no_other_from_being_replaced(
     c, s, *workers
 ):
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:

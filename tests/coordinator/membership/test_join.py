@@ -45,7 +45,7 @@ async def test_a_new_worker_gets_a_replica_that_misses_nothing(c, s, a, share):
 @pytest.mark.parametrize("share", ["gradient", "update"])
 @pytest.mark.parametrize("compression", ["none", "int8"])
 @pytest.mark.parametrize("alone", [0, 40])
-async def test_what_nobody_was_left_to_hear_is_not_told_to_a_newcomer(
+async def test_a_joining_replica_hears_nothing_of_messages_without_a_receiver(
     c, s, a, b, share, compression, alone
 ):
     data = linear_data(120)
@@ -72,7 +72,9 @@ async def test_what_nobody_was_left_to_hear_is_not_told_to_a_newcomer(
 
 
 @cluster(3)
-async def test_a_newcomer_hears_nothing_of_one_that_was_lost_before(c, s, *workers):
+async def test_a_joining_replica_hears_nothing_of_one_that_was_lost_before(
+    c, s, *workers
+):
     data = linear_data(60)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         feed(trainer, data)
@@ -112,7 +114,7 @@ async def test_optimizer_state_and_buffers_come_along(c, s, a, b):
 
 
 @cluster(2)
-async def test_a_newcomer_that_cannot_be_built_disturbs_nobody(c, s, a, b):
+async def test_a_joining_replica_that_cannot_be_built_disturbs_nobody(c, s, a, b):
     data = linear_data(100)
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         (handle,) = trainer.session.replicas.handles

@@ -1,4 +1,4 @@
-"""There are as many replicas as are wished for, while workers come and go."""
+"""The number of replicas stays as requested while workers come and go."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_lost_replica_is_replaced_from_a_peers_model(c, s, a):
 
 
 @cluster(1, config=QUICK)
-async def test_replicas_that_share_a_worker_move_to_one_that_comes(c, s, a):
+async def test_replicas_that_share_a_worker_move_to_a_new_worker(c, s, a):
     data = linear_data(600)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         reports = feed(trainer, data[:200])

@@ -1,4 +1,4 @@
-"""What replicas had that are lost lives on, or is learned again."""
+"""What lost replicas had learned survives, or is learned again."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_two_that_are_lost_at_once_take_nothing_with_them(c, s, *workers):
 
 
 @cluster(3)
-async def test_one_that_is_lost_while_another_loss_is_looked_into(c, s, *workers):
+async def test_a_replica_may_be_lost_while_another_loss_is_looked_into(c, s, *workers):
     data = linear_data(500)
     async with ta.Trainer(c, **linear(replicas=3)) as trainer:
         calls = trainer.session.replicas

@@ -1,4 +1,4 @@
-"""Who has missed gradients takes over a model that holds them."""
+"""A replica that has missed gradients takes over a model that holds them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def swallow_a_message(exchange: Any) -> None:
 
 
 @cluster(3)
-async def test_who_has_missed_gradients_takes_over_a_model_that_holds_them(
+async def test_a_replica_that_has_missed_gradients_takes_over_a_model_that_holds_them(
     c, s, *workers
 ):
     data = linear_data(300)
@@ -145,7 +145,9 @@ def poison(trainer: Any, worker: Any, value: float) -> Any:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_replica_that_is_not_finite_takes_over_the_model_of_one_that_is(count, value):
+def test_a_replica_with_a_model_that_is_not_finite_takes_over_a_finite_one(
+    count, value
+):
     @cluster(count)
     async def run(c, s, *workers):
         data = linear_data(200)

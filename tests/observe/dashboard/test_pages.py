@@ -92,7 +92,7 @@ async def test_a_mark_appears_across_the_curves(client, scheduler, *_):
 
 
 @cluster
-async def test_two_trainers_are_told_apart(client, scheduler, *_):
+async def test_two_trainers_are_distinguished(client, scheduler, *_):
     async with (
         training(client, name="first"),
         training(client, name="second"),

@@ -141,7 +141,7 @@ async def test_two_replicas_on_one_worker_are_two(c, s, a):
 
 
 @two()
-async def test_trainers_at_the_same_time_are_told_apart(c, s, a, b):
+async def test_trainers_at_the_same_time_are_distinguished(c, s, a, b):
     async with (
         ta.Trainer(c, **classes(), name="same") as first,
         ta.Trainer(c, **classes(), name="same") as second,
@@ -221,7 +221,7 @@ def error(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @one()
-async def test_any_metrics_are_told(c, s, a):
+async def test_any_metrics_are_reported(c, s, a):
     metrics = {
         "accuracy": ta.metrics.accuracy,
         "größe <b>%": sometimes,
@@ -354,7 +354,7 @@ async def test_a_plugin_that_cannot_start_leaves_nothing_behind(c, s, a, caplog)
 
 
 @one()
-async def test_what_cannot_be_read_is_told_once_and_stops_nothing(c, s, a, caplog):
+async def test_an_unreadable_report_is_logged_once_and_stops_nothing(c, s, a, caplog):
     async with ta.Trainer(c, **linear()) as trainer:
         await until(lambda: record(s, trainer).alive)
         s.workers[a.address].metrics = {METRIC: {trainer.run_id: {"replica-0": 3}}}
@@ -368,7 +368,7 @@ async def test_what_cannot_be_read_is_told_once_and_stops_nothing(c, s, a, caplo
 
 
 @one(config={"tensair.dashboard.enabled": False})
-async def test_a_trainer_that_is_not_to_be_shown_tells_nothing(c, s, a):
+async def test_a_trainer_that_is_not_to_be_shown_reports_nothing(c, s, a):
     metrics = set(a.metrics)
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(5))
@@ -664,7 +664,7 @@ async def test_lag_is_how_long_the_oldest_has_waited(c, s, a):
 
 
 @one()
-async def test_the_scheduler_answers_who_asks(c, s, a):
+async def test_the_scheduler_answers_requests(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         await train_all(trainer, class_data(5))
         await a.heartbeat()

@@ -69,7 +69,7 @@ def test_lines_of_both_phases_meet():
 # ---------------------------------------------------------------------- what is marked
 
 
-def test_alarms_are_told_apart_by_whether_something_had_changed(course):
+def test_alarms_are_distinguished_by_whether_something_had_changed(course):
     assert list(course.marks()) == [
         (1_000, "the stream truly changed", "3 ↔ 7"),
         (1_500, "the stream truly changed", "2 ↔ 8"),

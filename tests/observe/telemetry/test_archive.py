@@ -137,7 +137,7 @@ def test_polling_gives_every_row_once(tier):
     assert len(seen) == added // step
 
 
-def test_who_polls_too_seldom_gets_the_rows_that_are_left():
+def test_a_client_that_polls_too_seldom_gets_the_rows_that_are_left():
     archive = Archive(COUNTING, 20, (1, 3))
     for number in range(1000):
         counted(archive, number)

@@ -1,4 +1,4 @@
-"""What a replica counts."""
+"""A replica counts its steps."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_snapshot_is_small_plain_and_fit_for_msgpack():
 @pytest.mark.parametrize(
     "name", ["größe", "%&<b>", "", " ", "a\n", "\0", "\udc80", 7, ("a", 1), None]
 )
-def test_any_name_of_a_metric_can_be_told(name):
+def test_any_name_of_a_metric_can_be_reported(name):
     counters = Counters([name])
     counters.scored(1, 1.0, [0.5], 0.0)
     told = msgpack.loads(msgpack.dumps(counters.snapshot()))
@@ -94,7 +94,7 @@ def test_a_long_name_is_cut():
     assert plain("übung") == "übung"
 
 
-def test_two_counters_are_told_apart():
+def test_two_counters_are_distinguished():
     first = Counters()
     while (second := Counters()).began == first.began:
         pass

@@ -48,7 +48,7 @@ async def until(condition):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2, timeout=60)
-async def test_scheduler_and_workers_tell_of_a_training(c, s, a, b):
+async def test_scheduler_and_workers_export_a_training(c, s, a, b):
     metrics = {"accuracy": ta.metrics.accuracy}
     async with ta.Trainer(c, name="flowers", **classes(metrics=metrics)) as trainer:
         await train_all(trainer, class_data(40))
@@ -108,7 +108,7 @@ async def test_the_mean_of_a_metric_can_be_computed_from_its_sums(c, s, a):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
-async def test_loss_and_metrics_are_told_while_it_learns(c, s, a):
+async def test_loss_and_metrics_are_exported_while_it_learns(c, s, a):
     metrics = {"accuracy": ta.metrics.accuracy}
     async with ta.Trainer(c, name="m", **classes(metrics=metrics)) as trainer:
         data = class_data(50)
@@ -139,7 +139,7 @@ async def test_of_a_closed_trainer_the_totals_remain(c, s, a):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
-async def test_two_clusters_of_one_process_are_told_of_once_and_apart(c, s, a):
+async def test_two_clusters_of_one_process_are_exported_once_and_apart(c, s, a):
     async with (
         Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as other,
         Worker(other.address, host="127.0.0.1", nthreads=1) as worker,
@@ -184,7 +184,7 @@ async def test_nothing_is_kept_of_what_is_gone(c, s, a):
     assert sources() <= before
 
 
-def test_what_is_told_of_is_not_kept_alive():
+def test_an_exported_object_is_not_kept_alive():
     before = sources()
     telemetry = Telemetry(None)
     prometheus.export_scheduler(telemetry)

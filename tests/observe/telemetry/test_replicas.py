@@ -1,4 +1,4 @@
-"""How fast a replica learns, from what its heartbeats bring."""
+"""The speed of a replica is computed from its heartbeats."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_replica_that_is_heard_again_is_as_before():
     assert watch.record.rate("steps") == pytest.approx(1000, rel=0.1)
 
 
-def test_a_replica_that_its_worker_does_not_tell_of_is_given_up_after_a_while():
+def test_a_replica_that_its_worker_does_not_report_is_given_up_after_a_while():
     watch = Watch()
     watch.learn(5, every=0.001)
     assert watch.record.listen(watch.now + SILENCE)

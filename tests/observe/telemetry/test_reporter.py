@@ -80,7 +80,7 @@ async def test_a_trainer_is_known_from_its_start_to_its_end(c, s):
 
 
 @none()
-async def test_nobody_is_told_of_a_trainer_that_never_opened(c, s):
+async def test_a_trainer_that_never_opened_is_not_reported(c, s):
     await started_reporter(c).close({})
     assert NAME not in s.plugins
 
@@ -93,7 +93,7 @@ class Unknown(SchedulerPlugin):
 
 
 @none()
-async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
+async def test_a_scheduler_without_the_package_is_reported_once(c, s, caplog):
     teller = started_reporter(c, Unknown())
     await teller.open()
     await until(teller.reporting.done)
@@ -102,7 +102,7 @@ async def test_a_scheduler_without_the_package_is_told_of_once(c, s, caplog):
 
 
 @none()
-async def test_a_scheduler_that_takes_no_plugins_is_told_of_once(c, s, caplog):
+async def test_a_scheduler_that_takes_no_plugins_is_reported_once(c, s, caplog):
     s.blocked_handlers.append("register_scheduler_plugin")
     teller = started_reporter(c)
     await teller.open()
@@ -127,7 +127,7 @@ class Other(SchedulerPlugin):
 
 
 @none()
-async def test_a_scheduler_with_another_plugin_of_that_name_is_told_of_once(
+async def test_a_scheduler_with_another_plugin_of_that_name_is_reported_once(
     c, s, caplog
 ):
     await c.register_plugin(Other())
@@ -138,7 +138,7 @@ async def test_a_scheduler_with_another_plugin_of_that_name_is_told_of_once(
 
 
 @none()
-async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
+async def test_a_plugin_that_is_unregistered_is_reported_once(c, s, caplog):
     teller = started_reporter(c)
     await teller.open()
     caplog.clear()
@@ -149,7 +149,7 @@ async def test_a_plugin_that_is_unregistered_is_told_of_once(c, s, caplog):
 
 
 @none()
-async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, caplog):
+async def test_a_plugin_that_was_registered_anew_gets_everything_again(c, s, caplog):
     teller = started_reporter(c)
     await teller.open()
     await until(lambda: trainers(s)["run"].reported.get("emitted") == 3)
@@ -164,7 +164,7 @@ async def test_a_plugin_that_was_registered_anew_is_told_everything_again(c, s, 
 
 
 @none(config={"tensair.dashboard.trainers": 1})
-async def test_a_scheduler_that_has_no_room_is_told_of_once(c, s, caplog):
+async def test_a_scheduler_that_has_no_room_is_reported_once(c, s, caplog):
     first, second = started_reporter(c), started_reporter(c, run_id="another")
     await first.open()
     caplog.clear()
@@ -220,7 +220,7 @@ async def test_it_ends_with_its_client_and_says_nothing(c, s, caplog):
 
 
 @none()
-async def test_a_state_that_cannot_be_told_is_told_of_once(c, s, caplog):
+async def test_a_state_that_cannot_be_sent_is_reported_once(c, s, caplog):
     teller = started_reporter(c)
     teller._state = lambda: 1 / 0
     await teller.open()

@@ -177,7 +177,7 @@ def test_a_client_that_goes_ends_its_trainers_and_no_others():
     assert states == {"run": "lost", "other": "starting", "third": "closed"}
 
 
-def test_trainers_of_one_name_are_told_apart():
+def test_trainers_of_one_name_are_distinguished():
     bench = Bench()
     for number in range(3):
         bench.open(f"run-{number}", "model")
@@ -186,7 +186,7 @@ def test_trainers_of_one_name_are_told_apart():
     assert names == ["model", "model (2)", "model (3)", "model (2) (2)"]
 
 
-def test_names_are_told_apart_and_bounded_however_long():
+def test_names_are_distinguished_and_bounded_however_long():
     bench = Bench()
     bench.open("run-0", "x" * 100_000)
     bench.open("run-1", "x" * 100_000)

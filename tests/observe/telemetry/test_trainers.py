@@ -1,4 +1,4 @@
-"""What the scheduler knows of one trainer."""
+"""The record of one trainer on the scheduler."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_replica_that_was_given_up_too_early_comes_back():
     assert run.kinds() == ["lost", "joined"]
 
 
-def test_a_replica_that_comes_back_leaves_its_line_to_who_has_it_now():
+def test_a_replica_that_comes_back_leaves_its_line_to_the_one_that_has_it_now():
     run = Run(SLOTS)
     run.beat()
     run.lose("replica-0")
@@ -113,7 +113,7 @@ def test_a_replica_that_comes_back_leaves_its_line_to_who_has_it_now():
     assert slots["replica-0"] is None
 
 
-def test_what_a_lost_replica_had_told_already_does_not_bring_it_back():
+def test_an_old_report_of_a_lost_replica_does_not_bring_it_back():
     run = Run(1)
     snapshot = run.replicas["replica-0"].beat()
     run.record.observe("replica-0", "tcp://replica-0:1", snapshot)
@@ -158,7 +158,7 @@ def test_a_replica_that_leaves_is_not_said_to_be_lost():
     assert run.kinds() == []
 
 
-def test_nor_is_one_that_was_about_to_leave_when_its_worker_went():
+def test_a_replica_that_was_about_to_leave_when_its_worker_went_is_not_lost():
     run = Run(2)
     run.beat()
     run.record.leave("replica-1", now=False)
@@ -250,7 +250,7 @@ def test_a_stopped_replica_adds_nothing_to_a_row():
     assert run.record.row(2)["replicas"] == 2
 
 
-def test_more_metrics_than_lines_are_all_told_of():
+def test_more_metrics_than_lines_are_all_reported():
     names = [f"metric {number}" for number in range(METRICS + 3)]
     run = Run(2, *names)
     run.beat()
@@ -279,7 +279,7 @@ def test_a_metric_is_the_mean_over_the_samples_that_had_it():
     json.dumps(finite(run.record.summary(2)), allow_nan=False)
 
 
-def test_nothing_is_known_before_replicas_tell():
+def test_nothing_is_known_before_replicas_report():
     run = Run(0)
     row = run.record.row(0)
     assert row["samples"] == row["replicas"] == 0
@@ -301,7 +301,7 @@ def test_when_it_is_over_replicas_are_closed_and_nobody_is_lost():
     assert run.record.state == "closed"
 
 
-def test_a_client_that_tells_nothing_any_more_ends_it_once_it_has_no_replicas():
+def test_a_silent_client_ends_it_once_it_has_no_replicas():
     run = Run(1)
     run.beat()
     now = run.record._heard
@@ -316,7 +316,7 @@ def test_a_client_that_tells_nothing_any_more_ends_it_once_it_has_no_replicas():
     assert run.record.state == "lost"
 
 
-def test_the_summary_tells_mode_and_phase():
+def test_the_summary_has_mode_and_phase():
     record = TrainerRecord("run", "m", "client", target=1)
     assert (record.summary(1)["mode"], record.summary(1)["phase"]) == (
         "always",
@@ -326,7 +326,7 @@ def test_the_summary_tells_mode_and_phase():
     assert record.summary(1)["phase"] == "predicting"
 
 
-def test_the_summary_tells_what_the_replicas_share():
+def test_the_summary_has_what_the_replicas_share():
     record = TrainerRecord("run", "m", "client", target=1)
     assert record.summary(1)["share"] == ""  # not known at the start
     record.update({"share": "update"})

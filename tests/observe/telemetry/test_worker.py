@@ -47,7 +47,7 @@ async def test_heartbeats_carry_what_all_replicas_of_a_worker_count(s, a):
 
 
 @one()
-async def test_a_worker_without_replicas_tells_nothing(s, a):
+async def test_a_worker_without_replicas_reports_nothing(s, a):
     await a.heartbeat()
     metrics = set(a.metrics)
     assert on_scheduler(s, a) is None
@@ -129,7 +129,7 @@ async def test_a_replica_may_come_and_go_while_a_heartbeat_is_at_work(s, a):
 
 
 @one()
-async def test_a_worker_that_is_registered_with_replicas_tells_of_them_at_once(s, a):
+async def test_a_worker_that_is_registered_with_replicas_reports_them_at_once(s, a):
     replica = Counting(5)
     WorkerTelemetry.of(a).add("run", "replica-0", replica.report_counts)
     assert (await a.get_metrics())[METRIC] == {"run": {"replica-0": {"steps": 5}}}

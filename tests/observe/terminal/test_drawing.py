@@ -1,4 +1,4 @@
-"""Pages are drawn from what a real telemetry tells, only its heartbeats are made up."""
+"""Pages are drawn from a real telemetry with simulated heartbeats."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def rows(page):
     return re.findall(r"^(replica-\d+) ", page, re.MULTILINE)
 
 
-def test_a_page_tells_how_training_stands():
+def test_a_page_shows_how_training_stands():
     cluster = Cluster()
     cluster.open("flights")
     page = cluster.page()
@@ -181,7 +181,7 @@ def test_trainers_without_room_get_one_line():
         assert f"trainer {number}  open  1,280 samples/s  loss 0.25" in page
 
 
-def test_those_that_are_over_are_told_last_and_briefly():
+def test_trainers_that_have_ended_are_shown_last_and_briefly():
     cluster = Cluster()
     for number in range(5):
         cluster.open(f"old {number}").end("closed")
@@ -193,7 +193,7 @@ def test_those_that_are_over_are_told_last_and_briefly():
     assert page.count("closed") == 3
 
 
-def test_the_newest_events_are_told():
+def test_the_newest_events_are_shown():
     cluster = Cluster()
     record = cluster.open("flights")
     run_id = record.run_id
@@ -243,7 +243,7 @@ def test_a_page_for_ascii_has_only_that():
     assert curve.isascii()
 
 
-def test_a_page_tells_when_a_trainer_only_predicts():
+def test_a_page_shows_when_a_trainer_only_predicts():
     cluster = Cluster()
     record = cluster.open("flights")
     assert re.search("learning +1,280 samples/s", cluster.page())
@@ -251,7 +251,7 @@ def test_a_page_tells_when_a_trainer_only_predicts():
     assert re.search("predicting +1,280 samples/s", cluster.page())
 
 
-def test_a_page_tells_what_the_replicas_share():
+def test_a_page_shows_what_the_replicas_share():
     cluster = Cluster()
     record = cluster.open("flights")
     assert not re.search("received +of", cluster.page())

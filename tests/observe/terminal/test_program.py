@@ -37,7 +37,7 @@ def test_the_scheduler_is_what_was_given_or_configured_or_usual(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "no json"])
-def test_a_file_that_names_no_scheduler_is_told(tmp_path, text):
+def test_a_file_that_names_no_scheduler_is_refused(tmp_path, text):
     file = tmp_path / "scheduler.json"
     file.write_text(text)
     with pytest.raises(ConfigurationError, match="does not say where a scheduler is"):
@@ -235,7 +235,7 @@ def scheduler(tmp_path, **environment: str) -> Iterator[tuple[psutil.Popen, str]
 
 
 @pytest.mark.processes
-def test_it_waits_for_a_trainer_and_tells_when_the_scheduler_goes(tmp_path):
+def test_it_waits_for_a_trainer_and_reports_when_the_scheduler_goes(tmp_path):
     with scheduler(tmp_path) as (process, file):
         done = run("--scheduler-file", file, "--json", "-n", "1")
         assert done.returncode == 0, done.stderr
@@ -251,7 +251,7 @@ def test_it_waits_for_a_trainer_and_tells_when_the_scheduler_goes(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_scheduler_without_the_package_is_told_what_to_install(tmp_path):
+def test_the_error_for_a_scheduler_without_the_package_says_what_to_install(tmp_path):
     shadow = tmp_path / "shadow" / "tensair_dask"
     shadow.mkdir(parents=True)
     (shadow / "__init__.py").write_text(

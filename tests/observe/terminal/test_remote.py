@@ -56,7 +56,7 @@ async def test_a_cluster_that_has_seen_no_trainer_is_watched_from_now_on(c, s):
 
 
 @gen_cluster(client=True, nthreads=[], timeout=60)
-async def test_it_tells_where_the_dashboard_is(c, s):
+async def test_it_knows_where_the_dashboard_is(c, s):
     port = s.http_server.port
     async with RemoteTelemetry(s.address) as remote:
         s.plugins[NAME].attachment.page = None
@@ -104,7 +104,7 @@ async def open_and_close(address):
         ("foo://127.0.0.1:1", ConfigurationError, "unknown address scheme 'foo'"),
     ],
 )
-def test_where_nobody_listens_that_is_told_at_once(address, error, told):
+def test_an_address_where_nobody_listens_is_reported_at_once(address, error, told):
     start = time.monotonic()
     with pytest.raises(error, match=told):
         asyncio.run(open_and_close(address))
@@ -112,7 +112,7 @@ def test_where_nobody_listens_that_is_told_at_once(address, error, told):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
-async def test_what_is_no_scheduler_is_told(c, s, a):
+async def test_a_server_that_is_no_scheduler_is_refused(c, s, a):
     with pytest.raises(ConfigurationError, match="is the address of a Dask worker"):
         await open_and_close(a.address)
     port = s.http_server.port
@@ -126,7 +126,7 @@ async def test_what_is_no_scheduler_is_told(c, s, a):
         await open_and_close(f"tls://127.0.0.1:{port}")
 
 
-def test_a_scheduler_that_goes_away_is_told():
+def test_a_scheduler_that_goes_away_is_reported():
     async def main():
         scheduler = await Scheduler(
             host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0"

@@ -1,4 +1,4 @@
-"""One replica leaves: what it has is learned, answered and handed over."""
+"""A replica that leaves finishes its mini-batches and hands its model over."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def replica(worker):
 
 
 @three()
-async def test_peers_do_not_wait_for_one_that_has_left(c, s, *workers):
+async def test_peers_do_not_wait_for_a_replica_that_has_left(c, s, *workers):
     fleet = await FleetOf(c, [w.address for w in workers]).start()
     await fleet.call(0, "leave", 10.0)
     await fleet.call(0, "leave", 10.0)  # has been done
@@ -190,7 +190,7 @@ async def test_a_block_for_which_time_is_short_is_refused_as_a_whole(c, s, *work
 
 
 @three()
-async def test_a_step_that_takes_too_long_is_told_and_leaving_can_be_tried_again(
+async def test_a_step_that_takes_too_long_is_reported_and_leaving_can_be_tried_again(
     c, s, *workers
 ):
     fleet = await FleetOf(c, [w.address for w in workers], model=Slow).start()

@@ -108,7 +108,7 @@ async def test_all_leave_once_bounded_by_the_configured_time(s, a):
 
 
 @one()
-async def test_one_that_cannot_leave_does_not_keep_the_others(s, a):
+async def test_a_replica_that_cannot_leave_does_not_keep_the_others(s, a):
     failing, other = Leaving(ValueError("no")), Leaving()
     departures = Departures.of(a)
     departures.add("run", "replica-0", failing.leave)

@@ -236,7 +236,7 @@ def test_fields_are_counted(row, fields):
 
 
 @gen_test()
-async def test_a_quote_that_is_not_closed_is_told_with_what_to_do(tmp_path):
+async def test_the_error_for_a_quote_that_is_not_closed_says_what_to_do(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text('a,b\n1,x\n2,"y\n3,z\n')
     frames, source = await rows_of(path, chunk=10)

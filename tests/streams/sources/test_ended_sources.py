@@ -97,7 +97,7 @@ def source_of(node):
 
 @one()
 @pytest.mark.parametrize("kind", SOURCES)
-async def test_each_trainer_behind_it_is_told(c, s, a, kind):
+async def test_a_failed_source_is_an_event_of_each_trainer_behind_it(c, s, a, kind):
     async with ta.Trainer(c, **linear()) as first, ta.Trainer(c, **linear()) as second:
         stream = SOURCES[kind]()
         stream.train(first)
@@ -110,7 +110,7 @@ async def test_each_trainer_behind_it_is_told(c, s, a, kind):
 
 
 @one()
-async def test_a_source_of_streamz_is_told_before_the_drain_raises_it(c, s, a):
+async def test_a_failed_source_of_streamz_is_an_event_before_drain_raises(c, s, a):
     trainer = await ta.Trainer(c, **linear())
     source = Stream.from_iterable([1], loop=IOLoop.current())
     source.map(refuses).train(trainer)
@@ -123,7 +123,7 @@ async def test_a_source_of_streamz_is_told_before_the_drain_raises_it(c, s, a):
 
 
 @one()
-async def test_a_source_that_was_connected_later_tells_it_too(c, s, a):
+async def test_a_failed_source_that_was_connected_later_is_an_event_too(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         entry = Stream(asynchronous=True)
         entry.map(batch).train(trainer)
@@ -134,7 +134,7 @@ async def test_a_source_that_was_connected_later_tells_it_too(c, s, a):
 
 
 @one()
-async def test_each_failure_is_told(c, s, a):
+async def test_each_failure_is_an_event(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         source = Own("own", asynchronous=True)
         source.map(batch).train(trainer)
@@ -147,7 +147,7 @@ async def test_each_failure_is_told(c, s, a):
 
 
 @one()
-async def test_one_that_ends_or_is_stopped_has_not_failed(c, s, a):
+async def test_a_source_that_ends_or_is_stopped_has_not_failed(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:
         async with Stream.from_batches([1, 2], asynchronous=True) as source:
             source.map(batch).train(trainer)

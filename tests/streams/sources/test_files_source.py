@@ -109,7 +109,7 @@ async def test_a_followed_file_that_vanishes_or_shrinks_ends_the_source(
 
 
 @gen_test()
-async def test_what_cannot_be_read_is_told(tmp_path):
+async def test_a_file_that_cannot_be_read_raises_an_error_with_the_reason(tmp_path):
     path = tmp_path / "text"
     with pytest.raises(SourceError, match="cannot be read: FileNotFoundError"):
         await read(str(path))
@@ -347,9 +347,7 @@ async def test_positions_that_know_only_the_offset_are_read_as_before(tmp_path):
 @pytest.mark.parametrize("length", [4, 50])
 @pytest.mark.parametrize("how", ["renamed", "written anew"])
 @gen_test()
-async def test_another_file_in_place_of_one_that_is_followed_ends_the_source(
-    tmp_path, how, length
-):
+async def test_replacing_a_followed_file_ends_the_source(tmp_path, how, length):
     path = tmp_path / "log"
     path.write_text("one\n")
     source = Stream.from_lines(str(path), follow=True, poll="1ms", asynchronous=True)
@@ -491,7 +489,9 @@ async def test_members_of_archives_are_read_as_the_refusal_says(tmp_path):
 
 @pytest.mark.parametrize("kind", ["gzip", "bz2", "xz"])
 @gen_test()
-async def test_a_compressed_file_without_its_ending_is_told_how_to_read(tmp_path, kind):
+async def test_the_error_for_a_compressed_file_without_its_ending_says_how_to_read_it(
+    tmp_path, kind
+):
     path = tmp_path / "text"
     with fsspec.open(str(path), "wb", compression=kind) as file:
         file.write(b"one\ntwo\n")

@@ -417,7 +417,7 @@ async def failure(source) -> str:
 
 
 @gen_test()
-async def test_what_is_not_there_is_told(broker):
+async def test_a_missing_broker_topic_or_partition_is_named(broker):
     import dask
 
     topic = broker.topic()
@@ -473,7 +473,7 @@ async def test_what_is_not_there_is_told(broker):
         ),
     ],
 )
-def test_what_is_not_allowed_is_told(wrong, message):
+def test_wrong_arguments_are_refused(wrong, message):
     given = {"topics": "f", "consumer": {"bootstrap.servers": "a:1", "group.id": "g"}}
     pytest.importorskip("confluent_kafka")
     with pytest.raises(ConfigurationError, match=message):

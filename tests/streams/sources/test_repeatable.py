@@ -1,4 +1,4 @@
-"""A position counts items, and so means nothing where their order changes."""
+"""A position counts items: it means nothing where their order changes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_what_comes_in_one_order_is_gone_on_with(make):
 
 @pytest.mark.parametrize("keeps", [True, False])
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
-async def test_a_trainer_with_checkpoints_is_told_before(c, s, a, tmp_path, keeps):
+async def test_a_trainer_with_checkpoints_warns_beforehand(c, s, a, tmp_path, keeps):
     (x, y), *_ = class_data(1)
     data = TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
     kept = {"checkpoint_to": str(tmp_path / "kept")} if keeps else {}

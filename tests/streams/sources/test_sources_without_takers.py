@@ -75,7 +75,7 @@ async def test_nodes_that_only_pass_on_take_nothing(soon):
 
 
 @gen_test()
-async def test_a_function_at_the_end_is_called_and_told(soon, caplog):
+async def test_a_function_at_the_end_is_called_and_reported(soon, caplog):
     seen = []
     source = Stream.from_batches([1, 2], asynchronous=True)
     node = source.map(seen.append)
@@ -132,7 +132,7 @@ def test_joining_a_source_that_was_not_started_is_an_error_at_once(timeout):
         source.join(timeout)
 
 
-def test_who_takes_what_a_node_passes_on():
+def test_the_takers_of_a_node_are_found():
     source = Stream()
     assert takers_of(source) is Takers.NOBODY
     window = source.partition(2)
@@ -158,7 +158,7 @@ async def test_a_trainer_that_comes_later_learns_all_items(c, s, a):
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
-async def test_a_trainer_that_comes_too_late_is_told(c, s, a):
+async def test_a_trainer_that_comes_too_late_is_reported(c, s, a):
     async with ta.Trainer(c, **classes()) as trainer:
         with dask.config.set({"tensair.timeouts.source": "10ms"}):
             source = Stream.from_batches(class_data(6), start=True, asynchronous=True)
