@@ -240,7 +240,7 @@ class Session:
         self.lifecycle.state = "closed"
         await self.membership.close()
         for handle in self.replicas.handles:
-            handle.release()
+            self.starter.release(handle)
         # A cluster that closes now would ask what is still being built to leave.
         await self.starter.released(config.get_seconds("timeouts.release"))
         await self.reporter.close({})
