@@ -20,19 +20,29 @@ import torch
 from broker import Broker, running
 from distributed import utils_test
 from distributed.comm import Comm
-from distributed.utils import get_mp_context
+from distributed.utils import DequeHandler, get_mp_context
 
 import tensair_dask  # noqa: F401  its defaults become known to dask.config
+from tensair_dask.replica import thread
 
 # Workers are forked from a process that has imported torch, which takes each of them
 # seconds. Those of programs that tests start are spawned, as those of users are.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-get_mp_context().set_forkserver_preload(["distributed", "tensair_dask.replica.actor"])
+get_mp_context().set_forkserver_preload(
+    # The last is half of it: torch imports it when the first optimizer is made.
+    ["distributed", "tensair_dask.replica.actor", "torch._dynamo"]
+)
 # gen_cluster puts back the configuration of when utils_test was imported, which may
 # have been before this.
 utils_test.original_config.clear()
 utils_test.original_config.update(copy.deepcopy(dask.config.config))
+# It also sets the level of every logger again, which `levels_of_loggers` does below
+# where one has changed: each time that empties the caches of all loggers.
+utils_test.logging_levels.clear()
 torch.set_num_threads(1)
+# Threads of replicas look so often whether their worker is still there, and each test
+# waits for their end: not for a second.
+thread.HEARTBEAT = 0.1
 # It stays for as long as Python does; started here, it is no leak of the first test
 # that starts processes.
 resource_tracker.ensure_running()
@@ -94,6 +104,19 @@ def levels_of_loggers() -> Iterator[None]:
         level = levels.get(name, logging.NOTSET)
         if logger.level != level:  # setting it empties the caches of all loggers
             logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_servers() -> Iterator[None]:
+    """Take away the handlers in which schedulers and workers keep their logs.
+
+    Python does so when it collects these: until then each line that is logged goes
+    through the handlers of hundreds of them.
+    """
+    yield
+    for handler in list(DequeHandler._instances):
+        for name in ("distributed.scheduler", "distributed.worker"):
+            logging.getLogger(name).removeHandler(handler)
 
 
 def _loggers() -> list[tuple[str, logging.Logger]]:
