@@ -41,7 +41,11 @@ async def test_resources_that_the_workers_have_are_taken(c, s, a):
     client=True,
     nthreads=[("127.0.0.1", 1)],
     worker_kwargs={"resources": {"A": 1}},
-    config={"tensair.timeouts.start": "6s", "tensair.timeouts.begin": "1s"},
+    config={
+        "tensair.timeouts.start": "2s",
+        "tensair.timeouts.begin": "500ms",
+        "tensair.timeouts.release": "100ms",
+    },
 )
 async def test_resources_that_no_worker_has_are_named(c, s, a, resources):
     with (

@@ -209,7 +209,7 @@ async def test_a_replica_that_is_lost_meanwhile_does_not_stop_it(c, s, a, b):
         assert len(await trainer.state_dicts()) == 1
 
 
-@two()
+@two(config={"distributed.comm.timeouts.connect": "500ms"})
 async def test_the_peer_goes_on_if_the_replica_that_was_changed_first_is_lost(
     c, s, a, b
 ):

@@ -119,7 +119,7 @@ def test_the_others_start_and_it_joins_when_it_has_time(how):
 
 @pytest.mark.parametrize("how", list(HOW))
 def test_where_none_has_time_the_error_says_why(how):
-    @cluster(2, **{"tensair.timeouts.start": "4s"})
+    @cluster(2, **{"tensair.timeouts.start": "2s"})
     async def run(c, s, *workers):
         hold, why = HOW[how]
         with hold(c, *workers) as over:
@@ -233,7 +233,7 @@ async def test_a_scale_that_takes_too_long_names_the_busy_workers(c, s, *workers
         with busy(c, slow):
             await settled(s, slow, "busy")
             with pytest.raises(TensairTimeoutError, match="busy with long-0") as info:
-                await trainer.scale("all", timeout=5)
+                await trainer.scale("all", timeout=2)
             assert slow.address in str(info.value)
         await until(lambda: len(addresses(trainer)) == 2)
 

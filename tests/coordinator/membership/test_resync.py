@@ -272,7 +272,10 @@ async def test_an_optimizer_that_fails_now_and_then_costs_no_replica(c, s, a, b)
 
 
 @pytest.mark.parametrize("place", [in_the_sum, in_the_outbox, in_what_is_gathered])
-def test_a_replica_whose_exchange_fails_ends_alone_and_says_why(place):
+def test_a_replica_whose_exchange_fails_ends_alone_and_says_why(place, monkeypatch):
+    # The eldest, if it is this one, waits so long whether all others end as well.
+    monkeypatch.setattr("tensair_dask.exchange.exchange.PATIENCE", 0.5)
+
     @cluster(3)
     async def run(c, s, *workers):
         data = linear_data(300)

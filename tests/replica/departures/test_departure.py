@@ -146,7 +146,7 @@ async def test_one_without_peers_says_that_its_model_goes_with_it(c, s, a):
     with captured_logger(
         "tensair_dask.replica.departure", level=logging.WARNING
     ) as log:
-        await fleet.call(0, "leave", 5.0)
+        await fleet.call(0, "leave", 0.2)
     assert "what it learned in 3 steps goes with it" in log.getvalue()
     assert await fleet.call(0, "snapshot")  # somebody may still save it
     fleet.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import dask
 import pytest
@@ -17,10 +18,15 @@ from tensair_dask.errors import SourceError
 from tensair_dask.streams.downstream import Takers, takers_of
 
 
-@pytest.fixture
-def soon():
-    with dask.config.set({"tensair.timeouts.source": "10ms"}):
-        yield
+def soon(test):
+    """Wait 10 ms for a node; set within `gen_test`, which sets the defaults anew."""
+
+    @functools.wraps(test)
+    async def run(*args, **kwargs):
+        with dask.config.set({"tensair.timeouts.source": "10ms"}):
+            await test(*args, **kwargs)
+
+    return run
 
 
 class Mine(Stream):
@@ -51,9 +57,8 @@ async def test_a_source_that_is_started_first_waits_for_a_node(tmp_path, which):
 
 @pytest.mark.parametrize("which", range(3))
 @gen_test()
-async def test_a_source_with_nothing_behind_it_fails_and_loses_no_item(
-    tmp_path, which, soon
-):
+@soon
+async def test_a_source_with_nothing_behind_it_fails_and_loses_no_item(tmp_path, which):
     source = list(sources(tmp_path))[which]
     with pytest.raises(SourceError, match=r"go nowhere.*call source.start\(\) then"):
         await source.ended()
@@ -65,7 +70,8 @@ async def test_a_source_with_nothing_behind_it_fails_and_loses_no_item(
 
 
 @gen_test()
-async def test_nodes_that_only_pass_on_take_nothing(soon):
+@soon
+async def test_nodes_that_only_pass_on_take_nothing():
     source = Stream.from_batches([1, 2], asynchronous=True)
     node = source.partition(2).flatten()
     source.start()
@@ -75,7 +81,8 @@ async def test_nodes_that_only_pass_on_take_nothing(soon):
 
 
 @gen_test()
-async def test_a_function_at_the_end_is_called_and_reported(soon, caplog):
+@soon
+async def test_a_function_at_the_end_is_called_and_reported(caplog):
     seen = []
     source = Stream.from_batches([1, 2], asynchronous=True)
     node = source.map(seen.append)
@@ -87,7 +94,8 @@ async def test_a_function_at_the_end_is_called_and_reported(soon, caplog):
 
 
 @gen_test()
-async def test_a_node_that_is_taken_out_is_waited_for(soon):
+@soon
+async def test_a_node_that_is_taken_out_is_waited_for():
     source = Stream.from_batches(range(4), asynchronous=True)
     got = []
 
@@ -107,7 +115,8 @@ async def test_a_node_that_is_taken_out_is_waited_for(soon):
 
 
 @gen_test()
-async def test_a_source_that_is_stopped_while_it_waits_ends(soon):
+@soon
+async def test_a_source_that_is_stopped_while_it_waits_ends():
     with dask.config.set({"tensair.timeouts.source": "1h"}):
         source = Stream.from_batches([1, 2], start=True, asynchronous=True)
         source.loop.add_callback(source.stop)
