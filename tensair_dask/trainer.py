@@ -295,7 +295,7 @@ class Trainer:
     ) -> Any:
         """Change how many replicas there are, while they learn; nothing is lost.
 
-        Returns when as many are there as are wished for. New ones take over the model
+        Returns when there are as many as requested. New ones take over the model
         of a peer; those that are too many learn what they have, and leave. Workers are
         neither started nor ended: that is the matter of the cluster.
 

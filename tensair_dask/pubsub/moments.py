@@ -15,8 +15,8 @@ class Moment(enum.Enum):
 
     BUILT = "a replica is built, and takes no part yet"
     FLUSHING = "the stream is held, and gradients are still under way"
-    SUBSCRIBED = "a newcomer hears its peers, and the stream is held"
-    KEPT = "a replica has kept its model for newcomers"
+    SUBSCRIBED = "a new replica hears its peers, and the stream is held"
+    KEPT = "a replica has kept its model for new ones"
     COPYING = "replicas are about to take over the model of one"
     SEEN_OFF = "a replica that leaves has handed over what it learned"
     INHERITING = "an heir is about to take over the model of the last one"

@@ -63,7 +63,7 @@ class Place:
 
 @dataclass(frozen=True)
 class ReplicaCount:
-    """How many replicas are wished for, as the cluster grows and shrinks.
+    """How many replicas are requested, as the cluster grows and shrinks.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class ReplicaCount:
         )
 
     def count(self, workers: int) -> int:
-        """How many are wished for on so many workers."""
+        """How many are requested on so many workers."""
         return int(min(max(workers, self.least), self.most))
 
 

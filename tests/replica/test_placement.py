@@ -101,7 +101,7 @@ def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "workers", "wished"),
+    ("replicas", "workers", "expected"),
     [
         ("all", 3, 3),
         (None, 3, 3),
@@ -113,8 +113,8 @@ def test_a_number_of_replicas_that_makes_no_sense_is_refused(replicas):
         ((2, 4), 9, 4),
     ],
 )
-def test_the_count_of_replicas_is_what_the_workers_allow(replicas, workers, wished):
-    assert ReplicaCount.of(replicas).count(workers) == wished
+def test_the_count_of_replicas_is_what_the_workers_allow(replicas, workers, expected):
+    assert ReplicaCount.of(replicas).count(workers) == expected
 
 
 def test_further_replicas_go_where_there_are_the_fewest():

@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 class Joining:
     """Lets further replicas join a run.
 
-    A newcomer is built while the others learn. Then the stream is held for a moment,
-    until no gradient is under way: the newcomer subscribes, and one of the others keeps
-    a copy of its model. The stream goes on while the newcomer takes the copy over; what
+    The new one is built while the others learn. Then the stream is held for a moment,
+    until no gradient is under way: the new one subscribes, and one of the others keeps
+    a copy of its model. The stream goes on while the new one takes the copy over; what
     is published meanwhile waits for it.
 
     Belongs to the client's event loop.
@@ -182,7 +182,7 @@ class Joining:
     async def _take_over(
         self, source: ReplicaHandle, joining: list[ReplicaHandle]
     ) -> list[ReplicaHandle]:
-        """Let newcomers take over what the source has kept; give those that have."""
+        """Let new replicas take over what the source has kept; give those that have."""
         failed = await _each(joining, "timeouts.start", "adopt", source.peer, True)
         joined = [each for each in joining if each not in failed]
         for handle in joined:
@@ -192,7 +192,7 @@ class Joining:
         try:
             await self._replicas.ask(source, "let_go", bool(joined), timeout=seconds)
         except TensairError as error:
-            # No fault of the newcomers: the next ones have another source.
+            # No fault of the new replicas: the next ones have another source.
             logger.warning("A replica was lost from which others joined: %s", error)
         else:
             self._blame(failed)
@@ -203,14 +203,14 @@ class Joining:
             self._workers.blame(handle.place.address, error)
 
     async def _disown(self, handles: list[ReplicaHandle]) -> None:
-        """Let nobody wait for newcomers that do not take part, be they only silent."""
+        """Let nobody wait for new replicas that take no part, or are silent."""
         names = [handle.name for handle in handles]
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(OSError, TensairError):
             await self._replicas.ask_all("seal", names, timeout=seconds)
 
     def _source(self) -> ReplicaHandle:
-        """Choose whose model a newcomer takes over: one that stays, if there is one."""
+        """Choose whose model a new replica takes over, if possible one that stays."""
         alive = [handle for handle in self._replicas.handles if handle.lane.alive]
         if not alive:
             raise NoReplicasError(

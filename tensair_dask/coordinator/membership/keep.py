@@ -1,4 +1,4 @@
-"""Membership: as many replicas as are wished for, as workers come, go, and are lost."""
+"""Membership: keep the requested number of replicas while workers come and go."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHOWN = 5
 
 
 class Membership(Subscriber):
-    """Sees to it that there are as many replicas as are wished for.
+    """Keeps the requested number of replicas.
 
     *A replica is lost*: Dask says so, no timeout of ours. The others go on at once; see
     `Recovery`, which also knows what follows where *a replica leaves*.
@@ -83,14 +83,14 @@ class Membership(Subscriber):
         self._fitting = asyncio.Lock()
         # Replicas that their workers have not begun to start.
         self._delayed: list[Delayed] = []
-        # When there were first too few workers for as many replicas as are wished for.
+        # Since when there have been too few workers for the requested replicas.
         self._short_since: float | None = None
-        self._wished = 0
+        self._target = 0
 
     @property
     def target(self) -> int:
-        """How many are wished for, by the workers that there are; as pages show it."""
-        return self._wished
+        """How many replicas are requested, for the workers there are; pages show it."""
+        return self._target
 
     @property
     def count(self) -> int:
@@ -110,10 +110,10 @@ class Membership(Subscriber):
         for address in await self.workers.paused():
             self._note_delay(address, await self._starter.why_not_begun(address))
         Hearing.begin(self.client, self._starter.run_id, self._hear_of_leaving)
-        self._wished = len(handles) + len(delayed)
+        self._target = len(handles) + len(delayed)
 
     def watch(self) -> None:
-        """Begin to keep as many replicas as are wished for."""
+        """Begin to keep the requested number of replicas."""
         # Apart, since a replica that is silent must not keep any from being given up.
         for care in (self._give_up_the_lost, self._confirm_the_idle, self._provide):
             self._background.go_on_with(self._watch(care))
@@ -188,10 +188,10 @@ class Membership(Subscriber):
         """Ask those that report nothing how they stand, and what they have to say."""
         await self.resync.confirm_the_idle()
 
-    # ---- as many as are wished for ---------------------------------------------------
+    # ---- the requested number --------------------------------------------------------
 
     async def fit(self, patience: float | None = None, asked: bool = False) -> None:
-        """Start or end replicas until there are as many as are wished for.
+        """Start or end replicas until there are as many as requested.
 
         Parameters
         ----------
@@ -205,14 +205,14 @@ class Membership(Subscriber):
         async with self._fitting:
             workers = await self.workers.usable()
             present = [each for each in self.replicas.handles if each.lane.open]
-            wished = self._wished = self.wanted.count(len(workers))
+            target = self._target = self.wanted.count(len(workers))
             most = self.wanted.most
             if asked:
                 most = self.wanted.count(len(await self.workers.there()))
-            if len(present) > wished and most < len(present):
+            if len(present) > target and most < len(present):
                 self._dismiss(_superfluous(present, int(most)))
-            elif len(present) < wished and present:
-                await self._grow(workers, present, wished, patience)
+            elif len(present) < target and present:
+                await self._grow(workers, present, target, patience)
             else:
                 self._short_since = None
                 await self._spread(workers, present)
@@ -227,7 +227,7 @@ class Membership(Subscriber):
         self,
         workers: list[str],
         present: list[ReplicaHandle],
-        wished: int,
+        target: int,
         patience: float | None,
     ) -> None:
         # One that is delayed has its worker already, and takes none from the others.
@@ -235,7 +235,7 @@ class Membership(Subscriber):
         workers = [address for address in workers if address not in delayed]
         load = Counter(handle.place.address for handle in present)
         free = [address for address in workers if not load[address]]
-        count = min(wished - len(present), len(free))
+        count = min(target - len(present), len(free))
         if not count:
             if not workers or len(present) >= self.wanted.least:
                 return
@@ -293,7 +293,7 @@ class Membership(Subscriber):
         self._events.note("note", text, replica)
 
     async def _await(self, delayed: Delayed) -> None:
-        """Let one that was delayed join, if it is still wished for."""
+        """Let one that was delayed join, if it is still requested."""
         handle = delayed.handle
         answer: ReplicaHandle | Exception | None = None
         try:
@@ -302,7 +302,7 @@ class Membership(Subscriber):
                 self._delayed.remove(delayed)
                 if isinstance(answer, Exception):
                     self.workers.blame(handle.place.address, answer)
-                elif self.count < self._wished:
+                elif self.count < self._target:
                     answer = None  # from here on it is looked after
                     start = time.perf_counter()
                     await self._joining.introduce([handle], start)
@@ -384,7 +384,7 @@ class Membership(Subscriber):
         return int(min(max(self.wanted.count(workers), 1), self.wanted.most))
 
     async def _why_not(self, open_now: int, least: int) -> str:
-        """Say why there are not as many as are wished for, and what to do."""
+        """Say why there are fewer replicas than requested, and what to do."""
         if open_now >= least:
             return (
                 "those that leave have not learned what they have. Wait a little, or "

@@ -238,14 +238,14 @@ async def test_a_scale_that_takes_too_long_names_the_busy_workers(c, s, *workers
         await until(lambda: len(addresses(trainer)) == 2)
 
 
-@pytest.mark.parametrize("wish", ["all", (1, 8)])
-def test_one_replica_a_worker_ends_replicas_that_share_a_worker(wish):
+@pytest.mark.parametrize("count", ["all", (1, 8)])
+def test_one_replica_a_worker_ends_replicas_that_share_a_worker(count):
     @cluster(2)
     async def run(c, s, *workers):
         data = linear_data(100)
         async with ta.Trainer(c, **linear(replicas=5)) as trainer:
             await train_all(trainer, data)
-            await trainer.scale(wish)
+            await trainer.scale(count)
             assert sorted(addresses(trainer)) == sorted(w.address for w in workers)
             assert "2 of 2 replicas alive" in repr(trainer)
             await assert_learned_once(trainer, data)

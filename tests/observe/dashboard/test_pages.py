@@ -163,7 +163,7 @@ async def test_the_page_survives_a_restart_of_the_workers(client, scheduler, a, 
         await browser.until(f"{ROWS} > 1")
         await a.close()
         await b.close()
-        # One on each worker, but one at least, is wished for.
+        # One on each worker, but one at least, is requested.
         await browser.until(f"{HEADLINE}.includes('0 of 1')")
         await browser.until(f"{MARKS}.length == 2")
         await trainer.close()
