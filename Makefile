@@ -12,7 +12,7 @@ LOWEST_TESTS := tests/checkpoints tests/observe/dashboard/test_dashboard_charts.
 	tests/streams/sources/test_files_source.py tests/batches/test_batches.py tests/replica/test_learner.py tests/streams/test_streamz_patches.py \
 	tests/common/plain_values/test_plain_state.py tests/observe/figures/test_score_figure.py tests/streams/test_train.py tests/text/test_vocabulary.py
 
-.PHONY: demo test test-lowest unit lint format docs wheel benchmark clean help
+.PHONY: demo test test-lowest unit lint format docs wheel benchmark benchmark-docs clean help
 
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
@@ -24,6 +24,7 @@ help:
 	@echo "make wheel      the wheel, in dist/, tried in a fresh environment"
 	@echo "make environment.yml  for conda, from pyproject.toml"
 	@echo "make benchmark  the throughput table of docs/benchmarks (25 to 40 minutes, on a quiet machine)"
+	@echo "make benchmark-docs  write that table into docs/benchmarks, from build/training.json or anew"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(VENV)/.demo
@@ -60,7 +61,14 @@ environment.yml: pyproject.toml tools/environment.py
 	mv $@.new $@
 
 benchmark: $(VENV)/.test
-	$(BIN)/python benchmarks/training.py
+	mkdir -p build
+	$(BIN)/python benchmarks/training.py --json build/training.json
+
+build/training.json:
+	$(MAKE) benchmark
+
+benchmark-docs: build/training.json
+	$(PYTHON) tools/benchmark_table.py build/training.json docs/benchmarks/index.md
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
