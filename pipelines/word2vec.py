@@ -43,6 +43,7 @@ from streamz import Stream
 
 import tensair_dask as ta
 from tensair_dask._common.files import check_writable
+from tensair_dask.exchange.compression import COMPRESSIONS
 from tensair_dask.runner import terminal
 from tensair_dask.runner.options import FILE, FROM_ZERO, POSITIVE, Number, option
 from tensair_dask.runner.resume import Continuation
@@ -468,7 +469,7 @@ class WordsRun(Run):
     compression: str = option(
         "none",
         "Of what the replicas exchange.",
-        type=click.Choice(["none", "bfloat16", "float16", "int8"]),
+        type=click.Choice([*COMPRESSIONS]),
     )
     probes: str | None = option(
         None,
