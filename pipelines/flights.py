@@ -579,7 +579,7 @@ def build(
     return Pipeline(source, reports, trainer, scores)
 
 
-# So many mini-batches of a topic can be told of, 9 bytes each.
+# So many mini-batches of a topic can be counted, 9 bytes each.
 MOST_BATCHES = 1_000_000
 
 

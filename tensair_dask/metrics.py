@@ -154,7 +154,7 @@ def binary_accuracy(
 
 
 def _threshold(numbers: Any, count: int) -> float:
-    """Tell probabilities from logits: some of these are below 0, or above 1."""
+    """Distinguish probabilities from logits: some of these are outside 0 to 1."""
     if bool(numbers.min() < 0) or bool(numbers.max() > 1):
         return 0.0
     if count < _TELLING:

@@ -21,12 +21,12 @@ __all__ = ["changed", "described", "differences", "name_of", "settings_of"]
 _DEPTH = 4
 _MOST = 1000
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-# Characters of a value that are told as they are.
+# Characters of a value that are shown as they are.
 _SHOWN = 40
 
 
 def name_of(function: Any) -> str:
-    """Tell what a function is: its name, and its code where that is Python's.
+    """Name a function: its name, and its code where that is Python's.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def name_of(function: Any) -> str:
 
 
 def settings_of(function: Any) -> dict[str, str]:
-    """Tell what a function was made with, by names that are the same after a restart.
+    """Describe what a function was made with, in the same words after a restart.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def _of_object(value: Any, depth: int) -> str:
 
 
 def described(given: Mapping[str, Callable[..., Any] | None]) -> dict[str, Any]:
-    """Tell of functions by their places, as a checkpoint keeps them."""
+    """Describe functions by their places, as a checkpoint keeps them."""
     return {
         place: {"name": name_of(each), "settings": settings_of(each)}
         for place, each in given.items()

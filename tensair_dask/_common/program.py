@@ -39,7 +39,7 @@ def execute(
     Returns
     -------
     code
-        0; 1 if it failed, which is told in one line; 130 after Ctrl-C.
+        0; 1 if it failed, with the error in one line; 130 after Ctrl-C.
     """
 
     async def supervised() -> None:

@@ -246,7 +246,7 @@ def defaulted(
 
 
 def doubts(loss: Any, metrics: Mapping[str, Any], schedule: Any) -> Iterator[str]:
-    """Tell where a function is given something else than its parameters say.
+    """Find where a function is given something else than its parameters say.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Frames and rows whose numbers have names: how they are told, and put in order."""
+"""Frames and rows whose numbers have names: how they are found, and put in order."""
 
 from __future__ import annotations
 

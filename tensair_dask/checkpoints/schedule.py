@@ -297,4 +297,4 @@ def _call(function: Callable[..., Any] | None, *arguments: Any) -> None:
     try:
         function(*arguments)
     except Exception:
-        logger.exception("What was to be told of a checkpoint failed")
+        logger.exception("What was to be called about a checkpoint failed")

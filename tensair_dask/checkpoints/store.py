@@ -388,7 +388,7 @@ class Store:
         return [self._shown(path) for path in self._files()]
 
     def others(self) -> str:
-        """Tell of checkpoints in the folder under names of the user; empty for none."""
+        """Name checkpoints in the folder under names of the user; empty for none."""
         with self._reading(self._path):
             there = [
                 each["name"]

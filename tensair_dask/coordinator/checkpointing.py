@@ -60,7 +60,7 @@ class Checkpointing(Subscriber):
     intake
         What is learned, and where it was read.
     events
-        Where is told of a checkpoint that could not be written.
+        Gets an event for a checkpoint that could not be written.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Checkpointing(Subscriber):
 
     async def _take(self) -> Checkpoint:
         for _ in range(ATTEMPTS):
-            # Alone: whether a policy has changed the model must be told of this model.
+            # Alone: whether a policy has changed the model must be known of this one.
             async with self._barrier.alone:
                 checkpoint = await self._taken()
             if checkpoint is not None:
@@ -213,7 +213,7 @@ class Checkpointing(Subscriber):
         return written
 
     def unsaved(self, why: str) -> str:
-        """Tell what is lost if no checkpoint is written any more; empty if nothing.
+        """Say what is lost if no checkpoint is written any more; empty if nothing.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class Checkpointing(Subscriber):
     # ---- going on --------------------------------------------------------------------
 
     async def nothing_at(self, path: Path) -> str:
-        """Tell that there is no checkpoint, and what else is there."""
+        """Say that there is no checkpoint, and what else is there."""
         store = Store(path)
         others = await FileCall("read", store.path, store.others).result()
         return f"There is no checkpoint at {store.path}: begins anew. {others}".strip()

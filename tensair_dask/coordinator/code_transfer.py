@@ -62,7 +62,7 @@ class UserModules:
         self._elsewhere = False
 
     def describe(self) -> tuple[Sources, str]:
-        """Tell what a worker needs to `compare`."""
+        """Give what a worker needs to `compare`."""
         names = user_modules()
         self._looked_at.update(names)
         loaded = _loaded(names)

@@ -53,7 +53,7 @@ class DriftResponse(Subscriber):
     barrier
         Changes the replicas.
     events
-        Where is told what happens.
+        Gets an event for whatever happens.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DriftResponse(Subscriber):
             self._switched(switch)
 
     def _switched(self, switch: Switch) -> None:
-        """Tell of a switch, which holds already."""
+        """Note a switch, which holds already."""
         text = f"{switch.phase} from mini-batch {switch.index:,} on: {switch.why}"
         self._note("mode", text, switch.index)
 
@@ -157,7 +157,7 @@ class DriftResponse(Subscriber):
 
     @contextmanager
     def _noting(self, drift: Drift) -> Iterator[list[str]]:
-        """Tell what has been said in the end, and what has failed, if anything has."""
+        """Note at the end what was said, and the failure if there was one."""
         said: list[str] = []
         try:
             yield said

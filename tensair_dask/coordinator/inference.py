@@ -48,7 +48,7 @@ class Inference(Subscriber):
     intake
         What is known of the mini-batches that came.
     events
-        Where is told what an answer lacks.
+        Gets an event for what an answer lacks.
 
     Attributes
     ----------

@@ -48,7 +48,7 @@ class Intake(Subscriber):
     dispatcher
         Sends them to the replicas.
     events
-        Where is told what was refused.
+        Gets an event for what was refused.
     modes
         Whether they are learned.
     keeps
@@ -422,7 +422,7 @@ class Intake(Subscriber):
             await node.emptied(left())
 
     def rested(self) -> None:
-        """Tell the nodes that all has been learned."""
+        """Let the nodes know that all has been learned."""
         for node in list(self.nodes):
             node.rested()
 

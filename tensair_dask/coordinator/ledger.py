@@ -59,7 +59,7 @@ class _Doubtful(NamedTuple):
 
 
 class Ledger:
-    """Tells sources when a mini-batch is learned, and when they may forget it.
+    """Informs sources when a mini-batch is learned, and when they may forget it.
 
     Without checkpoints that is at the same time. With them a mini-batch may be
     forgotten only when a checkpoint holds it; until then only that it was learned is

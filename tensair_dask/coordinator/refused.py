@@ -117,7 +117,7 @@ def kind_of(error: TensairError) -> str:
 def refusal_text(
     what: str, error: TensairError, where: str = "trainer.dead_letters"
 ) -> str:
-    """Tell of the first refusal of a kind: of what, why, and where it is kept."""
+    """Describe the first refusal of a kind: of what, why, and where it is kept."""
     return (
         f"{what} was refused ({type(error).__name__}), and the stream goes on without "
         f"it: {error} Further ones of this kind are only counted; the newest are in "

@@ -77,7 +77,7 @@ class ReplicaGroup:
     takes memory. So what was lost with a replica is put to another one alone, one after
     the other, and to none after ``tensair.dispatch.allowed-losses`` and one, as
     mini-batches are. The last replica is not risked at all for what another was lost
-    with: who calls is told, and nothing that was learned is at stake.
+    with: the caller gets the error, and nothing that was learned is at stake.
 
     Belongs to the client's event loop.
 

@@ -30,7 +30,7 @@ class Resumption:
     intake
         Where the stream goes on.
     events
-        Where is told what differs.
+        Gets an event for what differs.
 
     Attributes
     ----------

@@ -31,7 +31,7 @@ class RunOptions:
     replicas, exchange, drift, checkpoints
         How it runs.
     doubts
-        What the user is to be told at the start.
+        Warnings for the user at the start.
     """
 
     name: str

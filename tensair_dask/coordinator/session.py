@@ -354,7 +354,7 @@ class Session:
         """Take note of what scores it; say if that counts for another trainer yet."""
         claim_scores(scores, self, self.intake.say_once_soon)
 
-    # ---- what users are told ---------------------------------------------------------
+    # ---- what users read -------------------------------------------------------------
 
     def _warn_not_scored(self) -> None:
         """Say which of scores= have got nothing, although something was learned."""
@@ -466,7 +466,7 @@ class Session:
         await asyncio.shield(self._closing)
 
     def give_up(self) -> None:
-        """Be closed, where the client is closed and nothing can be told to anybody."""
+        """Be closed, where the client is closed and nothing can be sent to anybody."""
         self.recording.curves.end()
         self.lifecycle.state = "closed"
 

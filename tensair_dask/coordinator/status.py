@@ -1,4 +1,4 @@
-"""How a run stands, as the curves and the scheduler are told."""
+"""The state of a run, as the curves and the scheduler get it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Status:
         self._session = session
 
     def now(self) -> dict[str, float]:
-        """Give what each row of the curves is told besides the reports."""
+        """Give what each row of the curves gets besides the reports."""
         session = self._session
         return {
             "backlog": session.intake.backlog,
@@ -36,7 +36,7 @@ class Status:
         }
 
     def about(self) -> dict[str, Any]:
-        """Give what the scheduler is told at the start."""
+        """Give what the scheduler gets at the start."""
         session = self._session
         most = session.membership.wanted.most
         names = columns(session.options.recipe.metrics)
@@ -49,7 +49,7 @@ class Status:
         }
 
     def state(self) -> dict[str, Any]:
-        """Give what the scheduler is told once a second."""
+        """Give what the scheduler gets once a second."""
         session, intake = self._session, self._session.intake
         modes = session.drift_response.modes
         state = {

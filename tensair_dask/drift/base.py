@@ -154,7 +154,7 @@ class Detector(ABC):
         Raises
         ------
         CheckpointError
-            If a detector of your own holds what cannot be told so. Write both methods
+            If a detector of your own holds what cannot be saved so. Write both methods
             for it.
         """
         leave_out = ("shift", *self._shared)

@@ -183,7 +183,7 @@ def evaluate(
 def match(
     changes: Sequence[int], alarms: Sequence[int], horizon: float | None = None
 ) -> list[int | None]:
-    """Tell which alarm finds which change; see the notes of `evaluate`.
+    """Find which alarm belongs to which change; see the notes of `evaluate`.
 
     Parameters
     ----------

@@ -176,7 +176,7 @@ class Modes:
         self._watch = watch
         self._reorder = reorder
         self._order: InOrder[Report] = InOrder(reorder)
-        # The first mini-batch of the phase, and the first of which anybody told.
+        # The first mini-batch of the phase, and the first that was reported.
         self._since = self._first = 0
         # What the detector would have been given of the newest epoch of training.
         self._newest: deque[float] = deque(maxlen=convergence.epoch)
@@ -213,7 +213,7 @@ class Modes:
     def set_mode(self, mode: str, index: int) -> list[Switch]:
         """Change the mode; ``index`` is that of the next mini-batch."""
         check_mode(mode)
-        if not self.watches:  # until now nobody has told of any report
+        if not self.watches:  # until now no report has come
             self._order = InOrder(self._reorder, start=index)
             self._since = self._first = index
         if mode == "auto" and self.detector is None:
@@ -258,7 +258,7 @@ class Modes:
         Parameters
         ----------
         index
-            That of the next mini-batch. Places of the stream are told from there, as
+            That of the next mini-batch. Places of the stream are counted from there, as
             another trainer may count anew.
         """
         lasting = self.begun and _moved(self.begun, -index)

@@ -88,7 +88,7 @@ class Ending:
 
     @classmethod
     def of(cls, run: Any, error: BaseException | None) -> Ending:
-        """Tell from a run and what it raised."""
+        """Find it from a run and what it raised."""
         received = run.interrupts.received
         if error is None and received is None:
             return cls("finished", "Finished.")

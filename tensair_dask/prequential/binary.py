@@ -22,7 +22,7 @@ __all__ = [
     "share_so_far",
 ]
 
-# Probabilities are float32: closer to 0 or 1 than this they cannot be told apart.
+# Probabilities are float32: closer to 0 or 1 than this they cannot be distinguished.
 _EPSILON = float(np.finfo(np.float32).eps)
 
 

@@ -59,7 +59,7 @@ class CommonLabel:
 
 
 def _kind(array: np.ndarray) -> str:
-    """Tell labels that are texts, or numbers; empty where they are neither."""
+    """Describe labels that are texts, or numbers; empty where they are neither."""
     if array.ndim != 1:
         return ""
     if array.dtype.kind in _NUMBERS:

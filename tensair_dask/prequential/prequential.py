@@ -655,8 +655,8 @@ class Prequential:
         Raises
         ------
         CheckpointError
-            If a metric, or a key that was given to `predicted`, cannot be told as plain
-            values: the message names it.
+            If a metric, or a key that was given to `predicted`, cannot be saved as
+            plain values: the message names it.
 
         Notes
         -----
@@ -674,7 +674,7 @@ class Prequential:
             return plain_state.describe(self, self._parameters, state)
 
     def _name_the_metric(self) -> None:
-        """Raise for the metric that cannot be told as plain values, if it is one."""
+        """Raise for the metric that cannot be saved as plain values, if it is one."""
         for horizon in self._horizons:
             for name, metric in horizon.metrics(self._metrics):
                 plain_state.take(metric, where=f"The metric {name!r}")

@@ -90,7 +90,7 @@ class Chosen:
         return matrices, alone, metrics
 
     def describe(self) -> dict[str, Any]:
-        """Tell the metrics as plain values, to see whether two have the same."""
+        """Describe the metrics by plain values, to see whether two have the same."""
         return {
             name: {
                 "class": type(metric).__name__,

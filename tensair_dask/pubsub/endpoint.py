@@ -290,7 +290,7 @@ class Endpoint:
         )
 
     async def _send(self, what: str, **arguments: Any) -> None:
-        """Tell the scheduler something until it has heard."""
+        """Send the scheduler something until it has heard."""
         while not self.closed and not await self._heard(what, **arguments):
             pass
 

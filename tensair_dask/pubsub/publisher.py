@@ -187,7 +187,7 @@ class Publisher(Participant):
             )
 
     def shut(self) -> None:
-        """End all links; whoever waits for room is told that this is closed."""
+        """End all links; whoever waits for room gets an error."""
         super().shut()
         for link in self.links.values():
             link.close()

@@ -114,7 +114,7 @@ def load(folder: str | Path | None = None, name: str | None = None) -> ImageSet:
 
     Notes
     -----
-    The files of MNIST and of Fashion-MNIST are called alike. Which they are is told
+    The files of MNIST and of Fashion-MNIST are called alike. Which they are is known
     from a name before theirs (``fashion-train-images-idx3-ubyte.gz``) or from the
     folders that they lie in; ``name`` is believed where neither says it.
     """

@@ -204,11 +204,11 @@ class AdaptiveRun(ModesRun, ScoredRun):
         return self.batches_of(self.warm_up)
 
     def detector_in(self, mode: str) -> str | None:
-        """Tell the detector of a trainer; compared are modes, so only auto has one."""
+        """Give the detector of a trainer; modes are compared, so only auto has one."""
         return None if self.compare and mode != "auto" else self.detector
 
     def on_drift_in(self, mode: str) -> str:
-        """Tell what a trainer does on drift; nothing where it has no detector."""
+        """Say what a trainer does on drift; nothing where it has no detector."""
         return "train" if self.compare and mode != "auto" else self.on_drift
 
     # ---- results --------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOGGED", "ReplicaLog"]
 
-# Kinds of events that are told; pipelines tell of the others themselves.
+# Kinds of events that are printed; pipelines print the others themselves.
 LOGGED = ("joined", "left", "lost")
 
 
@@ -29,7 +29,7 @@ class ReplicaLog:
     Parameters
     ----------
     trainer
-        Whose events are told: those that come within the block.
+        Whose events are printed: those that come within the block.
     say
         Called with each line.
     continuation

@@ -130,11 +130,11 @@ class Run:
         self._processes: dict[str, int] = {}
 
     def say(self, text: str) -> None:
-        """Tell the person at the terminal something."""
+        """Print something for the person at the terminal."""
         self.console.print(text, soft_wrap=True, markup=False)
 
     def say_file(self, name: str, path: object) -> None:
-        """Tell of a file that was written, in one column with the others."""
+        """Print a file that was written, in one column with the others."""
         width = max(map(len, ["report", *self.files]))
         self.say(f"{name:>{width}}  {path}")
 

@@ -29,7 +29,7 @@ class Takers(Enum):
 
 
 def takers_of(source: Any) -> Takers:
-    """Tell whether what a node of a stream passes on comes to anybody."""
+    """Whether what a node of a stream passes on comes to anybody."""
     found = Takers.NOBODY
     for node in _nodes_after(source):
         if node is source:

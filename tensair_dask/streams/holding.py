@@ -122,7 +122,7 @@ _PASSAGES: tuple[Any, ...] = (
 
 
 def are_groups(node: Stream) -> bool | None:
-    """Tell whether a node passes on groups of items, as ``partition`` does.
+    """Find whether a node passes on groups of items, as ``partition`` does.
 
     Returns
     -------
@@ -246,7 +246,7 @@ async def _pass_on(node: Any) -> None:
 
 
 async def _pass_on_latest(node: Any) -> None:
-    """Wake a node that was told of its newest item while it passed on another one."""
+    """Wake a node that heard of its newest item while it passed on another one."""
     while _holds(node):
         await asyncio.sleep(_LOOK)  # it may be awake already
         if _has_next(node) and not node._tensair_passing:

@@ -162,7 +162,7 @@ class TrainerNode(Stream):
 
     @property
     def hearer(self) -> Intake | None:
-        """Who is told what ends a source before it; None if nobody is left."""
+        """Who hears of the end of a source before it; None if nobody is left."""
         return self._taking()
 
     def destroy(self, streams: Any = None) -> None:
@@ -554,7 +554,7 @@ def resolve_after(
 
 
 def form_of(upstream: Stream) -> str | None:
-    """Tell by the node before how items are to be read; None where it cannot be seen.
+    """Find by the node before how items are to be read; None where it cannot be seen.
 
     Two streams side by side give x and y.
     """

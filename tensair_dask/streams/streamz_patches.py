@@ -10,7 +10,7 @@ these classes: the error is kept with the node, and raised to those who emit int
 Streams that have no such node are left as they are.
 
 `zip`: an emit that waits for a partner does so for ``tensair.timeouts.room`` at most;
-and nodes of trainers are told where what they give is paired with what they get.
+and nodes of trainers know where what they give is paired with what they get.
 
 `flatten`: all that an item is made of counts as that item, for its source.
 """

@@ -158,7 +158,7 @@ def _bytes_of(thing: Any) -> bytes | None:
 
 
 class _Taker:
-    """One copy; what occurs twice is told once, and numbered in the order of coming."""
+    """One copy; what occurs twice is written once, and numbered as it comes."""
 
     def __init__(self, leave_out: Collection[str]) -> None:
         self._leave_out = leave_out

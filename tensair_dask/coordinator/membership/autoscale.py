@@ -125,7 +125,7 @@ class LagScaling:
     lag
         Gives the lag in seconds.
     events
-        Where is told what is done.
+        Gets an event for what is done.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class LagScaling:
             await self._attempt(self._look(learned, now))
 
     async def _attempt(self, work: Awaitable[None]) -> None:
-        """Await it; what it raises, the lag of the user say, is told, and no end."""
+        """Await it; note what it raises, such as the lag of the user, and go on."""
         try:
             await work
         except TrainerClosedError:

@@ -51,7 +51,7 @@ class Joining:
     barrier
         Holds the stream.
     events
-        Where is told who has joined.
+        Gets an event for each replica that has joined.
     delay
         Called with each that its worker has not begun to start.
     """

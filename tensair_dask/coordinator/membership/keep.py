@@ -54,7 +54,7 @@ class Membership(Subscriber):
     wanted
         How many there shall be.
     events
-        Where is told who joins, leaves and is lost.
+        Gets an event for each replica that joins, leaves or is lost.
     """
 
     def __init__(

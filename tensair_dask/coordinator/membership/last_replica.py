@@ -37,7 +37,7 @@ class Handover:
     replicas
         Where the heir is added when it takes part.
     events
-        Where is told of it.
+        Gets an event for it.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class Handover:
         return heir
 
     async def _set_free(self, handle: ReplicaHandle) -> None:
-        """Tell one that leaves that nobody waits for it any more."""
+        """Let a replica that leaves know that nobody waits for it any more."""
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(OSError, TensairError):
             await handle.call_within(seconds, "set_free")

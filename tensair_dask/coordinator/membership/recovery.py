@@ -59,7 +59,7 @@ class Recovery:
     background
         Where this is done.
     events
-        Where is told who is lost, or has left.
+        Gets an event for each replica that is lost or has left.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Resync:
     barrier
         Holds the stream.
     events
-        Where is told what they missed.
+        Gets an event for what they missed.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class UsableWorkers:
     client
         Of the trainer.
     events
-        Where is told why none can be started.
+        Gets an event that says why none can be started.
 
     Attributes
     ----------

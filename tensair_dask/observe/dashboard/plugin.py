@@ -151,7 +151,7 @@ class TrainingDashboard(SchedulerPlugin):
     async def read(
         self, series: bool = False, recent: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Tell everything, see `Telemetry.read`, and where the pages are."""
+        """Give everything, see `Telemetry.read`, and where the pages are."""
         assert self.telemetry is not None
         assert self.attachment is not None
         page = {"page": self.attachment.page}

@@ -30,7 +30,7 @@ _telemetries = weakref.WeakKeyDictionary()
 
 
 def add_routes(scheduler: Any, telemetry: Telemetry) -> None:
-    """Tell of the trainers at `TRAINING` from now on; the cluster may run already.
+    """Serve the trainers at `TRAINING` from now on; the cluster may run already.
 
     With ``?series=1`` the answer has the series, too. At `TARGETS` Prometheus finds
     where the workers' metrics are (``http_sd_configs``).
@@ -56,7 +56,7 @@ def add_routes(scheduler: Any, telemetry: Telemetry) -> None:
 
 
 def remove_routes(scheduler: Any, telemetry: Telemetry) -> None:
-    """Tell no more of it; it need not be what is told."""
+    """Serve it no longer; it need not be what is served."""
     if _telemetry(scheduler) is telemetry:
         _telemetries[scheduler] = None
 
@@ -76,7 +76,7 @@ class _Json(RequestHandler):
             return
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
-        # Anything may come from a client; what JSON lacks is told as text.
+        # Anything may come from a client; what JSON lacks becomes text.
         self.write(json.dumps(self.answer(telemetry), allow_nan=False, default=str))
 
     def answer(self, telemetry: Telemetry) -> Any:

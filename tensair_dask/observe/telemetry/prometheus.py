@@ -129,17 +129,17 @@ FAMILIES = {each.name: each for each in _OF_TRAINERS + _OF_REPLICAS}
 
 
 def export_scheduler(telemetry: Telemetry) -> None:
-    """Tell of the trainers of a scheduler from now on, as long as it lives."""
+    """Export the trainers of a scheduler from now on, as long as it lives."""
     _export(telemetry, _trainers)
 
 
 def export_worker(telemetry: WorkerTelemetry, worker: Any) -> None:
-    """Tell of the replicas of a worker from now on, as long as they live."""
+    """Export the replicas of a worker from now on, as long as they live."""
     _export(telemetry, functools.partial(_replicas, reference=weakref.ref(worker)))
 
 
 def withdraw(telemetry: Telemetry | WorkerTelemetry) -> None:
-    """Tell no more of it; it need not be known."""
+    """Export it no longer; it need not be known."""
     if _collector is not None:
         _collector.remove(telemetry)
 

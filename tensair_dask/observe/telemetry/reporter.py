@@ -28,7 +28,7 @@ _NO_PAGES = (
 class Reporter:
     """Makes a trainer known to the scheduler and keeps it informed.
 
-    Training never waits for it, and goes on if it fails: that is told once.
+    Training never waits for it, and goes on if it fails: that is logged once.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class Reporter:
             await asyncio.sleep(INTERVAL)
 
     async def report(self) -> None:
-        """Tell how the trainer stands."""
+        """Report the state of the trainer."""
         if not self._known:  # the scheduler did not answer when we opened
             await self._open()
         known = await self._client.scheduler.tensair_telemetry_tell(
@@ -114,7 +114,7 @@ class Reporter:
             raise LookupError(f"the scheduler has no plugin {self._plugin[0]!r}")
 
     async def close(self, replicas: dict[str, Any]) -> None:
-        """Tell that the trainer is closed.
+        """Report that the trainer is closed.
 
         Parameters
         ----------
@@ -144,7 +144,9 @@ class Reporter:
         try:
             yield
         except (TimeoutError, OSError) as error:
-            logger.debug("The scheduler was not told how training stands: %r", error)
+            logger.debug(
+                "The scheduler did not get the state of the trainer: %r", error
+            )
         except Exception as error:
             self._off(in_words(error))
 

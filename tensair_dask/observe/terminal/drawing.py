@@ -249,7 +249,7 @@ class _Fact(NamedTuple):
 
 
 def _facts(snapshot: Snapshot) -> list[_Fact]:
-    """What is told of a trainer, the most important first."""
+    """What is shown of a trainer, the most important first."""
     now = snapshot["now"]
     refused = snapshot["dead_letters"]
     dropped = snapshot.get("dropped", 0)  # older schedulers do not tell it

@@ -168,7 +168,7 @@ class CsvRows:
         return self._scan(row, _In.NEW_FIELD)[1]
 
     def after(self, line: bytes, state: _In = _In.NEW_FIELD) -> _In | None:
-        """Tell where in a row the end of a line is; None where the row ends, too."""
+        """Find where in a row the end of a line is; None where the row ends, too."""
         if state is _In.QUOTES and not self.may_go_on(line):
             return state
         if state is _In.NEW_FIELD and (
@@ -306,7 +306,7 @@ def _check(read: Mapping[str, Any]) -> None:
 
 
 def _bad(read: Mapping[str, Any], counts_fields: bool) -> str:
-    """Tell what becomes of rows with too many fields."""
+    """Say what becomes of rows with too many fields."""
     bad = read.get("on_bad_lines") or "error"
     if bad not in ("error", "skip", "warn"):
         raise ConfigurationError(

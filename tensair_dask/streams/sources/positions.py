@@ -203,7 +203,7 @@ class Tracker:
             self._assignments.pop(partition, None)
 
     def begun(self) -> set[str]:
-        """Tell which partitions there have ever been, also those that were dropped."""
+        """Name all partitions that there have ever been, also dropped ones."""
         with self._lock:
             return set(self._begun)
 
@@ -242,14 +242,14 @@ class Tracker:
         return unlisten
 
     def note(self, text: str, again: bool = False) -> bool:
-        """Keep something to be told of the source; whether that is new.
+        """Keep something to be said of the source; whether that is new.
 
         Parameters
         ----------
         text
             Is told once.
         again
-            Whether it is told each time: it has happened anew.
+            Whether it is said each time: it has happened anew.
         """
         with self._lock:
             is_new = text not in self._notes

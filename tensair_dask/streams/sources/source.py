@@ -340,7 +340,7 @@ class Source(Stream):
             logger.warning("%s", text)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until the source is told to stop."""
+        """Wait so long, or until the source is to stop."""
         assert self._woken is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -404,7 +404,7 @@ class Source(Stream):
             finished.set_result(None)
             raise
         except Exception as error:
-            # Told here, too: perhaps nobody awaits the end.
+            # Logged here, too: perhaps nobody awaits the end.
             logger.error("%s has failed: %s", self.name, error)
             self._report_failure(error)
             finished.set_exception(error)
@@ -420,7 +420,7 @@ class Source(Stream):
         self._note(f"{self.name} has ended without an item: {self._why_nothing()}")
 
     def _report_failure(self, error: Exception) -> None:
-        """Tell the trainers behind it, also those that were connected later."""
+        """Let the trainers behind it know, also those that were connected later."""
         for trainer in trainers_after(self):
             self.tracker.add_hearer(trainer)
         self.tracker.note(

@@ -59,7 +59,7 @@ class Handover:
             self._wake_soon()
 
     def has_room(self, patience: float = 0.0) -> bool:
-        """Tell whether more may be put; wait so many seconds if not."""
+        """Whether more may be put; wait so many seconds if not."""
         return self._room.wait(patience) if patience else self._room.is_set()
 
     def _wake_soon(self) -> None:
