@@ -56,7 +56,7 @@ async def test_what_two_replicas_notice_is_one_warning_and_one_event(c, s, a, b)
         async with ta.Trainer(c, **linear()) as trainer:
             for worker in (a, b):
                 (replica,) = worker.state.actors.values()
-                replica._learner.notices.say("key", "every replica notices this")
+                replica.learner.notices.say("key", "every replica notices this")
             await train_all(trainer, linear_data(40))
             await trainer.drain()
             assert caught.count("every replica notices this") == 1
@@ -71,7 +71,7 @@ async def test_what_is_said_after_the_last_mini_batch_comes_with_drain(c, s, a, 
     async with ta.Trainer(c, **linear()) as trainer:
         await train_all(trainer, linear_data(4))
         (replica,) = b.state.actors.values()
-        replica._learner.notices.say("late", "noticed late")
+        replica.learner.notices.say("late", "noticed late")
         await trainer.drain()
         assert "noticed late" in list(trainer.events["text"])
 

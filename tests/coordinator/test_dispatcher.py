@@ -103,7 +103,8 @@ class Bench:
     """A dispatcher, its peers, and the reports that came back."""
 
     def __init__(self, *peers: Peer, **overrides: Any) -> None:
-        self.dispatcher = Dispatcher("run", limits(**overrides))
+        self.limits = limits(**overrides)
+        self.dispatcher = Dispatcher("run", self.limits)
         self.dispatcher.lanes += [
             Lane(f"peer-{number}", peer.learn) for number, peer in enumerate(peers)
         ]
@@ -619,7 +620,7 @@ async def test_records_that_wait_for_a_peer_are_bounded_by_back_pressure():
     while lane.batches:
         await asyncio.sleep(0)
     assert bench.count < 20
-    assert not lane.has_room(bench.dispatcher._limits)
+    assert not lane.has_room(bench.limits)
     peer.confirmed = 100
     lane.status = peer.status()
     bench.dispatcher.confirm(lane)

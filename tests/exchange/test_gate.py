@@ -610,7 +610,7 @@ async def test_strange_messages_are_acknowledged_counted_and_change_nothing(
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         await train_all(trainer, data)
         before = await trainer.state_dict()
-        run_id = replicas_of(*workers)[0].exchange._run_id
+        run_id = trainer.run_id
         wrong = Gradients([torch.full((7,), 1e6)])
         await publish(
             workers[2],
@@ -641,10 +641,11 @@ def test_a_message_from_outside_the_run_changes_nothing_and_leaves_no_gap(who):
         async with ta.Trainer(c, **linear(replicas=2)) as trainer:
             await train_all(trainer, data)
             before = await trainer.state_dicts()
-            exchanges = [each.exchange for each in replicas_of(*workers)]
+            replicas = replicas_of(*workers)
+            exchanges = [each.exchange for each in replicas]
             name = "replica-1" if who == "a namesake" else "stranger"
             heard = 1 if who == "a namesake" else 2
-            (size,) = exchanges[0]._arena.layout.sizes
+            (size,) = replicas[0].learner.arena.layout.sizes
             mine = {"client": c} if who == "a client" else {"worker": workers[2]}
             topic = f"tensair/{trainer.run_id}/gradients"
             async with Pub(topic, member=name, **mine) as pub:
@@ -676,19 +677,20 @@ async def test_an_origin_that_is_not_in_the_run_is_refused(c, s, a, b):
     async with ta.Trainer(c, **linear(replicas=1)) as trainer:
         (replica,) = replicas_of(a, b)
         before = await trainer.state_dict()
-        zeros = replica.exchange._arena.layout.zeros(torch.device("cpu"))
+        zeros = replica.learner.arena.layout.zeros(torch.device("cpu"))
         forged = message(
             1,
             1,
             0.0,
-            run_id=replica.exchange._run_id,
+            run_id=trainer.run_id,
             origin="nobody",
             content=Gradients([each + 1e6 for each in zeros]),
         )
         # Nobody publishes under that name: the delivery is forged, too.
         sender = Member("1", b.address, "nobody", "worker")
         with dask.config.set({"tensair.pubsub.timeout": "100ms"}):
-            answer = await b.rpc(replica._worker.address).tensair_pubsub_deliver(
+            (address,) = (info.address for info in trainer.replicas)
+            answer = await b.rpc(address).tensair_pubsub_deliver(
                 subscription=replica.exchange.sub.id,
                 sender=list(sender),
                 number=1,
@@ -734,7 +736,7 @@ async def test_a_message_that_overtakes_the_news_of_its_origin_is_not_lost(
     data = linear_data(40)
     async with ta.Trainer(c, **linear(replicas=2)) as trainer:
         exchanges = [each.exchange for each in replicas_of(*workers)]
-        topic = f"tensair/{exchanges[0]._run_id}/gradients"
+        topic = f"tensair/{trainer.run_id}/gradients"
         for each in exchanges:
             each.gate._members.clear()  # as if the view were still under way
         reports = [trainer.train(x, y) for x, y in data]

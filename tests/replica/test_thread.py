@@ -214,7 +214,7 @@ async def test_the_thread_ends_when_its_worker_is_gone(monkeypatch):
     async with running(is_alive=lambda: alive) as thread:
         assert await thread.call(lambda: True)
         alive = False
-        await until(lambda: not thread._thread.is_alive())
+        await until(lambda: thread.has_ended)
 
 
 @gen_test()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -156,7 +157,8 @@ def ends_as_it_is_copied(workers: Any, end: Any) -> tuple[Any, list[Any]]:
             ended.append(source)
             replica = worker_of(workers, source).state.actors[source.key]
             end(replica)
-            replica.thread._thread.join(10)
+            while not replica.thread.has_ended:  # the event loop waits for it, too
+                time.sleep(0.001)
 
     return strike, ended
 

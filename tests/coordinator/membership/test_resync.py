@@ -115,7 +115,7 @@ async def test_what_one_has_missed_is_not_safe_with_it(c, s, a, b):
         await learn(data[10:])
         flushing = asyncio.ensure_future(speaker.call("flush", 10))
         heard = exchange_of(trainer, b)
-        await until(lambda: heard._inbox.missed)
+        await until(lambda: heard.is_behind)
         # On its thread, which may have put a message and not noted yet what is in it.
         thread = a.state.actors[speaker.key].thread
         assert await thread.call(exchange.confirmed) < exchange.taken
@@ -134,9 +134,9 @@ def poison(trainer: Any, worker: Any, value: float) -> Any:
     exchange = replica.exchange
 
     def spoil() -> None:
-        exchange._arena.buffers[0].fill_(value)
+        replica.learner.arena.buffers[0].fill_(value)
         exchange.before_step()
-        bad = torch.full_like(exchange._arena.dense[0], value)
+        bad = torch.full_like(replica.learner.arena.dense[0], value)
         exchange.learned(4, 1e-3, Changes([bad]))
         exchange.publish()
 

@@ -27,6 +27,7 @@ from tornado.ioloop import PeriodicCallback
 
 import tensair_dask as ta
 from tensair_dask import errors
+from tensair_dask.errors import ReplicaFailedError
 from tensair_dask.observe.dashboard.plugin import NAME, TrainingDashboard
 from tensair_dask.observe.telemetry import reporter
 from tensair_dask.observe.telemetry.replicas import COUNTS
@@ -523,10 +524,10 @@ async def test_a_replica_that_cannot_go_on_is_lost(c, s, a, b, monkeypatch):
         ]
 
         def fail() -> None:
-            raise RuntimeError("no memory")
+            raise ReplicaFailedError("no memory")
 
-        replica.thread._turn = fail
-        replica.thread.wake()
+        with pytest.raises(ReplicaFailedError):
+            await replica.thread.call(fail)
         await until(lambda: replica.thread.has_ended)
 
         async def beat() -> None:
