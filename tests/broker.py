@@ -63,10 +63,10 @@ class Broker:
         try:
             there = consumer.list_topics(topic, timeout=10).topics[topic].partitions
             asked = [TopicPartition(topic, number) for number in sorted(there)]
-            told = consumer.committed(asked, timeout=10)
+            reported = consumer.committed(asked, timeout=10)
         finally:
             consumer.close()
-        return [each.offset if each.offset >= 0 else None for each in told]
+        return [each.offset if each.offset >= 0 else None for each in reported]
 
 
 @contextlib.contextmanager

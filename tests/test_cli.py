@@ -36,7 +36,7 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (
             ["run", "nothing"],
@@ -49,10 +49,10 @@ def test_version():
         (["walk"], "walk"),
     ],
 )
-def test_wrong_usage_exits_2(arguments, told):
+def test_wrong_usage_exits_2(arguments, reported):
     result = invoke(*arguments)
     assert result.exit_code == 2
-    assert told in result.output
+    assert reported in result.output
 
 
 @pytest.mark.processes
@@ -160,7 +160,7 @@ def test_ctrl_c_shows_what_was_learned_and_leaves_no_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (["flights", "--topic", "mine"], "--topic given without --kafka"),
         (["flights", "--group", "a", "--topic", "b"], "--topic and --group given"),
@@ -171,7 +171,7 @@ def test_ctrl_c_shows_what_was_learned_and_leaves_no_process(tmp_path):
         (["drifting-images", "--mode", "always", "--warm-up", "5"], "in mode always"),
     ],
 )
-def test_options_without_effect_are_refused(options, told):
+def test_options_without_effect_are_refused(options, reported):
     done = CliRunner().invoke(tensair, ["run", *options])
     assert done.exit_code == 2
-    assert told in " ".join(done.output.split())
+    assert reported in " ".join(done.output.split())

@@ -38,8 +38,8 @@ def test_a_notebook_explains_before_it_acts(path):
     first, *_ = cells = book["cells"]
     assert first["cell_type"] == "markdown"
     assert first["source"][0].startswith("# ")
-    told = sum(cell["cell_type"] == "markdown" for cell in cells)
-    assert told >= len(cells) / 3
+    reported = sum(cell["cell_type"] == "markdown" for cell in cells)
+    assert reported >= len(cells) / 3
     assert any("assert " in "".join(cell["source"]) for cell in cells)
 
 

@@ -49,7 +49,7 @@ NODES = {
 }
 
 
-def told(trainer):
+def reported(trainer):
     texts = trainer.events["text"]
     return [text for text in texts if "argument" in text]
 
@@ -101,11 +101,11 @@ async def test_a_model_of_several_inputs_is_asked_with_as_many(c, s, a):
         answers = source.predict(trainer).sink_to_list()
         await source.emit((x, ones))  # nothing was learned yet: it is said
         await trainer.drain()
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
         await trainer.train((x, ones), y)
         await source.emit((x, ones))
         assert len(answers) == 2
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_one"])
@@ -119,9 +119,9 @@ def test_predicting_a_pair_by_a_call_is_reported(call):
             x, mask = (x, y[:, None]) if call == "predict" else (x[0], 1.0)
             await ask(x)
             await ask({"x": x, "mask": mask})
-            assert not told(trainer)
+            assert not reported(trainer)
             await ask((x, mask))
-            (text,) = told(trainer)
+            (text,) = reported(trainer)
             assert "a dict by their names says so" in text
 
     run()

@@ -106,10 +106,10 @@ async def test_what_cannot_be_taken_over_is_said_at_the_first_step(c, s, a, tmp_
         async with Worker(s.address, nthreads=1):
             with pytest.raises(TensairTimeoutError, match=r"'norm\.running_mean'"):
                 await trainer.scale(2, timeout=3)
-        (told,) = [
+        (reported,) = [
             each for each in trainer.events["text"] if "No replica could be" in each
         ]
-        assert "'norm.running_mean'" in told
+        assert "'norm.running_mean'" in reported
         await train_all(trainer, class_data(10))
 
 

@@ -347,13 +347,13 @@ def test_a_folder_that_may_not_be_written_to_is_reported(tmp_path):
             getattr(store, method)(*arguments)
 
 
-def keep_saving(folder: Path, told: Connection) -> None:
+def keep_saving(folder: Path, reported: Connection) -> None:
     """Save one checkpoint after the other, and tell of each."""
     store = Store(folder)
     for index in itertools.count(1):
         weights = torch.full((500_000,), float(index))
         store.add(Checkpoint({"w": weights}, index=index))
-        told.send(index)
+        reported.send(index)
 
 
 @pytest.mark.processes
@@ -365,12 +365,12 @@ def test_a_process_that_is_killed_leaves_the_one_before(tmp_path):
         child.start()
         writing.close()
         for _ in range(2):
-            told = reading.recv()
+            reported = reading.recv()
         time.sleep(0.003 * turn)  # killed at different places
         child.kill()
         with contextlib.suppress(EOFError):
             while True:
-                told = reading.recv()
+                reported = reading.recv()
         child.join()
         child.close()
         reading.close()
@@ -380,7 +380,7 @@ def test_a_process_that_is_killed_leaves_the_one_before(tmp_path):
         assert torch.equal(
             checkpoint.model["w"], torch.full((500_000,), float(checkpoint.index))
         )
-        assert checkpoint.index >= told
+        assert checkpoint.index >= reported
         for left in (tmp_path / "run").iterdir():
             left.unlink()
 

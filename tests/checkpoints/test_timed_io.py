@@ -29,9 +29,9 @@ def test_nobody_waits_for_a_call_that_hangs(what, words):
 
     async def test() -> None:
         call = FileCall(what, "s3://here", gate.wait, 30)
-        told = rf"s3://here was not {words} within 0.02 s.*checkpoints\.{what} if"
+        reported = rf"s3://here was not {words} within 0.02 s.*checkpoints\.{what} if"
         for _ in range(2):
-            with pytest.raises(CheckpointError, match=told):
+            with pytest.raises(CheckpointError, match=reported):
                 await call.result()
         gate.set()
         while True:  # it may come yet

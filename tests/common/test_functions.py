@@ -153,16 +153,16 @@ async def test_a_detector_begins_anew_where_another_quantity_is_watched(
     c, s, a, kind, tmp_path
 ):
     first, second = ({"watch": MAKERS[kind](scale)} for scale in (2.0, 3.0))
-    told, observed = await saved_and_restored(c, tmp_path, first, second)
-    assert any("2.0" in text and "3.0" in text for text in told)
+    reported, observed = await saved_and_restored(c, tmp_path, first, second)
+    assert any("2.0" in text and "3.0" in text for text in reported)
     assert observed == 0
 
 
 @one()
 async def test_a_detector_goes_on_where_the_same_is_watched(c, s, a, tmp_path):
     given = [{"watch": scaled(2.0)} for _ in range(2)]
-    told, observed = await saved_and_restored(c, tmp_path, *given)
-    assert not any("begins anew" in text for text in told)
+    reported, observed = await saved_and_restored(c, tmp_path, *given)
+    assert not any("begins anew" in text for text in reported)
     assert observed == 5
 
 
@@ -193,7 +193,7 @@ async def test_other_functions_than_those_of_the_checkpoint_are_reported(
     c, s, a, name, values, said, tmp_path
 ):
     first, second = ({name: value} for value in values)
-    told, _ = await saved_and_restored(c, tmp_path, first, second)
-    assert any(said in text for text in told)
+    reported, _ = await saved_and_restored(c, tmp_path, first, second)
+    assert any(said in text for text in reported)
     same, _ = await saved_and_restored(c, tmp_path, first, first)
     assert not any("Other functions" in text for text in same)

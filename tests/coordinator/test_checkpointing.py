@@ -56,14 +56,16 @@ async def test_settings_that_were_given_and_do_not_hold_are_reported(c, s, a, tm
         await train_all(trainer, linear_data(2))
         await trainer.save(path)
     faster = functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
-    told = {}
+    reported = {}
     for name, arguments in {"same": {}, "faster": {"optimizer": faster}}.items():
         async with ta.Trainer.restore(path, c, **linear(**arguments)) as trainer:
             await train_all(trainer, linear_data(2))
             texts = trainer.events[trainer.events.kind == "note"].text
-            told[name] = [text for text in texts if "those of the checkpoint" in text]
-    assert told["same"] == []
-    (said,) = told["faster"]
+            reported[name] = [
+                text for text in texts if "those of the checkpoint" in text
+            ]
+    assert reported["same"] == []
+    (said,) = reported["faster"]
     assert "lr=0.01 (given: 0.5), momentum=0 (given: 0.9)" in said
 
 
@@ -499,8 +501,8 @@ async def test_how_many_mini_batches_are_learned_twice_is_reported(
     twice = sum(saved.clock.values()) - first
     assert 0 < twice <= saved.again == len(data) - first
     async with ta.Trainer.restore(path, c, **linear()) as trainer:
-        (told,) = trainer.events["text"][trainer.events["kind"] == "note"]
-        assert told.endswith(f"UTC; up to {saved.again} are learned twice")
+        (reported,) = trainer.events["text"][trainer.events["kind"] == "note"]
+        assert reported.endswith(f"UTC; up to {saved.again} are learned twice")
 
 
 @one()
@@ -613,9 +615,9 @@ async def test_a_disk_with_little_room_is_reported_once(
         for pair in linear_data(5):
             await train_all(trainer, [pair])
             await trainer.save()
-        told = [text for text in trainer.events["text"] if "has no room" in text]
-        assert len(told) == 1
-        assert "tensair.checkpoints.keep" in told[0]
+        reported = [text for text in trainer.events["text"] if "has no room" in text]
+        assert len(reported) == 1
+        assert "tensair.checkpoints.keep" in reported[0]
         assert len(Store(tmp_path / "run").paths()) == 2
 
 

@@ -109,7 +109,7 @@ def test_what_may_have_been_loaded_before_it_was_edited_is_stale(modules):
     assert compare(mine, "another") == ([], ["my_layers"])
 
 
-def told(*answers: Any) -> list[str]:
+def reported(*answers: Any) -> list[str]:
     mine = UserModules()
     mine.describe()
     for answer in answers:
@@ -119,15 +119,15 @@ def told(*answers: Any) -> list[str]:
 
 def test_modules_that_depend_on_an_edited_module_travel_with_it(modules, monkeypatch):
     monkeypatch.setattr(code_transfer, "_began", lambda pid: time.time() + 60)
-    assert told(([], [])) == []
-    assert told(([], []), (["my_layers"], [])) == ["my_layers", "my_model"]
-    assert told(([], ["my_model"])) == ["my_model"]
-    assert told(None, None) == []
+    assert reported(([], [])) == []
+    assert reported(([], []), (["my_layers"], [])) == ["my_layers", "my_model"]
+    assert reported(([], ["my_model"])) == ["my_model"]
+    assert reported(None, None) == []
 
 
 def test_an_edit_here_counts_without_a_word_of_the_workers(modules):
-    assert told(([], [])) == ["my_layers", "my_model"]
-    assert told(None) == []  # workers within this process use what is here
+    assert reported(([], [])) == ["my_layers", "my_model"]
+    assert reported(None) == []  # workers within this process use what is here
 
 
 def test_a_module_that_was_loaded_later_travels_by_value(modules, monkeypatch):

@@ -398,10 +398,10 @@ async def test_a_snapshot_that_fails_is_reported(c, s, a, method, monkeypatch):
         await stream(trainer, data * 4)
         await stream(trainer, swapped(data))
         await trainer.drain()
-        told = answers_of(trainer)
+        reported = answers_of(trainer)
     what = "RestoreLastGood: a snapshot" if method == "snapshot" else "restore the last"
-    assert told[0].startswith(what)
-    assert "FAILED, TimeoutError: injected" in told[0]
+    assert reported[0].startswith(what)
+    assert "FAILED, TimeoutError: injected" in reported[0]
 
 
 @two()
@@ -542,17 +542,17 @@ async def test_wrong_arguments_are_refused(c, s, a, arguments, words):
 
 @one()
 async def test_options_of_mode_auto_are_reported_in_other_modes(c, s, a):
-    def told(trainer):
+    def reported(trainer):
         return [each for each in trainer.events.text if "convergence= was" in each]
 
     for mode in ("always", "never", None):
         given = linear(convergence=CONVERGENCE, mode=mode)
         async with ta.Trainer(c, **given) as trainer:
-            [text] = told(trainer)
+            [text] = reported(trainer)
             assert repr(mode or "always") in text
     for given in (linear(convergence=CONVERGENCE, mode="auto"), linear()):
         async with ta.Trainer(c, **given) as trainer:
-            assert not told(trainer)
+            assert not reported(trainer)
 
 
 @one()
@@ -624,8 +624,8 @@ def test_what_is_watched_may_raise_what_ends_a_program(error):
             for x, y in class_data(3):
                 assert (await trainer.train(x, y)).error is None
             await trainer.drain()
-            told = trainer.events["text"].tolist()
-            assert sum(type(error).__name__ in text for text in told) == 1
+            reported = trainer.events["text"].tolist()
+            assert sum(type(error).__name__ in text for text in reported) == 1
 
     run()
 
@@ -645,9 +645,9 @@ def test_an_answer_to_drift_may_raise_what_ends_a_program(place, error):
             for x, y in class_data(3):
                 assert (await trainer.train(x, y)).error is None
             await trainer.drain()
-            told = [text for text in trainer.events["text"] if "FAILED" in text]
-            assert told
-            assert all(type(error).__name__ in text for text in told)
+            reported = [text for text in trainer.events["text"] if "FAILED" in text]
+            assert reported
+            assert all(type(error).__name__ in text for text in reported)
             assert len(trainer.session.replicas.alive()) == 2
 
     run()

@@ -84,8 +84,10 @@ async def test_a_model_that_has_learned_something_is_missed(c, s, a, b, learned)
     trainer = await ta.Trainer(c, **linear())
     reports = feed(trainer, linear_data(learned))
     await until(lambda: len(reports) == learned)
-    with captured_logger("tensair_dask.coordinator.membership.last_replica") as told:
+    with captured_logger(
+        "tensair_dask.coordinator.membership.last_replica"
+    ) as reported:
         await s.retire_workers([a.address, b.address])
         await until(lambda: not any(info.alive for info in trainer.replicas))
         await trainer.close()
-    assert ("handed over" in told.getvalue()) == bool(learned)
+    assert ("handed over" in reported.getvalue()) == bool(learned)

@@ -110,13 +110,13 @@ async def test_that_more_than_half_was_refused_is_reported_again_at_the_end(c, s
     trainer = await ta.Trainer(c, **classes())
     await feed(trainer, [*class_data(2), *[(WIDE, Y)] * 3])
     await feed(trainer, [(WIDE, Y)])  # not at every drain
-    told = [text for text in trainer.events["text"] if text.startswith("Less than")]
-    assert [text.partition(" mini")[0] for text in told] == [
+    reported = [text for text in trainer.events["text"] if text.startswith("Less than")]
+    assert [text.partition(" mini")[0] for text in reported] == [
         "Less than half was learned: 3 of 5"
     ]
     await trainer.close()
-    told = [text for text in trainer.events["text"] if text.startswith("Less than")]
-    assert [text.partition(" mini")[0] for text in told] == [
+    reported = [text for text in trainer.events["text"] if text.startswith("Less than")]
+    assert [text.partition(" mini")[0] for text in reported] == [
         "Less than half was learned: 3 of 5",
         "Less than half was learned: 4 of 6",
     ]
@@ -202,13 +202,13 @@ def test_half_is_not_more_than_half():
 
 def test_the_same_is_not_said_at_every_drain():
     refused = Refused()
-    told = []
+    reported = []
     for count in range(1, 65):
         error = errors.ShapeError("why")
         refused.refuse(error, is_batch=True, is_kept=True)
         if refused.news():
-            told.append(count)
-    assert told == [1, 2, 4, 8, 16, 32, 64]
+            reported.append(count)
+    assert reported == [1, 2, 4, 8, 16, 32, 64]
     assert refused.news(at_the_end=True) == ""
 
 

@@ -255,15 +255,15 @@ async def test_jobs_are_cancelled_that_have_not_started(lab, example, last_word)
     before = set(lab.states())
     # The first takes all CPUs of the only node.
     run = example.SlurmRun(interface="lo", memory="1 GB", cores=8, tls=False)
-    told: list[str] = []
-    run.say = told.append
+    reported: list[str] = []
+    run.say = reported.append
 
     async def start() -> None:
         async with run.client():
             pytest.fail("two jobs of eight CPUs fit on eight CPUs")
 
     starting = asyncio.ensure_future(start())
-    while not any(last_word in line for line in told):
+    while not any(last_word in line for line in reported):
         await asyncio.sleep(0.001)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -61,19 +61,19 @@ def run(tmp_path, how: str) -> str:
 @pytest.mark.processes
 @pytest.mark.parametrize("how", ["ends", "raises"])
 def test_a_script_that_ends_says_what_is_lost(tmp_path, how):
-    told = run(tmp_path, how)
-    assert told.count("was still open when the program ended") == 1
-    assert "Up to 10 of 10 mini-batches are in no checkpoint" in told
-    assert "such as partition, held items" in told
-    assert "handed over" not in told
+    reported = run(tmp_path, how)
+    assert reported.count("was still open when the program ended") == 1
+    assert "Up to 10 of 10 mini-batches are in no checkpoint" in reported
+    assert "such as partition, held items" in reported
+    assert "handed over" not in reported
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("how", ["closes", "drains and saves"])
 def test_a_trainer_that_has_closed_or_saved_says_nothing(tmp_path, how):
-    told = run(tmp_path, how)
-    assert "still open" not in told
-    assert "handed over" not in told
+    reported = run(tmp_path, how)
+    assert "still open" not in reported
+    assert "handed over" not in reported
 
 
 def left_open(caplog) -> list[str]:

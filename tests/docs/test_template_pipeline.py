@@ -62,24 +62,24 @@ def test_it_learns_labels_and_goes_on_from_its_checkpoint(scheduler, csv, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (["--target", "price"], "Missing option '--csv'"),
         (["--csv", "missing.csv", "--target", "price"], "does not exist"),
     ],
 )
-def test_what_is_missing_is_named(options, told):
+def test_what_is_missing_is_named(options, reported):
     result = run(*options)
     assert result.exit_code == 2
-    assert told in " ".join(result.output.split())
+    assert reported in " ".join(result.output.split())
 
 
 def test_the_error_for_an_unknown_column_names_the_known_ones(csv):
     result = run("--csv", csv, "--target", "cost")
     assert result.exit_code == 2
-    told = " ".join(result.output.split())
-    assert "no column 'cost'" in told
-    assert "'price'" in told
+    reported = " ".join(result.output.split())
+    assert "no column 'cost'" in reported
+    assert "'price'" in reported
 
 
 def frame_of(csv, **columns):
@@ -91,10 +91,10 @@ def test_a_column_with_a_text_among_its_numbers_is_named(csv, capsys):
     head.loc[5, "odd"] = "?"
     numbers = numeric_columns(head, "price")
     assert [*numbers] == ["length", "width", "wet"]
-    told = capsys.readouterr().out
-    assert "Inputs: length, width, wet" in told
-    assert "Left out: odd, which holds ['?'] (1 such)" in told
-    assert "Left out: note, which holds ['none'] (6400 such)" in told
+    reported = capsys.readouterr().out
+    assert "Inputs: length, width, wet" in reported
+    assert "Left out: odd, which holds ['?'] (1 such)" in reported
+    assert "Left out: note, which holds ['none'] (6400 such)" in reported
 
 
 @pytest.mark.parametrize("others", [{"length": "u", "width": "2024-01-01"}])

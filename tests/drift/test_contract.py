@@ -357,7 +357,7 @@ def stored(state):
     return decode(b"".join(encode(Checkpoint({}, adaptation=state)))).adaptation
 
 
-def told(detector, values):
+def reported(detector, values):
     return [
         (detector.update(value), detector.warning_detected, detector.observed)
         for value in values
@@ -380,7 +380,7 @@ def test_a_state_goes_on_where_the_stream_was(kind, place):
         goes_on = copy.deepcopy(original)
         assert other.shift == goes_on.shift
         assert other.observed == goes_on.observed
-        assert told(other, values[place:]) == told(goes_on, values[place:])
+        assert reported(other, values[place:]) == reported(goes_on, values[place:])
         assert other.shift == goes_on.shift
 
 

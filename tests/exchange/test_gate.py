@@ -407,8 +407,8 @@ def test_refusals_are_logged_once_for_each_reason_and_sender(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             one.refuse("run", SENDER, "x" * 10_000)
-            one.refuse("size", SENDER, "told")
-            one.refuse("size", other, "told")
+            one.refuse("size", SENDER, "reported")
+            one.refuse("size", other, "reported")
     assert one.refused == {"run": 5, "size": 10}
     assert len(caplog.records) == 3
     assert all(len(record.getMessage()) < 1000 for record in caplog.records)
@@ -576,7 +576,7 @@ def test_a_refused_message_is_reported_to_the_user_once():
     one = exchange([])
     notices = Notices()
     for _ in range(3):
-        one.gate.refuse("origin", SENDER, "told")
+        one.gate.refuse("origin", SENDER, "reported")
     one.gate.refuse("values", "replica-1", "steps 1 to 3")
     one.report_to(notices)
     strange, poisonous = notices.take().values()
@@ -652,8 +652,8 @@ def test_a_message_from_outside_the_run_changes_nothing_and_leaves_no_gap(who):
                 await pub.wait_for(lambda view: len(view.subscribers) == 2)
                 for first, value in ((1, math.nan), (2, 1e6), (900, 1e6)):
                     content = Gradients([torch.full((size,), value)])
-                    told = {"run_id": trainer.run_id, "origin": name}
-                    pub.put(message(first, first, 0.0, content=content, **told))
+                    reported = {"run_id": trainer.run_id, "origin": name}
+                    pub.put(message(first, first, 0.0, content=content, **reported))
                 await pub.flushed(timeout="10s")
             stats = list((await trainer.exchange_stats()).values())
             after = await trainer.state_dicts()
@@ -665,9 +665,11 @@ def test_a_message_from_outside_the_run_changes_nothing_and_leaves_no_gap(who):
             assert not any(each.is_behind for each in exchanges)
             await train_all(trainer, data)
             assert {info.version for info in trainer.replicas} == {40}
-            told = [text for text in trainer.events["text"] if "was refused" in text]
-            assert len(told) == 1
-            assert f"'{name}'" in told[0]
+            reported = [
+                text for text in trainer.events["text"] if "was refused" in text
+            ]
+            assert len(reported) == 1
+            assert f"'{name}'" in reported[0]
 
     run()
 

@@ -183,8 +183,8 @@ def test_a_model_that_changes_its_parameters_in_forward_is_found_out(model):
             assert trainer.share == "gradient"
             await train_all(trainer, class_data(100))
             assert trainer.share == "update"
-            told = [text for text in trainer.events["text"] if "its own p" in text]
-            assert len(told) == 1
+            reported = [text for text in trainer.events["text"] if "its own p" in text]
+            assert len(reported) == 1
             await train_all(trainer, class_data(100, seed=1))
             assert spread(await trainer.state_dicts()) <= 1e-5
 
@@ -199,8 +199,8 @@ def test_that_what_a_model_changes_itself_is_added_up_is_said_once(model):
         async with ta.Trainer(c, **classes(model=model, optimizer=adam)) as trainer:
             await train_all(trainer, class_data(100))
             await trainer.drain()
-            told = [text for text in trainer.events["text"] if "its own p" in text]
-            assert len(told) == 1
+            reported = [text for text in trainer.events["text"] if "its own p" in text]
+            assert len(reported) == 1
             assert spread(await trainer.state_dicts()) <= 1e-5
 
     run()

@@ -123,9 +123,11 @@ async def test_what_goes_wrong_in_it_ends_it_and_nothing_else(c, s, a, caplog):
             await until(lambda: not monitor.running)
         reports = await train_all(trainer, linear_data(20))
         assert all(report.error is None for report in reports)
-    (told,) = [each.getMessage() for each in caplog.records if "live_view" in each.name]
-    assert "the notebook is gone" in told
-    assert "training goes on" in told
+    (reported,) = [
+        each.getMessage() for each in caplog.records if "live_view" in each.name
+    ]
+    assert "the notebook is gone" in reported
+    assert "training goes on" in reported
 
 
 @one()

@@ -56,8 +56,8 @@ async def read(run, *, partitions="all"):
 @gen_test()
 async def test_flights_of_a_topic_are_those_of_the_year(broker):
     name = broker.topic()
-    told = produce("--kafka", broker.address, "--topic", name, "--limit", "1000")
-    assert told.startswith("1,000 flights in ")
+    reported = produce("--kafka", broker.address, "--topic", name, "--limit", "1000")
+    assert reported.startswith("1,000 flights in ")
     year = flights.load(limit=1_000)
 
     run = run_over(broker, name, limit=500)
@@ -120,8 +120,8 @@ def test_a_record_that_is_no_flight_is_refused(wrong):
 def test_what_may_be_missing_of_a_flight_becomes_inputs_that_are_finite():
     made = flights.Inputs(*flights.surroundings())
     for missing in ("distance", "tailnum", "carrier", "origin", "dest"):
-        told = flights.read_flight(written({missing: None}))
-        frame = pd.DataFrame([told], columns=flights.FIELDS)
+        reported = flights.read_flight(written({missing: None}))
+        frame = pd.DataFrame([reported], columns=flights.FIELDS)
         inputs = made.of(flights.in_order(frame))
         assert np.isfinite(inputs.numbers).all()
         assert len(inputs) == 1
@@ -145,9 +145,11 @@ async def test_flights_go_on_behind_records_that_are_none(broker):
     assert [each.record.offset for each in letters] == [*range(11, 11 + letters.total)]
     assert letters.total == len(NO_FLIGHTS)
     assert broker.committed("flights", name) == [64 + letters.total]
-    told = run.tally.describe_refusals()
-    assert told.startswith(f"Refused: {letters.total} records. The first: The record")
-    assert "at offset 11" in told
+    reported = run.tally.describe_refusals()
+    assert reported.startswith(
+        f"Refused: {letters.total} records. The first: The record"
+    )
+    assert "at offset 11" in reported
 
 
 def test_a_flight_that_did_not_arrive_is_no_mini_batch():
@@ -194,11 +196,11 @@ def test_a_record_holds_what_is_known_of_a_flight(broker):
         (message,) = consumer.consume(1, timeout=10)
     finally:
         consumer.close()
-    told = json.loads(message.value())
-    assert list(told) == [
+    reported = json.loads(message.value())
+    assert list(reported) == [
         name
         for name in flights.read("flights.csv.zip", flights.FIELDS).columns
         if name in flights.FIELDS
     ]
     first = flights.in_order(flights.read("flights.csv.zip", flights.FIELDS)).iloc[0]
-    assert told == first.to_dict()
+    assert reported == first.to_dict()

@@ -45,8 +45,8 @@ def test_flights_go_on_after_a_kill_and_each_counts_once(tmp_path, fonts):
     done = CliRunner().invoke(tensair, [*line, "--rate", "max"])
     assert done.exit_code == 0, done.output
     going_on = r"Going on from \S+\.tensair after (\d+) mini-batches"
-    told = re.search(going_on, done.stderr)
-    begins = int(told[1])
+    reported = re.search(going_on, done.stderr)
+    begins = int(reported[1])
     assert begins > 0
     result = json.loads(done.stdout)
     assert result["overall"]["records"] == 6_000
@@ -64,7 +64,7 @@ def test_flights_go_on_after_a_kill_and_each_counts_once(tmp_path, fonts):
 
 @pytest.mark.parametrize("name", ["flights", "drifting-images", "word2vec"])
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "reported"),
     [
         (["--checkpoint", "/dev/null/kept"], 1, "cannot be written"),
         (["--checkpoint", __file__], 1, "is a file; .* need a folder"),
@@ -74,12 +74,12 @@ def test_flights_go_on_after_a_kill_and_each_counts_once(tmp_path, fonts):
         (["--checkpoint-every", "10s"], 2, "nothing .* saved; add --checkpoint FOLDER"),
     ],
 )
-def test_what_cannot_be_used_ends_with_one_line(name, options, code, told):
+def test_what_cannot_be_used_ends_with_one_line(name, options, code, reported):
     if name == "word2vec":
         options = [*options, "--text", __file__]
     done = CliRunner().invoke(tensair, ["run", name, *options])
     assert done.exit_code == code
-    assert re.search(told, " ".join(done.output.split()))
+    assert re.search(reported, " ".join(done.output.split()))
     assert "Traceback" not in done.output
 
 

@@ -303,21 +303,21 @@ def test_a_pipe_is_learned_as_it_comes_and_ctrl_c_exports_what_is_known(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--text", "nowhere.txt"], "'nowhere.txt' cannot be opened"),
         (["--evaluate", "nowhere.tsv"], "'nowhere.tsv' cannot be read"),
     ],
 )
-def test_what_cannot_be_read_ends_with_one_line(arguments, told):
+def test_what_cannot_be_read_ends_with_one_line(arguments, reported):
     result = CliRunner().invoke(tensair, ["run", "word2vec", *arguments])
     assert result.exit_code == 1
-    assert told in " ".join(result.output.split())
+    assert reported in " ".join(result.output.split())
     assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--text", "-", "--passes", "3"], "standard input can be read once"),
         (["--probes", ", ,"], "has no word"),
@@ -328,10 +328,10 @@ def test_what_cannot_be_read_ends_with_one_line(arguments, told):
         (["--every", "nan"], "give a finite number"),
     ],
 )
-def test_options_without_sense_are_refused_before_anything_begins(arguments, told):
+def test_options_without_sense_are_refused_before_anything_begins(arguments, reported):
     result = CliRunner().invoke(tensair, ["run", "word2vec", *arguments])
     assert result.exit_code == 2
-    assert told in " ".join(result.output.split())
+    assert reported in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("name", ["file/v.txt", "v.zip"])

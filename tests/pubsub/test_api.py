@@ -348,19 +348,19 @@ async def test_a_handler_that_raises_is_counted(c, s, a, b):
 
 @gen_cluster(client=True)
 async def test_views_come_in_order_to_both_sides(c, s, a, b):
-    told = {"pub": [], "sub": []}
+    reported = {"pub": [], "sub": []}
 
     def fail(view):
         raise ValueError("a callback that raises stops nobody")
 
-    pub = await Pub("t", worker=a, on_view=told["pub"].append)
+    pub = await Pub("t", worker=a, on_view=reported["pub"].append)
     pub.on_view.insert(0, fail)
-    sub = await Sub("t", worker=b, on_view=told["sub"].append)
+    sub = await Sub("t", worker=b, on_view=reported["sub"].append)
     for _ in range(5):
         await (await Sub("t", client=c)).close()
     await pub.wait_for(lambda view: len(view.subscribers) == 1, timeout="5s")
     await sub.wait_for(lambda view: view.number == pub.view.number, timeout="5s")
-    for views in told.values():
+    for views in reported.values():
         numbers = [view.number for view in views]
         assert numbers == sorted(set(numbers))
         assert isinstance(views[-1], View)

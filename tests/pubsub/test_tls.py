@@ -81,7 +81,7 @@ def test_a_process_with_no_or_another_certificate_is_refused_with_the_reason(clu
 
 @needs_flights
 def test_the_error_for_a_run_without_a_certificate_says_what_to_configure(cluster):
-    for address, told in (
+    for address, reported in (
         (cluster.scheduler_address, "tls:// needs distributed.comm.tls"),
         (cluster.scheduler_address.replace("tls:", "tcp:"), "begins with tls://"),
     ):
@@ -91,5 +91,5 @@ def test_the_error_for_a_run_without_a_certificate_says_what_to_configure(cluste
             text=True,
         )
         assert done.returncode == 1
-        assert told in done.stderr
+        assert reported in done.stderr
         assert done.stderr.count("\n") == 1

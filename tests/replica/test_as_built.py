@@ -133,7 +133,7 @@ def generated() -> nn.Module:
     return Holding(np.random.default_rng().normal(size=3))
 
 
-def told(trainer: ta.Trainer) -> list[str]:
+def reported(trainer: ta.Trainer) -> list[str]:
     texts = trainer.events.text
     return [each for each in texts if "The model factory has made" in each]
 
@@ -145,7 +145,7 @@ async def test_replicas_that_are_built_otherwise_are_reported_at_the_start(
     for factory in (numbered, generated):
         async with ta.Trainer(c, **classes(model=factory)) as trainer:
             await train_all(trainer, class_data(4))
-            [text] = told(trainer)
+            [text] = reported(trainer)
             assert "'layer.thing'" in text
             assert "another replica" in text
             assert "register_buffer" in text
@@ -155,10 +155,10 @@ async def test_replicas_that_are_built_otherwise_are_reported_at_the_start(
 async def test_a_replica_that_joins_with_another_model_is_reported(c, s, *workers):
     async with ta.Trainer(c, **classes(model=numbered, replicas=1)) as trainer:
         await train_all(trainer, class_data(4))
-        assert not told(trainer)
+        assert not reported(trainer)
         await trainer.scale(2)
         await train_all(trainer, class_data(40))
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
 
 
 @two()
@@ -166,7 +166,7 @@ async def test_all_replicas_draw_the_same_and_so_does_a_joining_one(c, s, *worke
     async with ta.Trainer(c, **classes(model=drawn, replicas=1)) as trainer:
         await trainer.scale(2)
         await train_all(trainer, class_data(40))
-        assert not told(trainer)
+        assert not reported(trainer)
 
 
 @two()
@@ -179,7 +179,7 @@ async def test_restoring_another_model_is_reported(c, s, *workers):
         again = functools.partial(ta.Trainer.restore, path, c, replicas=1)
         async with again(**classes(model=numbered)) as trainer:
             await train_all(trainer, class_data(4))
-            [text] = told(trainer)
+            [text] = reported(trainer)
             assert "the run of the checkpoint" in text
 
 
@@ -221,5 +221,5 @@ async def test_another_activation_and_clipping_are_reported_at_a_restore(
         assert (
             sum("has made '1' otherwise than in the run" in text for text in texts) == 1
         )
-        (told,) = [text for text in texts if "Other settings" in text]
-        assert "clip_gradients=None (was 1.0)" in told
+        (reported,) = [text for text in texts if "Other settings" in text]
+        assert "clip_gradients=None (was 1.0)" in reported

@@ -113,7 +113,7 @@ def test_an_optimizer_that_saves_it_itself_is_trusted():
     assert hidden_state([optimizer]) is None
 
 
-def told(trainer: Any) -> list[str]:
+def reported(trainer: Any) -> list[str]:
     return [text for text in trainer.events["text"] if "begins anew" in text]
 
 
@@ -122,12 +122,12 @@ async def test_it_is_said_once_at_a_checkpoint_and_at_a_join(c, s, a, b, tmp_pat
     arguments = classes(optimizer=scheduling, replicas=1)
     async with ta.Trainer(c, **arguments) as trainer:
         await train_all(trainer, class_data(5))
-        assert not told(trainer)
+        assert not reported(trainer)
         await trainer.save(tmp_path / "file")
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
         await trainer.scale(2)
         await trainer.save(tmp_path / "file")
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
 
 
 @cluster(2)
@@ -136,7 +136,7 @@ async def test_it_is_said_at_a_join_without_a_checkpoint(c, s, a, b):
     async with ta.Trainer(c, **arguments) as trainer:
         await trainer.scale(2)
         await trainer.drain()
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
 
 
 @cluster(1)
@@ -144,7 +144,7 @@ async def test_it_is_said_of_the_checkpoint_at_the_end(c, s, a, tmp_path):
     arguments = classes(optimizer=scheduling, checkpoint_to=tmp_path)
     async with ta.Trainer(c, **arguments) as trainer:
         await train_all(trainer, class_data(5))
-    assert len(told(trainer)) == 1
+    assert len(reported(trainer)) == 1
 
 
 @cluster(1)
@@ -155,7 +155,7 @@ async def test_it_is_said_where_a_run_goes_on(c, s, a, tmp_path):
     arguments = classes(optimizer=scheduling)
     async with ta.Trainer.restore(tmp_path / "file", c, **arguments) as trainer:
         await trainer.train(*class_data(1)[0])
-        assert len(told(trainer)) == 1
+        assert len(reported(trainer)) == 1
 
 
 @cluster(2)
@@ -165,7 +165,7 @@ async def test_nothing_is_said_of_hooks_that_keep_nothing(c, s, a, b, tmp_path):
         await trainer.save(tmp_path / "file")
         await trainer.scale(2)
         await trainer.drain()
-        assert not told(trainer)
+        assert not reported(trainer)
 
 
 @cluster(2)

@@ -275,8 +275,8 @@ class Slots(Base):
 def test_objects_that_are_made_in_a_step_are_not_copied_and_that_is_reported():
     ours = learner(optimizer=Slots, share="update")
     learned(ours, 2)
-    told = taken_over(Slots, ours.snapshot()).notices.take()
-    assert "slots (Counter)" in told["optimizer memory here"]
+    reported = taken_over(Slots, ours.snapshot()).notices.take()
+    assert "slots (Counter)" in reported["optimizer memory here"]
 
 
 @two()

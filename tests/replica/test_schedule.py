@@ -77,11 +77,11 @@ def alone(factory: Any, steps: int) -> list[list[float]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = factory(one)
-        told = [rates(one)]
+        reported = [rates(one)]
         for _ in range(steps):
             scheduler.step()
-            told.append(rates(one))
-    return told
+            reported.append(rates(one))
+    return reported
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -176,11 +176,11 @@ def test_a_one_cycle_that_has_ended_stays_at_its_last_rate():
 def test_that_one_cycle_has_ended_is_said_once_when_it_is_over(counts):
     notices = Notices()
     schedule = Schedule(FACTORIES["one cycle"], [optimizer()], notices)
-    told = []
+    reported = []
     for count in counts:
         schedule.follow(count)
-        told += [(count, text) for text in notices.take().values()]
-    ((when, text),) = told
+        reported += [(count, text) for text in notices.take().values()]
+    ((when, text),) = reported
     assert when == next(count for count in counts if count >= 40)
     assert "OneCycleLR has total_steps=40" in text
     assert f"holds {when} gradients, those of all replicas" in text
@@ -276,14 +276,14 @@ def learners(trainer: Any, workers: Any) -> list[Any]:
 
 async def rates_now(trainer: Any, workers: Any) -> list[float]:
     """Of each replica, the rate of its next step."""
-    told = []
+    reported = []
     held = {key: each for w in workers for key, each in w.state.actors.items()}
     for handle in trainer.session.replicas.alive():
         replica = held[handle.key]
         version = replica.exchange.clock.version
         await replica.thread.call(part(replica.learner.follow, version))
-        told.extend(rates(*replica.learner.optimizers))
-    return told
+        reported.extend(rates(*replica.learner.optimizers))
+    return reported
 
 
 @pytest.mark.parametrize(

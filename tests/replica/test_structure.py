@@ -577,9 +577,9 @@ async def test_what_no_factory_builds_is_named_with_advice(c, s, a, b, tmp_path)
         await train_all(trainer, class_data(20))
         path = await trainer.save(tmp_path / "model.tensair")
         state = await trainer.state_dict()
-        told = trainer.events["text"]
-        assert "a_layer_more has changed the structure of the model" in set(told)
-        assert told.str.contains(r"'head\.0\.weight'.*builds them").sum() == 1
+        reported = trainer.events["text"]
+        assert "a_layer_more has changed the structure of the model" in set(reported)
+        assert reported.str.contains(r"'head\.0\.weight'.*builds them").sum() == 1
     with pytest.raises(CheckpointError, match=r"'head\.0\.weight'.*Give a model="):
         await ta.Trainer.restore(path, c, **classes(model=Net))
 

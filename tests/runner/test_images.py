@@ -146,9 +146,9 @@ def test_pickles_are_not_opened(tmp_path):
     for number in range(1, 6):
         (folder / f"data_batch_{number}").write_text(code)
     for given in (tmp_path, folder):
-        told = refused(given)
-        assert "Python version of CIFAR-10" in told
-        assert "cifar-10-binary.tar.gz" in told
+        reported = refused(given)
+        assert "Python version of CIFAR-10" in reported
+        assert "cifar-10-binary.tar.gz" in reported
     assert not made.exists()
 
 
@@ -167,9 +167,9 @@ def test_files_of_cifar_that_are_damaged_are_named(tmp_path):
 
 
 def test_a_folder_without_images_says_what_is_wanted(tmp_path):
-    told = refused(tmp_path)
+    reported = refused(tmp_path)
     for word in ("no images", "train-images-idx3-ubyte", "data_batch_1.bin"):
-        assert word in told
+        assert word in reported
     assert "does not exist" in refused(tmp_path / "nothing")
     (tmp_path / "file").touch()
     assert "is a file" in refused(tmp_path / "file")

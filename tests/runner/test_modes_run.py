@@ -140,10 +140,10 @@ async def test_what_is_drawn_has_a_curve_for_each_mode():
         "AUC",
         "log loss",
     ]
-    told = run.outcome(run.sides[1])
-    assert told == "mode auto, 50% of the mini-batches learned; 2 drifts detected"
+    reported = run.outcome(run.sides[1])
+    assert reported == "mode auto, 50% of the mini-batches learned; 2 drifts detected"
     titles = [title for title, _ in run.figures()]
-    assert titles[1:] == [f"Mode auto: {told}", "The modes side by side"]
+    assert titles[1:] == [f"Mode auto: {reported}", "The modes side by side"]
 
 
 @gen_test()

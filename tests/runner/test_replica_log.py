@@ -17,7 +17,7 @@ from tensair_dask.runner.resume import Continuation
 async def test_replicas_that_come_and_go_are_printed(c, s, a, b):
     lines: list[str] = []
 
-    async def told(words: str) -> str:
+    async def reported(words: str) -> str:
         while not any(words in line for line in lines):
             await asyncio.sleep(0.01)
         return next(line for line in lines if words in line)
@@ -27,11 +27,11 @@ async def test_replicas_that_come_and_go_are_printed(c, s, a, b):
         processes = {a.address: 11, b.address: 12}
         with ReplicaLog(trainer, lines.append, Continuation(), processes):
             await a.close(nanny=False)
-            assert await told("replica left") == (
+            assert await reported("replica left") == (
                 f"        0  replica left: the replica on {a.address} (process 11)"
             )
             async with Worker(s.address, nthreads=1) as new:
-                line = await told("replica joined")
+                line = await reported("replica joined")
                 assert f"the replica on {new.address} (process " in line
                 await trainer.drain()
     assert not any("nobody" in line for line in lines)

@@ -172,9 +172,9 @@ async def test_a_queue_that_does_not_get_empty_is_waited_for_in_vain():
 
 @two()
 async def test_records_that_come_after_the_end_leave_no_traceback(c, s, a, b):
-    told: list[logging.LogRecord] = []
+    reported: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = told.append
+    handler.emit = reported.append
     logging.getLogger().addHandler(handler)
     logging.getLogger("tornado").addHandler(handler)
     try:
@@ -190,7 +190,7 @@ async def test_records_that_come_after_the_end_leave_no_traceback(c, s, a, b):
     finally:
         logging.getLogger().removeHandler(handler)
         logging.getLogger("tornado").removeHandler(handler)
-    assert not [each.getMessage() for each in told if each.exc_info]
+    assert not [each.getMessage() for each in reported if each.exc_info]
 
 
 async def itself(item):
@@ -223,12 +223,12 @@ def test_what_map_async_works_on_is_waited_for(name):
             await trainer.drain()
             assert sum(report.samples for report in reports) == 20
             assert {report.error for report in reports} == {None}
-            assert not told(trainer)
+            assert not reported(trainer)
 
     run()
 
 
-def told(trainer):
+def reported(trainer):
     return [text for text in trainer.events["text"] if "has not passed on" in text]
 
 
@@ -251,14 +251,14 @@ async def test_items_for_which_an_asynchronous_function_raises_are_counted(c, s,
             await source.emit((pair, number), metadata=[{"ref": refs[number]}])
         await trainer.drain()
         assert len(reports) == 3
-        (text,) = told(trainer)
+        (text,) = reported(trainer)
         assert "3 items for which its function has raised" in text
         other = Stream(asynchronous=True)
         other.map_async(at_once).train(trainer)
         with pytest.raises(TypeError):
             await other.emit(1)
         await trainer.drain()
-        assert "1 items for which its function" in told(trainer)[1]
+        assert "1 items for which its function" in reported(trainer)[1]
 
 
 @two()
@@ -287,7 +287,7 @@ async def test_the_newest_item_of_latest_is_learned_and_dropped_ones_are_counted
         gate.set()
         await draining
         assert got == [0, 5]
-        (text,) = told(trainer)
+        (text,) = reported(trainer)
         assert "4 of 6 items, for which newer ones came" in text
         for number, pair in enumerate(pairs):
             await source.emit((*pair, number))
@@ -332,10 +332,10 @@ def test_what_is_kept_is_said_with_its_number(name, kind):
                 await source.emit(pair)
             for _ in range(2):
                 await trainer.drain()
-            (said,) = told(trainer)
+            (said,) = reported(trainer)
             assert re.search(text, said)
             assert ("predicted by" in said) == (kind == "predict")
-        assert len(told(trainer)) == 2  # at the end, too
+        assert len(reported(trainer)) == 2  # at the end, too
 
     run()
 
@@ -355,7 +355,7 @@ async def test_nothing_is_said_of_nodes_that_have_passed_all_on(c, s, a, b):
             await source.emit(pair)
         collected.flush()
         await trainer.drain()
-        assert told(trainer) == []
+        assert reported(trainer) == []
 
 
 SCRIPT = """

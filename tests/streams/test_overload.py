@@ -239,9 +239,9 @@ def test_emit_never_waits_and_nothing_is_lost_from_the_count(slow, policy):
             assert indices == list(range(len(reports)))
             assert {ref.count for ref in refs} == {0}
             texts = trainer.events["text"].tolist()
-            told = [text for text in texts if text.startswith("overload")]
-            assert len(told) == 2  # besides, what was refused is told
-            assert f"{trainer.dropped} mini-batches were dropped" in told[-1]
+            reported = [text for text in texts if text.startswith("overload")]
+            assert len(reported) == 2  # besides, what was refused is told
+            assert f"{trainer.dropped} mini-batches were dropped" in reported[-1]
 
     run()
 

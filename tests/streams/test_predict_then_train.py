@@ -579,9 +579,9 @@ def test_the_warning_for_unscorable_predictions_comes_once_with_a_decide_that_wo
                 await source.emit((x, y))
             await trainer.drain()
             assert (scores.records, node.unscored) == (0, 32)
-            told = [each for each in trainer.events["text"] if "not scored" in each]
-            assert len(told) == 1
-            assert f"decide=lambda output: {decide}" in told[0]
+            reported = [each for each in trainer.events["text"] if "not scored" in each]
+            assert len(reported) == 1
+            assert f"decide=lambda output: {decide}" in reported[0]
             node.destroy()
             node = source.predict_then_train(
                 trainer, scores, decide=lambda output: eval(decide)

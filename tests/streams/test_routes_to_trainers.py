@@ -124,8 +124,8 @@ def test_items_that_may_come_twice_are_reported(name):
             for before in build(Stream(asynchronous=True)):
                 before.train(trainer)
             await trainer.drain()
-            told = [text for text in trainer.events["text"] if TWICE in text]
-            assert len(told) == is_told
+            reported = [text for text in trainer.events["text"] if TWICE in text]
+            assert len(reported) == is_told
 
     run()
 
@@ -174,8 +174,8 @@ def test_a_cell_that_makes_the_trainer_anew_takes_the_dead_node_out(way, kind):
             await trainer.drain()
             assert len(reports) == 20
             assert not dead.upstreams
-            told = [text for text in trainer.events["text"] if "taken out" in text]
-            assert len(told) == 1
+            reported = [text for text in trainer.events["text"] if "taken out" in text]
+            assert len(reported) == 1
 
     run()
 

@@ -501,15 +501,15 @@ async def test_a_receiver_that_is_slow_holds_the_next_predictions_back(c, s, a, 
 async def test_predictions_stream_with_their_details(c, s, a, b):
     async with ta.Trainer(c, **classes()) as trainer:
         source = Stream(asynchronous=True)
-        told = source.predict(trainer, details=True).sink_to_list()
+        reported = source.predict(trainer, details=True).sink_to_list()
         await source.emit(X)
         await trainer.train(X, Y)
         await trainer.drain()
         await source.emit(X)
-        assert [prediction.version for prediction in told] == [0, 1]
-        assert all(isinstance(prediction, ta.Prediction) for prediction in told)
-        assert told[1].value.shape == (4, 3)
-        assert told[1].replica in (a.address, b.address)
+        assert [prediction.version for prediction in reported] == [0, 1]
+        assert all(isinstance(prediction, ta.Prediction) for prediction in reported)
+        assert reported[1].value.shape == (4, 3)
+        assert reported[1].replica in (a.address, b.address)
 
 
 @two()

@@ -33,7 +33,7 @@ from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.replica.actor import Replica
 
 
-def told(trainer: Any) -> str:
+def reported(trainer: Any) -> str:
     return " ".join(trainer.events["text"])
 
 
@@ -157,13 +157,13 @@ def test_a_replica_with_a_model_that_is_not_finite_takes_over_a_finite_one(
             others = [exchange_of(trainer, each) for each in workers[1:]]
             await until(lambda: all(each.is_behind for each in others))
             await trainer.session.membership.resync.look()
-            await until(lambda: "NaN or infinite, and" in told(trainer))
+            await until(lambda: "NaN or infinite, and" in reported(trainer))
             await train_all(trainer, data[100:])
             # Nothing but the poison is lost, and it is nowhere.
             await assert_learned_once(trainer, data)
             statuses = await trainer.session.replicas.ask_all("status")
             assert not any(status.missed for status in statuses.values())
-            assert "it holds NaN or infinite values" in told(trainer)
+            assert "it holds NaN or infinite values" in reported(trainer)
 
     run()
 

@@ -239,11 +239,11 @@ async def test_any_metrics_are_reported(c, s, a):
         await until(lambda: known.totals["steps"] == 20)
         await train_all(trainer, data)
         await until(lambda: known.totals["steps"] == 420)
-        told = known.summary(1)["now"]["metrics"]
-        assert told["größe <b>%"] == told["sixth"] == 0.25
-        assert told["fifth"] == told["x" * 200] == pytest.approx(1e20)
-        assert 0 <= told["accuracy"] <= 1
-        assert len(told) == 6
+        event_text = known.summary(1)["now"]["metrics"]
+        assert event_text["größe <b>%"] == event_text["sixth"] == 0.25
+        assert event_text["fifth"] == event_text["x" * 200] == pytest.approx(1e20)
+        assert 0 <= event_text["accuracy"] <= 1
+        assert len(event_text) == 6
         assert a.status is Status.running
         json.dumps(plugin(s).telemetry.read(series=True), allow_nan=False)
 
@@ -253,14 +253,14 @@ async def test_heartbeats_carry_little_and_only_what_is_plain(c, s, a, b):
     metrics = {"accuracy": ta.metrics.accuracy, "sometimes": sometimes}
     async with ta.Trainer(c, **classes(metrics=metrics), name="model") as trainer:
         await train_all(trainer, class_data(300))
-        told = (await a.get_metrics())[METRIC]
-        (counts,) = told[trainer.run_id].values()
+        event_text = (await a.get_metrics())[METRIC]
+        (counts,) = event_text[trainer.run_id].values()
         assert set(COUNTS) <= set(counts)
         assert counts["trainer"] == "model"
         assert counts["device"] == "cpu"
-        assert {type(leaf) for leaf in leaves(told)} <= {int, float, str}
-        assert len(msgpack.dumps(told)) < 900
-        assert msgpack.loads(msgpack.dumps(told)) == told
+        assert {type(leaf) for leaf in leaves(event_text)} <= {int, float, str}
+        assert len(msgpack.dumps(event_text)) < 900
+        assert msgpack.loads(msgpack.dumps(event_text)) == event_text
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -670,7 +670,7 @@ async def test_the_scheduler_answers_requests(c, s, a):
         await train_all(trainer, class_data(5))
         await a.heartbeat()
         plugin(s).sample()
-        told = await c.scheduler.tensair_telemetry_read(series=True)
-        (known,) = told["trainers"]
+        event_text = await c.scheduler.tensair_telemetry_read(series=True)
+        (known,) = event_text["trainers"]
         assert known["run_id"] == trainer.run_id
         assert len(known["series"]["time"]) >= 1

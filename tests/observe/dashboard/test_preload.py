@@ -17,12 +17,12 @@ def test_a_scheduler_may_have_the_plugins_from_the_start(tmp_path):
     line += ["--preload", "tensair_dask.preload"]
     with subprocess.Popen(line, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         try:
-            told = b""
+            reported = b""
             for text in process.stderr:
-                told += text
+                reported += text
                 if b"Registering" in text:
                     break
-            assert file.exists(), told.decode()
+            assert file.exists(), reported.decode()
             port = json.loads(file.read_text())["services"]["dashboard"]
             url = f"http://127.0.0.1:{port}/json/tensair.json"
             with urllib.request.urlopen(url, timeout=10) as answer:

@@ -41,25 +41,25 @@ async def test_scripts_read_how_training_stands(c, s, a, b):
     async with ta.Trainer(c, name="flowers", **classes(metrics=metrics)) as trainer:
         await train_all(trainer, class_data(30))
         while True:
-            code, told = await fetch(s, TRAINING)
+            code, reported = await fetch(s, TRAINING)
             assert code == 200
-            if told["trainers"][0]["totals"]["steps"] == 30:
+            if reported["trainers"][0]["totals"]["steps"] == 30:
                 break
             await asyncio.sleep(0.05)
-        assert told["tensair_dask"] == ta.__version__
-        assert told["workers"] == 2
-        (one,) = told["trainers"]
+        assert reported["tensair_dask"] == ta.__version__
+        assert reported["workers"] == 2
+        (one,) = reported["trainers"]
         assert one["name"] == "flowers"
         assert one["run_id"] == trainer.run_id
         assert {each["address"] for each in one["replicas"]} == {a.address, b.address}
         assert "series" not in one
 
-        _, told = await fetch(s, f"{TRAINING}?series=1")
-        series = told["trainers"][0]["series"]
+        _, reported = await fetch(s, f"{TRAINING}?series=1")
+        series = reported["trainers"][0]["series"]
         assert len(series["time"]) == len(series["loss"]) > 0
         for wanted in ("0", "false", "no"):
-            _, told = await fetch(s, f"{TRAINING}?series={wanted}")
-            assert "series" not in told["trainers"][0]
+            _, reported = await fetch(s, f"{TRAINING}?series={wanted}")
+            assert "series" not in reported["trainers"][0]
 
 
 @pytest.mark.parametrize("prefix", ["", "/my/prefix"])
@@ -79,9 +79,9 @@ def test_it_is_below_the_prefix_with_bokeh_and_without(prefix, dashboard):
             # A cluster that has answered requests before.
             assert (await fetch(s, TRAINING, prefix))[0] == 404
             await register(c)
-            code, told = await fetch(s, TRAINING, prefix)
+            code, reported = await fetch(s, TRAINING, prefix)
             assert code == 200
-            assert told["trainers"] == []
+            assert reported["trainers"] == []
             if prefix:
                 assert (await fetch(s, TRAINING))[0] == 404
 
@@ -117,10 +117,10 @@ async def test_what_json_lacks_does_not_break_it(c, s):
     telemetry = s.plugins[NAME].telemetry
     telemetry.open("r", "odd", c.id, ["m"], None)
     telemetry.update("r", {"lag": float("nan"), "backlog": 2 + 1j, "emitted": [1, 2]})
-    code, told = await fetch(s, f"{TRAINING}?series=1")
+    code, reported = await fetch(s, f"{TRAINING}?series=1")
     assert code == 200
-    assert told["trainers"][0]["lag"] is None
-    assert told["trainers"][0]["backlog"] == "(2+1j)"
+    assert reported["trainers"][0]["lag"] is None
+    assert reported["trainers"][0]["backlog"] == "(2+1j)"
 
 
 @gen_cluster(client=True, nthreads=[], timeout=60)
@@ -138,10 +138,10 @@ async def test_a_scheduler_without_a_server_is_none_the_worse(c, s):
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], timeout=60)
 async def test_prometheus_finds_the_workers(c, s, a):
     await register(c)
-    _, told = await fetch(s, TARGETS)
-    assert told == [{"targets": [f"127.0.0.1:{a.http_server.port}"]}]
-    url = f"http://{told[0]['targets'][0]}/metrics"
+    _, reported = await fetch(s, TARGETS)
+    assert reported == [{"targets": [f"127.0.0.1:{a.http_server.port}"]}]
+    url = f"http://{reported[0]['targets'][0]}/metrics"
     assert b"dask_worker" in (await AsyncHTTPClient().fetch(url)).body
     async with Worker(s.address, host="127.0.0.1", nthreads=1):
-        _, told = await fetch(s, TARGETS)
-        assert len(told[0]["targets"]) == 2
+        _, reported = await fetch(s, TARGETS)
+        assert len(reported[0]["targets"]) == 2

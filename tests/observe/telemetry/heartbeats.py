@@ -1,4 +1,4 @@
-"""Replicas that learn when they are told to, and what their heartbeats bring."""
+"""Replicas that learn when a test says so, and what their heartbeats bring."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ def test_counts_are_sums():
     counters.scored(4, 0.5, [1.0], 0.25)
     counters.scored(12, 1.5, [0.5], 0.5)
     counters.refused += 1
-    told = counters.snapshot()
-    assert told["steps"] == 2
-    assert told["samples"] == 16
-    assert told["refused"] == 1
-    assert told["busy"] == 0.75
-    assert told["loss"] == 20.0
-    assert told["metrics"] == {"accuracy": [10.0, 0.0, 16]}
+    reported = counters.snapshot()
+    assert reported["steps"] == 2
+    assert reported["samples"] == 16
+    assert reported["refused"] == 1
+    assert reported["busy"] == 0.75
+    assert reported["loss"] == 20.0
+    assert reported["metrics"] == {"accuracy": [10.0, 0.0, 16]}
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
@@ -70,11 +70,11 @@ def test_totals_are_those_of_exact_arithmetic():
 def test_a_snapshot_is_small_plain_and_fit_for_msgpack():
     counters = Counters([f"metric number {number}" for number in range(4)])
     counters.scored(4, 0.1, [0.1] * 4, 0.1)
-    told = counters.snapshot()
-    packed = msgpack.dumps(told)
-    assert msgpack.loads(packed) == told
+    reported = counters.snapshot()
+    packed = msgpack.dumps(reported)
+    assert msgpack.loads(packed) == reported
     assert len(packed) < 500
-    numbers = [value for name, value in told.items() if name != "metrics"]
+    numbers = [value for name, value in reported.items() if name != "metrics"]
     assert {type(value) for value in numbers} == {int, float}
 
 
@@ -84,8 +84,8 @@ def test_a_snapshot_is_small_plain_and_fit_for_msgpack():
 def test_any_name_of_a_metric_can_be_reported(name):
     counters = Counters([name])
     counters.scored(1, 1.0, [0.5], 0.0)
-    told = msgpack.loads(msgpack.dumps(counters.snapshot()))
-    assert told["metrics"] == {plain(name): [0.5, 0.0, 1]}
+    reported = msgpack.loads(msgpack.dumps(counters.snapshot()))
+    assert reported["metrics"] == {plain(name): [0.5, 0.0, 1]}
 
 
 def test_a_long_name_is_cut():
@@ -113,16 +113,16 @@ def test_counts_that_are_read_while_a_thread_writes_them_never_go_back():
     thread.start()
     before = counters.snapshot()
     while thread.is_alive():
-        told = counters.snapshot()
+        reported = counters.snapshot()
         for name in ("at", "steps", "samples", "busy", "loss"):
-            assert told[name] >= before[name]
-        assert abs(told["samples"] - 2 * told["steps"]) <= 2
-        before = told
+            assert reported[name] >= before[name]
+        assert abs(reported["samples"] - 2 * reported["steps"]) <= 2
+        before = reported
     thread.join()
-    told = counters.snapshot()
-    assert told["steps"] == rounds
-    assert told["samples"] == told["loss"] == 2 * rounds
-    assert told["metrics"]["a"] == [2.0 * rounds, 0.0, 2 * rounds]
+    reported = counters.snapshot()
+    assert reported["steps"] == rounds
+    assert reported["samples"] == reported["loss"] == 2 * rounds
+    assert reported["metrics"]["a"] == [2.0 * rounds, 0.0, 2 * rounds]
 
 
 def test_scores_that_get_a_name_later_are_counted_from_there():

@@ -12,9 +12,9 @@ from tensair_dask.observe.telemetry.events import Event, Events
 def test_an_event_is_plain():
     event = Event("drift", "the loss rises", 12.5, 7)
     plain = event.plain()
-    told = {"kind": "drift", "text": "the loss rises", "time": 12.5, "index": 7}
-    told["replica"] = ""
-    assert plain == told
+    reported = {"kind": "drift", "text": "the loss rises", "time": 12.5, "index": 7}
+    reported["replica"] = ""
+    assert plain == reported
     assert msgpack.loads(msgpack.dumps(plain)) == json.loads(json.dumps(plain)) == plain
 
 

@@ -57,7 +57,7 @@ async def test_scheduler_and_workers_export_a_training(c, s, a, b):
         await trainer.predict(class_data(1)[0][0])
         await trainer.mark("less rain", "drift")
 
-        async def told():
+        async def reported():
             found = await scrape(s)
             complete = (
                 found.get(("steps_total", "flowers")) == 40
@@ -67,7 +67,7 @@ async def test_scheduler_and_workers_export_a_training(c, s, a, b):
             )
             return found if complete else None
 
-        found = await until(told)
+        found = await until(reported)
         assert found["samples_total", "flowers"] == 40 * 16
         assert found["events_total", "drift", "flowers"] == 1
         assert found["trainer_open", "flowers"] == 1
@@ -113,12 +113,12 @@ async def test_loss_and_metrics_are_exported_while_it_learns(c, s, a):
     async with ta.Trainer(c, name="m", **classes(metrics=metrics)) as trainer:
         data = class_data(50)
 
-        async def told():
+        async def reported():
             await train_all(trainer, data)
             found = await scrape(s)
             return found if ("loss", "m") in found else None
 
-        found = await until(told)
+        found = await until(reported)
         assert 0 < found["loss", "m"] < 2
         assert 0 < found["metric", "accuracy", "m"] <= 1
 
@@ -150,12 +150,12 @@ async def test_two_clusters_of_one_process_are_exported_once_and_apart(c, s, a):
         await train_all(first, class_data(10))
         await train_all(second, class_data(20))
 
-        async def told():
+        async def reported():
             found = await scrape(other)
             steps = {key[1:]: v for key, v in found.items() if key[0] == "steps_total"}
             return found if steps == {("one",): 10, ("two",): 20} else None
 
-        found = await until(told)
+        found = await until(reported)
         assert found["replica_steps_total", "replica-0", "one", a.address] == 10
         assert found["replica_steps_total", "replica-0", "two", worker.address] == 20
 
@@ -228,11 +228,11 @@ def test_what_is_not_a_number_is_left_out(monkeypatch):
         yield prometheus.Sample("loss", {"trainer": "m", "run": "1"}, math.nan)
         yield prometheus.Sample("backlog", {"trainer": "m", "run": "1"}, 3.0)
 
-    told = Telemetry(None)
-    prometheus._export(told, samples)
+    reported = Telemetry(None)
+    prometheus._export(reported, samples)
     names = [each.name for each in prometheus._collector.collect()]
     assert names == ["dask_tensair_backlog"]
-    prometheus.withdraw(told)
+    prometheus.withdraw(reported)
 
 
 def test_without_prometheus_client_nothing_happens(monkeypatch):

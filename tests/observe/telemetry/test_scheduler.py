@@ -229,11 +229,11 @@ def test_open_trainers_do_not_make_room():
 def test_what_the_client_says_is_shown():
     bench = Bench()
     bench.open()
-    told = {"state": "open", "emitted": 9, "backlog": 2, "lag": 0.5, "target": 2}
-    assert bench.telemetry.update("run", told)
+    reported = {"state": "open", "emitted": 9, "backlog": 2, "lag": 0.5, "target": 2}
+    assert bench.telemetry.update("run", reported)
     (summary,) = bench.telemetry.read()["trainers"]
-    assert {name: summary[name] for name in told} == told
-    assert not bench.telemetry.update("no such run", told)
+    assert {name: summary[name] for name in reported} == reported
+    assert not bench.telemetry.update("no such run", reported)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,10 @@ def test_everything_is_json_also_what_is_no_number():
         replica.learn(metrics=(math.nan, 1.0))
         replica.exchange["age_p95"] = math.inf
     bench.beat()
-    told = json.loads(json.dumps(bench.telemetry.read(series=True), allow_nan=False))
-    (trainer,) = told["trainers"]
+    reported = json.loads(
+        json.dumps(bench.telemetry.read(series=True), allow_nan=False)
+    )
+    (trainer,) = reported["trainers"]
     assert trainer["lag"] is None
     assert trainer["now"]["metrics"] == {"a": None, "%": 1.0}
     assert trainer["series"]["metric_0"] == [None, None]

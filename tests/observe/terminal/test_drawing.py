@@ -70,8 +70,8 @@ class Cluster:
             for number, replica in enumerate(learning):
                 if number not in waiting:
                     replica.learn(STEPS_A_SECOND // (2 if number in slow else 1))
-                told = replica.snapshot(seconds)
-                record.observe(f"replica-{number}", self.address(number), told)
+                reported = replica.snapshot(seconds)
+                record.observe(f"replica-{number}", self.address(number), reported)
             record.sample(replicas)
         return record
 
@@ -80,14 +80,14 @@ class Cluster:
         return f"tcp://10.0.{number // 250}.{number % 250}:{40_000 + number}"
 
     def page(self, width=80, height=None, **options):
-        told = {
+        reported = {
             "scheduler": "tcp://127.0.0.1:8786",
             "dashboard": "http://127.0.0.1:8787/status",
             **self.telemetry.read(recent=RECENT),
         }
         console = Console(width=width, height=height or 500, highlight=False)
         with console.capture() as captured:
-            console.print(drawing(told, width, height, **options))
+            console.print(drawing(reported, width, height, **options))
         lines = captured.get().splitlines()
         assert max(map(len, lines)) <= width
         assert height is None or len(lines) <= height
@@ -202,8 +202,8 @@ def test_the_newest_events_are_shown():
         cluster.telemetry.event(message)
     record.lose(record.replicas["replica-1"])
     page = cluster.page(80, 24)
-    told = re.findall(r"\d\d:\d\d:\d\d  (.+)", page)
-    assert told == [
+    reported = re.findall(r"\d\d:\d\d:\d\d  (.+)", page)
+    assert reported == [
         "replica lost  replica-1 on tcp://10.0.0.1:40001",
         "drift  number 4",
         "drift  number 3",

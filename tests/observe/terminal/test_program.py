@@ -45,7 +45,7 @@ def test_a_file_that_names_no_scheduler_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["tcp://host:1", "--scheduler-file", __file__], "not both"),
         (["--scheduler-file", "/nowhere"], "does not exist"),
@@ -53,10 +53,10 @@ def test_a_file_that_names_no_scheduler_is_refused(tmp_path, text):
         (["--interval", "0"], "'--interval'"),
     ],
 )
-def test_wrong_usage_exits_2(arguments, told):
+def test_wrong_usage_exits_2(arguments, reported):
     result = CliRunner().invoke(tensair, ["monitor", *arguments])
     assert result.exit_code == 2
-    assert told in result.output
+    assert reported in result.output
 
 
 # Trains and then waits until somebody closes its standard input.
@@ -130,8 +130,8 @@ class TestWhileItTrains:
         address, _ = training
         line = [*MONITOR, address, "--json", "--interval", "0.1"]
         with subprocess.Popen(line, stdout=subprocess.PIPE) as process:
-            for told in process.stdout:
-                if json.loads(told)["trainers"][0]["totals"]["steps"] == 30:
+            for reported in process.stdout:
+                if json.loads(reported)["trainers"][0]["totals"]["steps"] == 30:
                     break
             process.send_signal(signal.SIGINT)
             process.stdout.read()
@@ -223,8 +223,8 @@ def scheduler(tmp_path, **environment: str) -> Iterator[tuple[psutil.Popen, str]
         cwd=tmp_path,
     )
     try:
-        for told in process.stderr:
-            if b"Registering" in told:
+        for reported in process.stderr:
+            if b"Registering" in reported:
                 break
         assert file.exists()
         yield process, str(file)

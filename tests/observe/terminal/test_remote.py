@@ -27,13 +27,13 @@ async def test_it_reads_what_the_scheduler_knows(c, s, a, b):
     ):
         await train_all(trainer, class_data(30))
         while True:
-            told = await remote.read(["time", "loss", "nothing"])
-            (one,) = told["trainers"]
+            reported = await remote.read(["time", "loss", "nothing"])
+            (one,) = reported["trainers"]
             if one["totals"]["steps"] == 30:
                 break
             await asyncio.sleep(0.05)
-        assert told["scheduler"] == s.address
-        assert told["workers"] == 2
+        assert reported["scheduler"] == s.address
+        assert reported["workers"] == 2
         assert one["name"] == "flowers"
         assert set(one["recent"]) == {"time", "loss"}
         assert len(one["recent"]["time"]) == len(one["recent"]["loss"]) > 0
@@ -60,12 +60,12 @@ async def test_it_knows_where_the_dashboard_is(c, s):
     port = s.http_server.port
     async with RemoteTelemetry(s.address) as remote:
         s.plugins[NAME].attachment.page = None
-        told = await remote.read()
-        assert told["dashboard"] == f"http://127.0.0.1:{port}/status"
+        reported = await remote.read()
+        assert reported["dashboard"] == f"http://127.0.0.1:{port}/status"
         s.plugins[NAME].attachment.page = "/tensair"
-        told = await remote.read()
-        assert told["dashboard"] == f"http://127.0.0.1:{port}/tensair"
-        assert "page" not in told
+        reported = await remote.read()
+        assert reported["dashboard"] == f"http://127.0.0.1:{port}/tensair"
+        assert "page" not in reported
     with dask.config.set({"distributed.dashboard.link": "/user/{NOBODY}/{port}"}):
         async with RemoteTelemetry(s.address) as remote:
             assert remote._link == f"http://127.0.0.1:{port}/status"
@@ -80,14 +80,14 @@ def test_an_address_may_leave_out_what_is_usual():
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "reported"),
     [
         ("http://127.0.0.1:8787/status", "looks like a dashboard"),
         ("tcp://127.0.0.1:port", "is no address of a scheduler"),
     ],
 )
-def test_what_is_no_address_is_refused(address, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_what_is_no_address_is_refused(address, reported):
+    with pytest.raises(ConfigurationError, match=reported):
         RemoteTelemetry(address)
 
 
@@ -97,16 +97,16 @@ async def open_and_close(address):
 
 
 @pytest.mark.parametrize(
-    ("address", "error", "told"),
+    ("address", "error", "reported"),
     [
         ("tcp://127.0.0.1:1", SchedulerLostError, "No scheduler answers at tcp://127"),
         ("tcp://no-such-host.invalid:1", SchedulerLostError, "No scheduler answers"),
         ("foo://127.0.0.1:1", ConfigurationError, "unknown address scheme 'foo'"),
     ],
 )
-def test_an_address_where_nobody_listens_is_reported_at_once(address, error, told):
+def test_an_address_where_nobody_listens_is_reported_at_once(address, error, reported):
     start = time.monotonic()
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=reported):
         asyncio.run(open_and_close(address))
     assert time.monotonic() - start < 4
 

@@ -61,11 +61,11 @@ def replaced(path):
 )
 async def test_a_file_that_is_rotated(c, s, a, harm, tmp_path):
     async with ta.Trainer(c, **linear()) as trainer:
-        told = await harmed(tmp_path / "log.csv", harm, trainer)
+        reported = await harmed(tmp_path / "log.csv", harm, trainer)
         await until(lambda: ends_of(trainer))
         (text,) = ends_of(trainer)
         assert "The source log has failed" in text
-        assert told in text
+        assert reported in text
 
 
 def raising(start):

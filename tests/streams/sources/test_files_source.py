@@ -550,8 +550,8 @@ async def test_a_second_start_reads_what_was_added_or_says_that_nothing_was(
     path = tmp_path / "rows.csv"
     path.write_text("a\n1\n2\n")
     source = make(str(path), asynchronous=True)
-    got, told = source.sink_to_list(), []
-    methods = {"note_soon": lambda self, text: told.append(text)}
+    got, reported = source.sink_to_list(), []
+    methods = {"note_soon": lambda self, text: reported.append(text)}
     hearer = type("Hearer", (), methods)()
     source.tracker.add_hearer(hearer)
 
@@ -561,15 +561,15 @@ async def test_a_second_start_reads_what_was_added_or_says_that_nothing_was(
         return len(got)
 
     first = await run()
-    assert (told, first > 0) == ([], True)
+    assert (reported, first > 0) == ([], True)
     with path.open("a") as file:
         file.write("3\n")
     assert await run() > first
-    assert told == []
+    assert reported == []
     for _ in range(2):
         assert await run() == len(got)
-    assert len(told) == 1
-    assert "all of it was read, here or before" in told[0]
+    assert len(reported) == 1
+    assert "all of it was read, here or before" in reported[0]
     await source.close()
 
 

@@ -292,16 +292,16 @@ def test_a_function_that_takes_no_start_is_refused(make):
 
 def heard(source):
     """Give the notes that the source tells the trainers which learn of it."""
-    told: list[str] = []
+    reported: list[str] = []
 
     class Hearer:
         def note_soon(self, text):
-            told.append(text)
+            reported.append(text)
 
     source.hearer = Hearer()  # sources hold them only weakly
     source.tracker.add_hearer(source.hearer)
     source.sink_to_list()
-    return told
+    return reported
 
 
 @pytest.mark.parametrize(
@@ -311,12 +311,12 @@ def heard(source):
 @gen_test()
 async def test_a_second_start_behind_the_end_says_that_nothing_came(make):
     source = Stream.from_batches(make(), name="mine", asynchronous=True)
-    told, got = heard(source), source.sink_to_list()
+    reported, got = heard(source), source.sink_to_list()
     for _ in range(3):
         source.start()
         await source.ended()
     assert len(got) == 3
-    (text,) = told
+    (text,) = reported
     assert "mine has ended without an item: it is behind the last one, at " in text
     assert "items * 3" in text
 
@@ -325,7 +325,7 @@ async def test_a_second_start_behind_the_end_says_that_nothing_came(make):
 async def test_a_start_that_had_items_or_was_stopped_says_nothing_of_an_end():
     items = [0, 1]
     source = Stream.from_batches(items, asynchronous=True)
-    told = heard(source)
+    reported = heard(source)
     for _ in range(2):
         source.start()
         await source.ended()
@@ -333,7 +333,7 @@ async def test_a_start_that_had_items_or_was_stopped_says_nothing_of_an_end():
     source.start()
     source.stop()
     await source.ended()
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize(
@@ -346,22 +346,22 @@ async def test_a_start_that_had_items_or_was_stopped_says_nothing_of_an_end():
 @gen_test()
 async def test_a_source_without_an_item_says_so_at_its_first_start(make, why):
     source = Stream.from_batches(make(), asynchronous=True)
-    told = heard(source)
+    reported = heard(source)
     source.start()
     await source.ended()
-    assert len(told) == 1
-    assert why in told[0]
+    assert len(reported) == 1
+    assert why in reported[0]
 
 
 @gen_test()
 async def test_an_iterator_that_is_started_behind_its_end_says_that_it_is_exhausted():
     source = Stream.from_batches((n for n in range(3)), asynchronous=True)
-    told = heard(source)
+    reported = heard(source)
     for _ in range(2):
         source.start()
         await source.ended()
-    assert len(told) == 1
-    assert "the generator that it was given is exhausted" in told[0]
+    assert len(reported) == 1
+    assert "the generator that it was given is exhausted" in reported[0]
 
 
 @gen_test()
@@ -370,10 +370,10 @@ async def test_a_position_at_the_end_says_that_nothing_is_left():
     source = Stream.from_batches(
         [1, 2, 3], name="mine", positions=positions, asynchronous=True
     )
-    told = heard(source)
+    reported = heard(source)
     source.start()
     await source.ended()
-    assert "at position 3, and none was added" in told[0]
+    assert "at position 3, and none was added" in reported[0]
 
 
 @pytest.mark.parametrize(

@@ -421,10 +421,10 @@ async def test_a_missing_broker_topic_or_partition_is_named(broker):
     import dask
 
     topic = broker.topic()
-    told = await failure(opened(broker, "nowhere"))
-    assert "Topic nowhere cannot be read at 127.0.0.1" in told
-    told = await failure(opened(broker, topic, partitions=[0, 7]))
-    assert told == f"Topic {topic} has no partition 7; it has [0]."
+    reported = await failure(opened(broker, "nowhere"))
+    assert "Topic nowhere cannot be read at 127.0.0.1" in reported
+    reported = await failure(opened(broker, topic, partitions=[0, 7]))
+    assert reported == f"Topic {topic} has no partition 7; it has [0]."
     with dask.config.set({"tensair.sources.connect": "200ms"}):
         source = Stream.from_kafka_records(
             topic,
@@ -432,9 +432,9 @@ async def test_a_missing_broker_topic_or_partition_is_named(broker):
             partitions="all",
             asynchronous=True,
         )
-        told = await failure(source)
-    assert told.startswith("No broker answers at 127.0.0.1:1 within 0.2 s: ")
-    assert "Connection refused" in told
+        reported = await failure(source)
+    assert reported.startswith("No broker answers at 127.0.0.1:1 within 0.2 s: ")
+    assert "Connection refused" in reported
     assert config.get_seconds("sources.connect") == 10
     settings = broker.settings() | {"auto.offset.reset": "error", "group.id": "new"}
     source = Stream.from_kafka_records(

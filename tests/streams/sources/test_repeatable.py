@@ -96,5 +96,5 @@ async def test_a_trainer_with_checkpoints_warns_beforehand(c, s, a, tmp_path, ke
             await source.ended()
         await trainer.drain()
         assert len(reports) == len(loader)
-        told = [each for each in trainer.events["text"] if "gone on with" in each]
-        assert len(told) == keeps
+        reported = [each for each in trainer.events["text"] if "gone on with" in each]
+        assert len(reported) == keeps
