@@ -89,9 +89,15 @@ def child_environment() -> dict[str, str]:
 
 
 def run_contender(
-    contender: str, *options: str, timeout: float, script: str = "contenders.py"
+    contender: str,
+    *options: str,
+    timeout: float,
+    script: str = "contenders.py",
+    own_group: bool = False,
 ) -> dict[str, Any]:
     """Run one contender in a fresh process and return what it printed, with the load.
+
+    With ``own_group`` Linux gives it a share of the CPUs as if it were one process.
 
     Raises
     ------
@@ -106,6 +112,7 @@ def run_contender(
         text=True,
         timeout=timeout,
         check=False,
+        start_new_session=own_group,
     )
     if done.returncode:
         raise RuntimeError(
