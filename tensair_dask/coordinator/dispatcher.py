@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tensair_dask._common.least import Least
 from tensair_dask.batches.batch import Block
 from tensair_dask.batches.predictions import unknown_type
 from tensair_dask.coordinator.pending import Pending
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 # Weight of a new measurement of a replica's speed.
 SMOOTHING = 0.2
 
+# A message carries at least so many times as much work as it costs.
+WORTH = 10
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -54,7 +58,8 @@ class Limits:
         Mini-batches, and bytes of them, that have not been reported.
     seconds
         Work that has not been reported, by the replica's measured speed; at least
-        two mini-batches are allowed, so that one is there when the other ends.
+        two mini-batches are allowed, so that one is there when the other ends, and two
+        messages.
     unconfirmed_nbytes
         Bytes of mini-batches that were reported, and that not all replicas are known
         to have applied. Beyond it the oldest ones can no longer be learned again.
@@ -62,7 +67,7 @@ class Limits:
         Records of them, by what their sources gave with them, which is held all the
         same. Beyond it nothing more is put at the replica.
     message_seconds, message_nbytes
-        Work to gather in one message.
+        Work to gather in one message; more where a message costs a tenth of it.
     messages
         Messages on their way or being learned.
     losses
@@ -107,6 +112,13 @@ class Lane:
         The newest of these: those that can be learned again.
     unresolved
         Of a lost replica: what may have been lost with it, until `resolve`.
+    seconds_per_batch
+        Work of a mini-batch there, in seconds that do not pass while the replica waits
+        for a CPU: what decides how much is sent. Else it would get less in each
+        message, and more messages, the less CPU there is.
+    pace
+        Seconds from one mini-batch to the next, by a clock on the wall: what decides
+        which replica gets the next mini-batch.
     judged
         Whether it is known what lives on of it.
     failure
@@ -132,6 +144,10 @@ class Lane:
         self.guarded_nbytes = 0
         self.unresolved: list[Pending] = []
         self.seconds_per_batch = 0.0
+        self.pace = 0.0
+        # CPU seconds that a message costs the event loop here.
+        self._cost = Least()
+        self._worth = 0.0
         self.alive = True
         self.leaving = False
         self.judged = False
@@ -155,7 +171,7 @@ class Lane:
     @property
     def load(self) -> float:
         """Seconds of work that lies here; mini-batches while the speed is unknown."""
-        return self.batches * (self.seconds_per_batch or 1.0)
+        return self.batches * (self.pace or 1.0)
 
     def has_room(self, limits: Limits) -> bool:
         """Whether one more mini-batch may be put here."""
@@ -168,14 +184,21 @@ class Lane:
             return False
         # As `_most` has it, without the division: this is asked for each mini-batch,
         # of each replica.
-        return batches < 2 or 0.0 < batches * self.seconds_per_batch < limits.seconds
+        return batches < 2 or 0.0 < batches * self.seconds_per_batch < max(
+            limits.seconds, limits.messages * self._worth
+        )
 
     def _most(self, limits: Limits) -> int:
         if not self.seconds_per_batch:
             return min(limits.batches, 2)
-        return min(
-            limits.batches, max(2, math.ceil(limits.seconds / self.seconds_per_batch))
-        )
+        seconds = max(limits.seconds, limits.messages * self._worth)
+        return min(limits.batches, max(2, math.ceil(seconds / self.seconds_per_batch)))
+
+    def cost(self, seconds: float) -> None:
+        """Record what CPU time has passed here from sending a message to its answer."""
+        self._cost.add(seconds)
+        # The replica's half is about the same.
+        self._worth = 2 * WORTH * self._cost.value
 
     def message_is_full(self, limits: Limits) -> bool:
         """Whether what has gathered is worth a message while others are under way."""
@@ -183,7 +206,7 @@ class Lane:
         # A share of all that may lie here, or tight bounds would never fill a message.
         if count >= max(1, self._most(limits) // limits.messages):
             return True
-        if count * self.seconds_per_batch >= limits.message_seconds:
+        if count * self.seconds_per_batch >= max(limits.message_seconds, self._worth):
             return True
         return sum(each.batch.nbytes for each in self.gathered) >= limits.message_nbytes
 
@@ -193,7 +216,8 @@ class Lane:
         nbytes = 0
         most = math.inf
         if self.seconds_per_batch:
-            most = math.ceil(limits.message_seconds / self.seconds_per_batch)
+            seconds = max(limits.message_seconds, self._worth)
+            most = math.ceil(seconds / self.seconds_per_batch)
         while self.gathered and (
             not taken
             or (
@@ -221,12 +245,19 @@ class Lane:
         suspect = any(taken[0].losses for taken in self.sent.values())
         return suspect or bool(self.gathered[0].losses)
 
-    def measured(self, seconds: Sequence[float]) -> None:
-        """Record how long the mini-batches of a message took."""
-        mean = sum(seconds) / len(seconds)
-        if not self.seconds_per_batch:
-            self.seconds_per_batch = mean
-        self.seconds_per_batch += SMOOTHING * (mean - self.seconds_per_batch)
+    def measured(self, seconds: Sequence[float], work: float) -> None:
+        """Record how long the mini-batches of a message took.
+
+        Parameters
+        ----------
+        seconds
+            Of each, by a clock on the wall.
+        work
+            Seconds of all, less those in which the replica waited for a CPU.
+        """
+        self.pace = _smoothed(self.pace, sum(seconds) / len(seconds))
+        mean = (work or sum(seconds)) / len(seconds)
+        self.seconds_per_batch = _smoothed(self.seconds_per_batch, mean)
 
 
 class Dispatcher:
@@ -431,6 +462,7 @@ class Dispatcher:
 
     async def _exchange(self, lane: Lane, number: int, taken: list[Pending]) -> None:
         block = Block.join(self._run_id, [pending.batch for pending in taken], number)
+        cpu = time.thread_time()
         try:
             outcome = await lane.learn(block)
         except ReplicaLeavingError:
@@ -440,6 +472,7 @@ class Dispatcher:
             # Whatever the reason, this replica gives no reports.
             self.lose(lane, error)
             return
+        lane.cost(time.thread_time() - cpu)
         if lane.sent.pop(number, None) is None:  # lost meanwhile, sent to another
             return
         lane.batches -= len(taken)
@@ -449,7 +482,7 @@ class Dispatcher:
         learned = [seconds for seconds in outcome.seconds if seconds]
         self.busy += sum(learned)
         if learned:
-            lane.measured(learned)
+            lane.measured(learned, outcome.work)
         leaves = outcome.status is not None and outcome.status.leaving
         if not leaves:
             self._send(lane)
@@ -866,6 +899,10 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _smoothed(mean: float, value: float) -> float:
+    return mean + SMOOTHING * (value - mean) if mean else value
 
 
 def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tensair_dask._common.work_clock import open_work_clock, work_time
 from tensair_dask._wording import in_words
 from tensair_dask.batches.batch import Block, Group
 from tensair_dask.errors import (
@@ -73,7 +74,14 @@ class Status:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a block: one entry a mini-batch, in the block's order."""
+    """What became of a block: one entry a mini-batch, in the block's order.
+
+    Attributes
+    ----------
+    work
+        Seconds from the beginning of the first mini-batch to the end of the last, less
+        those in which the thread waited for a CPU; see `work_time`.
+    """
 
     metric_names: list[str]
     losses: list[float] = field(default_factory=list)
@@ -83,6 +91,7 @@ class Outcome:
     predictions: list[Any] = field(default_factory=list)
     errors: dict[int, BatchError] = field(default_factory=dict)
     status: Status | None = None
+    work: float = 0.0
 
 
 @dataclass(slots=True)
@@ -93,6 +102,7 @@ class _Job:
     remaining: int
     outcome: Outcome
     future: asyncio.Future[Outcome]
+    begun: float | None = None
 
 
 class TrainingThread:
@@ -220,8 +230,9 @@ class TrainingThread:
         if self._torch_threads is not None:
             torch.set_num_threads(self._torch_threads)
         try:
-            while not self._stopping:
-                self._turn()
+            with open_work_clock():
+                while not self._stopping:
+                    self._turn()
         except BaseException as error:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
@@ -302,6 +313,8 @@ class TrainingThread:
         assert self.learner is not None
         assert self.exchange is not None
         outcome = job.outcome
+        if job.begun is None:
+            job.begun = work_time()
         group, x, y, samples, bad = next(job.batches)
         try:
             if bad is not None:
@@ -338,6 +351,7 @@ class TrainingThread:
         if not job.remaining:
             self._jobs.popleft()
             outcome.status = self.status()
+            outcome.work = max(0.0, work_time() - job.begun)
             self._resolve(job.future, outcome)
 
     def _refuse(

@@ -328,6 +328,59 @@ async def test_the_faster_replica_gets_more():
     assert learned[0] > 2 * learned[1] > 0
 
 
+class Contended(Peer):
+    """Waits for a CPU for nine tenths of the time that its steps take."""
+
+    async def learn(self, block: Block) -> Outcome:
+        outcome = await super().learn(block)
+        outcome.work = sum(outcome.seconds) / 10
+        return outcome
+
+
+@gen_test()
+async def test_a_replica_that_waits_for_a_cpu_gets_as_much_in_a_message_as_ever():
+    # By the clock on the wall two mini-batches are worth a message; by its work 20 are.
+    peer = Contended(seconds=0.005)
+    bench = Bench(peer, batches=200, seconds=0.04)
+    await bench.submit(200)
+    await bench.dispatcher.drained(5)
+    assert max(map(len, peer.blocks)) == 20
+
+
+@gen_test()
+async def test_a_replica_that_waits_for_a_cpu_gets_fewer_mini_batches_than_another():
+    contended, free = Contended(seconds=0.005), Peer(seconds=0.0005)
+    bench = Bench(contended, free, batches=1000, seconds=100.0)
+    for lane in bench.dispatcher.lanes:
+        lane.measured([0.005 if lane.address == "peer-0" else 0.0005], 0.0005)
+    contended.gate.clear()
+    free.gate.clear()
+    await bench.submit(110)
+    assert [lane.batches for lane in bench.dispatcher.lanes] == [10, 100]
+    contended.gate.set()
+    free.gate.set()
+    await bench.dispatcher.drained(5)
+
+
+@gen_test()
+async def test_a_message_carries_ten_times_as_much_work_as_it_costs():
+    peer = Peer(seconds=0.001)
+    bench = Bench(peer, batches=1000, seconds=0.01, message_seconds=0.001)
+    (lane,) = bench.dispatcher.lanes
+    lane.measured([0.001], 0.001)
+    # As dear here as at the replica: 4 ms in all, and so 40 mini-batches of 1 ms.
+    lane.cost(0.002)
+    peer.gate.clear()
+    for _ in range(80):
+        assert bench.dispatcher.offer(bench.pending())
+    assert not bench.dispatcher.offer(bench.pending())
+    while not peer.blocks:
+        await asyncio.sleep(0)
+    assert len(peer.blocks[0]) == 40
+    peer.gate.set()
+    await bench.dispatcher.drained(5)
+
+
 @gen_test()
 async def test_what_a_lost_replica_had_goes_to_another():
     lost, other = Peer(free=False), Peer()
