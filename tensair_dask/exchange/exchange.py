@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.exchange.accumulator import Changes
+from tensair_dask.exchange.ages import Ages
 from tensair_dask.exchange.arena import Arena
 from tensair_dask.exchange.clock import VectorClock
 from tensair_dask.exchange.compression import make_compressor
@@ -33,6 +34,7 @@ from tensair_dask.exchange.movement import Movement
 from tensair_dask.exchange.pacer import Pacer
 from tensair_dask.exchange.settings import ExchangeConfig, Share
 from tensair_dask.pubsub import Conflate, Pub, Sub
+from tensair_dask.pubsub.link import LinkStats
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.view import Member, View
 
@@ -48,8 +50,8 @@ TAKEOVERS = 3
 # Seconds that the eldest waits where its exchange raises: do all others end as well?
 PATIENCE = 5.0
 
-# Staleness and ages of the newest messages that the statistics are taken over.
-REMEMBERED = 1000
+# Publications that peers have not confirmed, before they are counted less finely.
+UNCONFIRMED = 1000
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Exchange:
         self._arena = arena
         settings = settings or ExchangeConfig()
         self.accumulator = self._gathering(settings.share)
+        self._settings = settings
         self._compression = settings.compression
         self._compressor = make_compressor(settings.compression)
         self.gate = Gate(run_id, origin, arena, token)
@@ -143,10 +146,10 @@ class Exchange:
         self.sub: Sub | None = None
         self._peers = 0
         self._sharing = False
-        self._stalenesses: deque[int] = deque(maxlen=REMEMBERED)
-        self._ages: deque[float] = deque(maxlen=REMEMBERED)
-        self._sent = self._received = 0
-        self._sent_bytes = self._received_bytes = 0
+        # CPU seconds for what was applied since the last publication.
+        self._applying = 0.0
+        self._ages = Ages()
+        self._sent = self._sent_bytes = 0
 
     # ---- on the event loop ------------------------------------------------------
 
@@ -438,11 +441,13 @@ class Exchange:
         fresh, repeated = self._inbox.take(self.clock, self._sealed)
         worst = 0
         if fresh:
+            start = time.thread_time()
             try:
                 worst = self._apply_all(fresh)
                 self._failures = 0
             except BaseException as error:
                 self._not_applied(fresh, error)
+            self._applying += time.thread_time() - start
         for arrival in repeated:
             arrival.applied()
         return worst
@@ -484,10 +489,10 @@ class Exchange:
         """Write down what is applied now, and acknowledge it; give its staleness."""
         message = arrival.message
         staleness = self.clock.ahead_of(message.clock)
-        self._stalenesses.append(staleness)
-        self._ages.append(self.changed - message.oldest)
-        self._received += 1
-        self._received_bytes += message.nbytes
+        # What arrives within a step waits for its end: no fault of the exchange.
+        bound = self._settings.staleness + 2 * self._pacer.step
+        age = self.changed - message.oldest
+        self._ages.add(message.nbytes, staleness, age, bound)
         self.clock.advance(message.origin, message.last)
         before = self._taken_by.get(message.origin, 0)
         self._taken_by[message.origin] = max(before, message.taken)
@@ -498,6 +503,20 @@ class Exchange:
         """Tell the user what was refused of what came."""
         for key, text in self.gate.news():
             notices.say(key, text)
+        if self._ages.late:
+            notices.say("bound on age", self._tell_of_ages())
+
+    def _tell_of_ages(self) -> str:
+        pacer, settings = self._pacer, self._settings
+        return (
+            f"Gradients of peers are {1e3 * self._ages.late:.0f} ms old when they are "
+            f"applied, in the mean; {1e3 * settings.staleness:.0f} ms were asked for "
+            "(staleness=). There is too little CPU for a higher rate: an exchange with "
+            f"{self._peers} peers takes {1e3 * pacer.cost:.1f} ms of it, and may take "
+            f"{settings.share_of_time:.0%} of a replica's time (share_of_time=); or "
+            "others use the machine. Free CPUs, take fewer replicas, or accept older "
+            "gradients with a higher staleness=."
+        )
 
     def _not_applied(self, arrivals: list[Arrival], error: BaseException) -> None:
         """Try again, or wait for the model of a peer that holds what cannot be applied.
@@ -572,7 +591,7 @@ class Exchange:
             self._part(error)
 
     def _publish(self) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         self._prepare()
         message = self.accumulator.take()
         if message is None:
@@ -600,7 +619,7 @@ class Exchange:
             self._part(error)
 
     def _publish_everything(self) -> None:
-        start = time.perf_counter()
+        start = time.thread_time()
         self._prepare()
         message = self.accumulator.take_everything(self.steps, self.clock)
         content = message.gradients.to(torch.device("cpu"))
@@ -615,19 +634,22 @@ class Exchange:
             return
         pub.put(message)
         self._note_unconfirmed(pub.mark, message.taken)
-        spent = time.perf_counter() - start
         self._sent += 1
         links = pub.links.values()
         self._sent_bytes += message.nbytes * len(links)
-        # What a round costs, from above: the summing here, and the round trips, in
-        # which the machine's other work is contained. A busy machine is asked for less.
-        trips = [link.ewma_rtt_seconds or 0.0 for link in links]
-        self._pacer.published(spent + sum(trips))
+        self._pacer.published(self._spent(time.thread_time() - start, links))
         last = [link.last_rtt_seconds or 0.0 for link in links]
         self._pacer.delivered(max(last, default=0.0))
 
+    def _spent(self, publishing: float, links: Iterable[LinkStats]) -> float:
+        """CPU seconds of a round: here, on the event loop, and for what has come."""
+        applying, self._applying = self._applying, 0.0
+        # To receive takes about as much as to send, and as many messages come as leave.
+        delivering = 2 * sum(link.cpu_seconds for link in links)
+        return publishing + applying + delivering
+
     def _note_unconfirmed(self, mark: int, taken: int) -> None:
-        if len(self._unconfirmed) >= REMEMBERED:  # a peer hangs: count less finely
+        if len(self._unconfirmed) >= UNCONFIRMED:  # a peer hangs: count less finely
             self._unconfirmed.pop()
         self._unconfirmed.append((mark, max(taken, self._latest_published)))
         self._latest_published = self._unconfirmed[-1][1]
@@ -636,8 +658,6 @@ class Exchange:
 
     def statistics(self) -> dict[str, float]:
         """Messages, bytes, staleness and ages since the start; see the docs."""
-        ages = sorted(self._ages)
-        stalenesses = sorted(self._stalenesses)
         pub = self.pub
         links = pub.links.values() if pub is not None else ()
         refused = {**self.gate.refused}
@@ -645,19 +665,12 @@ class Exchange:
             refused["gap"] = self._inbox.refused
         return {
             "sent": self._sent,
-            "received": self._received,
             "sent_bytes": self._sent_bytes,
-            "received_bytes": self._received_bytes,
             "refused": sum(refused.values()),
             **{f"refused_{reason}": count for reason, count in refused.items()},
             "conflated": sum(link.conflated for link in links),
             "resent": sum(link.resent for link in links),
-            "staleness_mean": _mean(stalenesses),
-            "staleness_p95": _quantile(stalenesses, 0.95),
-            "staleness_max": stalenesses[-1] if stalenesses else 0,
-            "age_mean": _mean(ages),
-            "age_p95": _quantile(ages, 0.95),
-            "age_max": ages[-1] if ages else 0.0,
+            **self._ages.statistics(),
             "interval": self._pacer.interval,
             "cost": self._pacer.cost,
         }
@@ -670,7 +683,7 @@ class Exchange:
     @property
     def staleness(self) -> float:
         """Mean staleness of the newest messages that were applied."""
-        return _mean(list(self._stalenesses))
+        return self._ages.staleness
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -687,11 +700,3 @@ def _failed(error: BaseException) -> ReplicaFailedError:
 def _age(name: str) -> tuple[int, str]:
     """By what replicas are ordered: their names end in a number."""
     return len(name), name
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

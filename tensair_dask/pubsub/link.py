@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from tensair_dask._common.least import Least
 from tensair_dask.pubsub import faults
 from tensair_dask.pubsub.outbox import Outbox
 from tensair_dask.pubsub.parcel import Parcel
@@ -51,6 +52,8 @@ class LinkStats:
         Duration of the last delivery, from sending to acknowledgement; None before.
     ewma_rtt_seconds
         Its exponentially weighted moving average (weight 1/8); None before the first.
+    cpu_seconds
+        CPU time that a delivery takes of the event loop here; 0 before the first.
     resent
         Deliveries that were repeated after a connection error.
     dropped
@@ -68,6 +71,7 @@ class LinkStats:
     bytes: int = 0
     last_rtt_seconds: float | None = None
     ewma_rtt_seconds: float | None = None
+    cpu_seconds: float = 0.0
     resent: int = 0
     dropped: int = 0
     conflated: int = 0
@@ -125,6 +129,8 @@ class Link:
         self._bytes = 0
         self._last_rtt: float | None = None
         self._ewma_rtt: float | None = None
+        # Other things run on the loop while an answer is waited for.
+        self._cpu = Least()
         self._resent = 0
         self._failed = 0
 
@@ -144,6 +150,7 @@ class Link:
             bytes=self._bytes,
             last_rtt_seconds=self._last_rtt,
             ewma_rtt_seconds=self._ewma_rtt,
+            cpu_seconds=self._cpu.value,
             resent=self._resent,
             dropped=self.outbox.dropped,
             conflated=self.outbox.conflated,
@@ -200,7 +207,7 @@ class Link:
     async def _deliver(self, parcels: list[Parcel]) -> None:
         self._number += 1
         while not self.closed:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.thread_time()
             try:
                 answer = await self._send_once(parcels)
             except (TimeoutError, OSError) as error:
@@ -216,6 +223,7 @@ class Link:
                 self._task = None
                 self.close()
                 return
+            self._cpu.add(time.thread_time() - cpu)
             self._count(parcels, time.perf_counter() - start)
             return
 
