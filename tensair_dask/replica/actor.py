@@ -38,6 +38,7 @@ from tensair_dask.replica.allocator import keep_freed_memory
 from tensair_dask.replica.answers import Answer
 from tensair_dask.replica.combinations import check_parameters
 from tensair_dask.replica.departure import Departure
+from tensair_dask.replica.idle_callbacks import calm
 from tensair_dask.replica.learner import Evaluation, Learner, to_tensors
 from tensair_dask.replica.placement import Place
 from tensair_dask.replica.randomness import seed_training, seeded
@@ -169,6 +170,7 @@ class Replica:
             If they cannot be built here.
         """
         keep_freed_memory()
+        calm(self._worker)
         plan = self._plan
         try:
             learner = await self.thread.call(lambda: _build(plan))
