@@ -276,7 +276,8 @@ async def test_checkpoints_of_tied_models_are_restored(c, s, a, b, tmp_path):
             "loss": functional.cross_entropy,
             "optimizer": MOMENTUM,
         }
-        async with ta.Trainer(c, **arguments) as trainer:
+        # One that saves and is asked: others round otherwise, and hear of it later.
+        async with ta.Trainer(c, replicas=1, **arguments) as trainer:
             for _ in range(5):
                 await trainer.train(x, y)
             await trainer.save(path)
