@@ -43,10 +43,15 @@ def exchange_of(trainer: Any, worker: Worker) -> Any:
     return worker.state.actors[handle_on(trainer, worker).key].exchange
 
 
+def silence(pub: Any) -> None:
+    """Let nothing that was published leave any more."""
+    for link in pub._core.links.values():
+        link.close()
+
+
 def cut_off(trainer: Any, worker: Worker) -> None:
     """Lose a replica as SIGKILL would: nothing that it has leaves it any more."""
-    for link in exchange_of(trainer, worker).pub._core.links.values():
-        link.close()
+    silence(exchange_of(trainer, worker).pub)
     trainer.session.dispatcher.lose(handle_on(trainer, worker).lane, OSError("killed"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from distributed import Worker
 from distributed.utils_test import gen_cluster
+from lab import silence
 
 from tensair_dask.errors import ReplicaLostError
 
@@ -41,9 +42,8 @@ def kill(trainer: Any, handle: Any, workers: Any) -> None:
     handle.call = dead
     replica = take_away(worker_of(workers, handle), handle)
     if replica is not None and replica._exchange is not None:
-        pub = replica._exchange.pub
-        for link in pub._core.links.values() if pub is not None else ():
-            link.close()
+        if (pub := replica.exchange.pub) is not None:
+            silence(pub)
         # Its subscription ends, as the scheduler would see to it.
         asyncio.ensure_future(replica.close())
     if handle in trainer.session.replicas.handles:

@@ -22,6 +22,7 @@ import fsspec
 import pytest
 import torch
 from checkpoint_examples import example, same, small
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
@@ -412,11 +413,27 @@ def test_what_was_never_finished_is_removed_when_it_is_old(tmp_path):
 # ---- other file systems -------------------------------------------------------------
 
 
-class Server(LocalFileSystem):
+class Server(AbstractFileSystem):
     """A file server: what is put can be seen in part, as SFTP has it."""
 
     protocol = "sftp"
+    disk = LocalFileSystem()
     broken = False
+
+    def ls(self, path, detail=True, **options):
+        return self.disk.ls(path, detail, **options)
+
+    def makedirs(self, path, exist_ok=False):
+        self.disk.makedirs(path, exist_ok)
+
+    def mv(self, old, new, **options):
+        self.disk.mv(old, new, **options)
+
+    def rm_file(self, path):
+        self.disk.rm_file(path)
+
+    def open(self, path, mode="rb", **options):
+        return self.disk.open(path, mode, **options)
 
     def pipe_file(self, path, value, **options):
         with open(path, "wb") as file:
@@ -453,25 +470,16 @@ def test_on_an_ftp_server_it_is_put_beside_too(monkeypatch):
     assert store.load()[0].index == 1
 
 
-def on_server(path: Path, **options) -> Store:
-    store = Store(path, **options)
-    store._fs = Server()
-    store._local, store._renames = False, True
-    return store
-
-
-def test_on_a_file_server_it_is_put_beside_and_renamed(tmp_path):
-    store = on_server(tmp_path / "run", keep=1)
+def test_on_a_file_server_it_is_put_beside_and_renamed(tmp_path, monkeypatch):
+    monkeypatch.setitem(_registry, "sftp", Server)
+    store = Store(f"sftp://{tmp_path}/run", keep=1)
     store.add(small(1))
     store.add(small(2))
     assert names(tmp_path / "run") == of(2)
     assert store.load()[0].index == 2
-    store._fs.broken = True
-    try:
-        with pytest.raises(CheckpointError, match="the connection was lost"):
-            store.add(small(3))
-    finally:
-        store._fs.broken = False  # there is one for all
+    monkeypatch.setattr(Server, "broken", True)
+    with pytest.raises(CheckpointError, match="the connection was lost"):
+        store.add(small(3))
     assert names(tmp_path / "run") == of(2)
 
 

@@ -348,25 +348,26 @@ async def test_two_trainers_in_one_folder_remove_nothing_of_each_other(
 
 
 @one()
-async def test_what_is_saved_elsewhere_lets_go_of_nothing(c, s, a, tmp_path):
+async def test_what_is_saved_elsewhere_lets_go_of_nothing(
+    c, s, a, tmp_path, monkeypatch
+):
     from ledgers import Source
 
     source = Source()
     arguments = linear(checkpoint_to=tmp_path / "folder")
     async with ta.Trainer(c, **arguments) as trainer:
-        store = trainer.session.checkpointing._checkpointer._store
-        add, gate = store.add, threading.Event()
+        add, entered, gate = Store.add, threading.Event(), threading.Event()
 
-        def late(checkpoint: Any) -> str:
-            assert gate.wait(30)
-            return add(checkpoint)
+        def late(store: Store, checkpoint: Any) -> str:
+            if not entered.is_set():
+                entered.set()
+                assert gate.wait(30)
+            return add(store, checkpoint)
 
-        store.add = late
+        monkeypatch.setattr(Store, "add", late)
         trainer.session.intake.ledger.settled(source.entry(0))
         saving = asyncio.ensure_future(trainer.save())
-        await until(
-            lambda: trainer.session.checkpointing._checkpointer._adding is not None
-        )
+        await until(entered.is_set)
         trainer.session.intake.ledger.settled(source.entry(1))
         await trainer.save(tmp_path / "elsewhere")
         gate.set()
@@ -453,7 +454,7 @@ async def test_an_item_in_several_mini_batches_is_read_again_if_one_is_not_learn
             first = min(pending.index for pending in sent(slow)) // 4
             assert first < 5
             await trainer.session.replicas.ask_all("flush", 10)
-            await trainer.session.membership._confirm_the_idle()
+            await trainer.session.membership.hear()
             if saved:
                 path = await trainer.save()
                 assert Store(path).load()[0].positions == {"batches": {"items": first}}
@@ -605,7 +606,7 @@ async def test_a_disk_with_little_room_is_reported_once(
     write = Store._write
 
     def full(store, path, buffers):
-        if len(store._numbers()) >= 2:
+        if len(store.paths()) >= 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(store, path, buffers)
 

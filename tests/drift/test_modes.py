@@ -383,8 +383,11 @@ def test_unknown_modes_are_refused():
 
 
 def test_a_drift_without_a_split_has_no_magnitude():
-    always = modes("always")
-    always.detector._observe = lambda value: value > 10
+    class Unsplit(Above):
+        def _observe(self, value: float) -> bool:
+            return value > 10
+
+    always = modes("always", detector=Unsplit())
     (drift,) = go_on(always, [11.0])
     assert math.isnan(drift.magnitude)
 

@@ -23,6 +23,7 @@ async def publish_in_parts(
 ) -> list[Any]:
     """Learn and publish in rounded messages; give what each replica has left out."""
     exchanges = [exchange_of(trainer, worker) for worker in workers]
+    arenas = []
     for exchange in exchanges:
         exchange.due = lambda busy: None
     for part in (data[:20], data[20:]):
@@ -30,11 +31,12 @@ async def publish_in_parts(
         await until(lambda reports=reports, part=part: len(reports) == len(part))
         for worker, exchange in zip(workers, exchanges, strict=True):
             replica = worker.state.actors[handle_on(trainer, worker).key]
+            arenas.append(replica.learner.arena)
             await replica.thread.call(exchange.publish)
             await exchange.flushed(10)
     left = []
-    for exchange in exchanges:
-        (view,) = exchange._arena.layout.views(exchange._compressor._buffers)
+    for exchange, arena in zip(exchanges, arenas, strict=False):
+        (view,) = arena.layout.views(exchange._compressor._buffers)
         left.append(view.double().clone())
         moves = (RATE if share == "gradient" else 1.0) * left[-1].abs().max()
         assert moves > 3 * EXACT["atol"]  # it would be seen

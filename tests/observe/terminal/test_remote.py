@@ -68,7 +68,8 @@ async def test_it_knows_where_the_dashboard_is(c, s):
         assert "page" not in reported
     with dask.config.set({"distributed.dashboard.link": "/user/{NOBODY}/{port}"}):
         async with RemoteTelemetry(s.address) as remote:
-            assert remote._link == f"http://127.0.0.1:{port}/status"
+            told = await remote.read()
+            assert told["dashboard"] == f"http://127.0.0.1:{port}/tensair"
 
 
 def test_an_address_may_leave_out_what_is_usual():
