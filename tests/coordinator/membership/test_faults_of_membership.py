@@ -328,7 +328,7 @@ async def test_a_replica_without_a_step_of_its_own_waits_for_its_heir(c, s, *wor
         (last,) = trainer.session.replicas.alive()
         slow_heir(trainer, workers, last)
         await c.retire_workers([last.place.address])
-        assert len(trainer.session.replicas.alive()) == 1
+        assert trainer.session.replicas.alive()  # the heir; soon there are two again
         await train_all(trainer, data[20:])
         await assert_learned_once(trainer, data)
 
