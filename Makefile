@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes that run tests; each of them keeps about one core busy.
-JOBS ?= 2
+# Processes that run tests, for two cores: each of them also waits now and then.
+JOBS ?= 3
 
 # What depends most on the versions below us, and needs neither processes nor extras.
 LOWEST := $(VENV)-lowest
