@@ -196,7 +196,7 @@ def test_what_is_scored_is_in_order_as_well(one_pass):
         async with ta.Trainer(c, **linear(keep_predictions=one_pass)) as trainer:
             source = Stream(asynchronous=True)
             node = source.predict_then_train(trainer)
-            take = node._feed
+            take = node.intake.feed
 
             def feed(item, collate, *rest):
                 def look(given):
@@ -206,7 +206,7 @@ def test_what_is_scored_is_in_order_as_well(one_pass):
 
                 return take(item, look, *rest)
 
-            node._feed = feed
+            node.intake.feed = feed
             for item in frames(data):
                 await source.emit(item)
             await trainer.drain()
