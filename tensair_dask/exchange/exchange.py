@@ -670,6 +670,7 @@ class Exchange:
             **{f"refused_{reason}": count for reason, count in refused.items()},
             "conflated": sum(link.conflated for link in links),
             "resent": sum(link.resent for link in links),
+            "shared_memory": sum(link.shared_memory for link in links),
             **self._ages.statistics(),
             "interval": self._pacer.interval,
             "cost": self._pacer.cost,

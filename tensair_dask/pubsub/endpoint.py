@@ -22,9 +22,12 @@ from tensair_dask.errors import (
     TrainerClosedError,
 )
 from tensair_dask.pubsub.link import GONE, OK
+from tensair_dask.pubsub.neighbours import Neighbours, running_system
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.participant import Participant
+from tensair_dask.pubsub.routes import CommRoute, SharedMemoryRoute
 from tensair_dask.pubsub.scheduler import NAME, UNKNOWN, UNREACHABLE, PubSubScheduler
+from tensair_dask.pubsub.slot import AVAILABLE
 from tensair_dask.pubsub.subscription import Subscription
 from tensair_dask.pubsub.view import Member, View
 
@@ -306,6 +309,10 @@ class Endpoint:
 
     # -- Messages -----------------------------------------------------------------
 
+    def route(self, sender: Member, destination: Member) -> CommRoute:
+        """How deliveries get from a publisher here to a subscription."""
+        return CommRoute(self, sender, destination)
+
     async def send(
         self, sender: Member, destination: Member, number: int, parcels: list[Parcel]
     ) -> str:
@@ -377,6 +384,15 @@ class WorkerEndpoint(Endpoint):
     def __init__(self, node: Any) -> None:
         super().__init__(node)
         self._before_end: list[Callable[[], Awaitable[None]]] = []
+        # From the first process on that asks for it.
+        self.neighbours: Neighbours | None = None
+        # None where no memory is shared. Who encrypts what is sent wants nothing of it
+        # to lie beside in plain memory.
+        self.machine: str | None = None
+        encrypts = self.address.startswith("tls://")
+        if AVAILABLE and not encrypts and config.get("pubsub.shared-memory"):
+            with contextlib.suppress(OSError):
+                self.machine = running_system()
 
     def before_end(self, function: Callable[[], Awaitable[None]]) -> None:
         """Await this when the worker closes, before publishers and subscriptions end.
@@ -389,7 +405,61 @@ class WorkerEndpoint(Endpoint):
     def install(self) -> None:
         """Install the handlers."""
         self.node.handlers["tensair_pubsub_deliver"] = self.deliver
+        self.node.handlers["tensair_pubsub_invite"] = self.invite
         self.node.stream_handlers["tensair-pubsub-view"] = self.on_pushed_view
+
+    def route(self, sender: Member, destination: Member) -> CommRoute:
+        """Through shared memory, to other workers of this machine that allow it."""
+        if (
+            self.machine is None
+            or destination.kind != self.kind
+            or destination.address == self.address
+        ):
+            return super().route(sender, destination)
+        return SharedMemoryRoute(self, sender, destination, self.machine)
+
+    def invite(self, machine: str) -> dict[str, Any] | None:
+        """Tell another process how to connect for deliveries through shared memory.
+
+        Parameters
+        ----------
+        machine
+            Of the one that asks; see `running_system`.
+
+        Returns
+        -------
+        invitation
+            None if it is another machine, or this one has no shared memory to offer.
+        """
+        if self.closed or machine != self.machine:
+            return None
+        if self.neighbours is None:
+            try:
+                self.neighbours = Neighbours(
+                    self.loop, self._deliver_borrowed, self.spawn
+                )
+            except OSError as error:
+                logger.debug("No shared memory is offered: %r", error)
+                self.machine = None
+                return None
+        return self.neighbours.invitation
+
+    async def _deliver_borrowed(
+        self, subscription: str, sender: list[Any], number: int, parcels: list[Parcel]
+    ) -> str:
+        """Handle a delivery whose memory is the sender's again afterwards."""
+        known = self._participants.get(subscription)
+        if isinstance(known, Subscription) and not known.inlet.sealed:
+            # What is made of its messages may share their memory.
+            parcels = [parcel.copied() for parcel in parcels]
+        return await self.deliver(subscription, sender, number, parcels)
+
+    def close(self) -> None:
+        """End everything here; the scheduler notices by itself."""
+        super().close()
+        if self.neighbours is not None:
+            self.neighbours.close()
+            self.neighbours = None
 
     async def teardown(self, worker: Any) -> None:
         """End with the worker."""

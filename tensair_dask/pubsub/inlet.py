@@ -35,7 +35,8 @@ class Inlet:
     spawn
         Starts a task that its owner cancels when the process goes.
     sealed
-        Whether ``accept`` gets parcels, and opens them itself.
+        Whether ``accept`` gets parcels, and opens them itself. It uses no memory of
+        theirs any more when they are handled.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Inlet:
         sealed: bool = False,
     ) -> None:
         self._accept = accept
-        self._sealed = sealed
+        self.sealed = sealed
         self._spawn = spawn
         self._closed = False
         # Last number of each publisher, and its handling while that goes on.
@@ -98,7 +99,7 @@ class Inlet:
         for parcel in parcels:
             self.messages += 1
             try:
-                message = parcel if self._sealed else parcel.open()
+                message = parcel if self.sealed else parcel.open()
                 waiting = self._accept(message, sender)
             except Exception:
                 self._failed(sender)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tensair_dask._common.least import Least
 from tensair_dask.pubsub import faults
@@ -16,7 +16,7 @@ from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.policies import Policy
 from tensair_dask.pubsub.view import Member
 
-__all__ = ["GONE", "OK", "Link", "LinkStats", "Send"]
+__all__ = ["GONE", "OK", "Link", "LinkStats", "Route"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,26 @@ logger = logging.getLogger(__name__)
 OK = "ok"
 GONE = "gone"
 
-Send = Callable[[Member, int, list[Parcel]], Awaitable[str]]
+
+class Route(Protocol):
+    """How deliveries get to one destination."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether they go through memory that both processes share."""
+
+    async def send(self, number: int, parcels: list[Parcel]) -> str:
+        """Return `OK` or `GONE`.
+
+        Raises
+        ------
+        OSError
+            If it is not known whether the delivery arrived.
+        """
+
+    def close(self) -> None:
+        """Send nothing more."""
+
 
 # Small messages that wait behind one another leave together, up to this size.
 _BATCH_BYTES = 2**20
@@ -62,6 +81,8 @@ class LinkStats:
         Messages that were merged into a waiting one (`Conflate`).
     failed
         Messages that could not be serialized or sent.
+    shared_memory
+        Whether messages go through memory that both processes share.
     """
 
     destination: Member
@@ -76,6 +97,7 @@ class LinkStats:
     dropped: int = 0
     conflated: int = 0
     failed: int = 0
+    shared_memory: bool = False
 
 
 class Link:
@@ -91,9 +113,8 @@ class Link:
         To whom.
     policy
         Of the outbox.
-    send
-        ``await send(destination, number, parcels)`` returns `OK` or `GONE`, or raises
-        OSError if it is not known whether the delivery arrived.
+    route
+        How deliveries get there; closed with this.
     retry
         Seconds before a delivery is repeated.
     changed
@@ -108,7 +129,7 @@ class Link:
         self,
         destination: Member,
         policy: Policy,
-        send: Send,
+        route: Route,
         *,
         retry: float,
         changed: Callable[[], None],
@@ -118,7 +139,7 @@ class Link:
         self.destination = destination
         self.outbox = Outbox(policy)
         self._policy = policy
-        self._send = send
+        self._route = route
         self._retry = retry
         self._changed = changed
         self._spawn = spawn
@@ -155,6 +176,7 @@ class Link:
             dropped=self.outbox.dropped,
             conflated=self.outbox.conflated,
             failed=self._failed,
+            shared_memory=self._route.is_shared,
         )
 
     def wake(self) -> None:
@@ -169,6 +191,7 @@ class Link:
         self.outbox.close()
         if self._task is not None:
             self._task.cancel()
+        self._route.close()
         self._changed()
 
     async def _run(self) -> None:
@@ -231,7 +254,7 @@ class Link:
         if faults.injected:
             await faults.strike(faults.Fault.DELAY, self.destination)
             await faults.strike(faults.Fault.CONNECT_FAILS, self.destination)
-        answer = await self._send(self.destination, self._number, parcels)
+        answer = await self._route.send(self._number, parcels)
         if faults.injected:
             await faults.strike(faults.Fault.SENT_ACK_LOST, self.destination)
         return answer

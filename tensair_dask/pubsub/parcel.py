@@ -51,6 +51,11 @@ class Parcel:
             self._header = header
         return self._header, self._frames
 
+    def copied(self) -> Parcel:
+        """Return a parcel that came over the wire with frames of its own."""
+        assert self._header is not None
+        return Parcel.sealed(self._header, [bytearray(each) for each in self._frames])
+
     def open(self) -> Any:
         """Return the message.
 

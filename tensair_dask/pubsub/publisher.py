@@ -118,16 +118,11 @@ class Publisher(Participant):
             link.close()
 
     def _connect(self, destination: Any) -> Link:
-        identity = self.identity
         endpoint = self.endpoint
-
-        async def send(member: Any, number: int, parcels: list[Parcel]) -> str:
-            return await endpoint.send(identity, member, number, parcels)
-
         return Link(
             destination,
             self.policy,
-            send,
+            endpoint.route(self.identity, destination),
             retry=self.retry,
             changed=self.pulse.beat,
             spawn=endpoint.spawn,

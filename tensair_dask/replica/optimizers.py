@@ -122,12 +122,13 @@ class Stepper:
             if position in arena.layout.repeated:
                 continue
             if gradients.touched is None or position in gradients.touched:
-                # The message may be on its way to others too.
-                parameter.grad = view.clone() if self._changes_gradients else view
+                # The memory is that of the message: an optimizer may change, or keep,
+                # what it gets.
+                parameter.grad = view.clone()
         for number, part in gradients.rows.items():
             table = arena.tables[number]
             rows = part.gradient(table)
-            table.grad = rows.clone() if self._changes_gradients else rows
+            table.grad = rows.clone()
         try:
             self._step_optimizers()
         finally:

@@ -24,6 +24,8 @@ RECEIVER = Member("s", "tcp://b:1", None, "worker")
 class Wire:
     """One link whose deliveries go straight into one inlet."""
 
+    is_shared = False
+
     def __init__(self, policy, accept=None, retry=0.001, local=True):
         self.got = []
         self.pulse = Pulse()
@@ -34,7 +36,7 @@ class Wire:
         self.link = Link(
             RECEIVER,
             policy,
-            self.send,
+            self,
             retry=retry,
             changed=self.pulse.beat,
             spawn=spawn,
@@ -42,12 +44,15 @@ class Wire:
         )
         self.ordinal = 0
 
-    async def send(self, destination, number, parcels):
+    async def send(self, number, parcels):
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         self.deliveries.append((number, len(parcels)))
         return await self.inlet.receive(SENDER, number, parcels)
+
+    def close(self):
+        self.closed = True
 
     def put(self, *messages):
         for message in messages:

@@ -55,6 +55,7 @@ def learn(client: Client, **arguments) -> None:
         stats = list(trainer.exchange_stats().values())
     assert sum(one["received"] for one in stats) > 0
     assert not any(one["refused"] for one in stats)
+    assert not any(one["shared_memory"] for one in stats)
 
 
 def test_all_that_replicas_workers_and_clients_send_goes_over_tls(cluster):
