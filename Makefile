@@ -12,7 +12,10 @@ LOWEST_TESTS := tests/checkpoints tests/observe/dashboard/test_dashboard_charts.
 	tests/streams/sources/test_files_source.py tests/batches/test_batches.py tests/replica/test_learner.py tests/streams/test_streamz_patches.py \
 	tests/common/plain_values/test_plain_state.py tests/observe/figures/test_score_figure.py tests/streams/test_train.py tests/text/test_vocabulary.py
 
-.PHONY: demo test test-lowest unit lint format docs wheel benchmark benchmark-docs clean help
+# Packages that contradict each other and ours; only benchmarks/sustainable.py uses them.
+HEAVY := $(VENV)-benchmark
+
+.PHONY: demo test test-lowest unit lint format docs wheel benchmark benchmark-docs benchmark-env clean help
 
 help:
 	@echo "make demo       set up and train on a year of real flights (about a minute)"
@@ -25,6 +28,7 @@ help:
 	@echo "make environment.yml  for conda, from pyproject.toml"
 	@echo "make benchmark  the throughput table of docs/benchmarks (25 to 40 minutes, on a quiet machine)"
 	@echo "make benchmark-docs  write that table into docs/benchmarks, from build/training.json or anew"
+	@echo "make benchmark-env  what the other systems in benchmarks/sustainable.py need, in .venv-benchmark (1.5 GB)"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(VENV)/.demo
@@ -70,6 +74,9 @@ build/training.json:
 benchmark-docs: build/training.json
 	$(PYTHON) tools/benchmark_table.py build/training.json docs/benchmarks/index.md
 
+benchmark-env: $(VENV)/.test $(HEAVY)/.done
+	@command -v java > /dev/null || echo "Spark and Flink need Java 17: apt-get install openjdk-17-jre-headless"
+
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo]"
@@ -90,5 +97,11 @@ $(LOWEST)/.test: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e . pytest pytest-timeout
 	touch $@
 
+$(HEAVY)/.done: benchmarks/requirements.txt benchmarks/requirements-no-deps.txt
+	test -x $(HEAVY)/bin/python || $(PYTHON) -m venv $(HEAVY)
+	$(HEAVY)/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	$(HEAVY)/bin/python -m pip install --quiet --no-deps -r benchmarks/requirements-no-deps.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/reference/api
+	rm -rf $(VENV) $(LOWEST) $(HEAVY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache docs/reference/api

@@ -15,6 +15,7 @@ class Contender:
     module: str
     arguments: tuple[str, ...] = ()
     connections: int = 1
+    shards: int = 0  # that must end level; 0: as many as connections
     text: bool = False  # it reads lines of text
     heavy: bool = False  # it runs in the environment of `make benchmark-env`
     warmup: float = 5.0  # seconds
@@ -60,5 +61,62 @@ CONTENDERS = {
         ("2",),
         settings="LocalCluster, 2 worker processes; all defaults",
         unfair="learned is when the report is back at the client",
+    ),
+    "streamz": Contender(
+        "streamz scatter, map, gather",
+        "streamz_map",
+        settings="LocalCluster, 2 worker processes, a model each; buffer of 8",
+        unfair="no exchange: two models, which never meet",
+    ),
+    "bytewax": Contender(
+        "bytewax `stateful_map`",
+        "bytewax_flow",
+        connections=2,
+        heavy=True,
+        settings="2 processes with 1 worker, a socket and a model each",
+        unfair="no exchange: two models, which never meet",
+    ),
+    "river": Contender(
+        "River with deep-river",
+        "river_loop",
+        heavy=True,
+        settings="one process, `learn_many` of a data frame",
+        unfair="one process",
+    ),
+    "ray": Contender(
+        "Ray, asynchronous parameter server",
+        "ray_server",
+        heavy=True,
+        settings="2 workers and a parameter server, as in Ray's examples",
+        unfair="Ray makes sessions, so scheduling groups, of its own",
+    ),
+    "spark": Contender(
+        "Spark Structured Streaming, `foreachBatch`",
+        "spark_batches",
+        text=True,
+        heavy=True,
+        warmup=30,
+        settings="local[2], socket source, no trigger interval, model on the driver",
+        unfair="one model in one process; lines of text",
+    ),
+    "flink": Contender(
+        "PyFlink, process mode, no exchange",
+        "flink_map",
+        text=True,
+        heavy=True,
+        warmup=30,
+        settings="2 subtasks, a model each; bundles of 16 or 50 ms",
+        unfair="no exchange: two models, which never meet; lines of text",
+    ),
+    "flink-gloo": Contender(
+        "PyFlink, process mode, gradients over gloo",
+        "flink_map",
+        ("gloo",),
+        shards=2,
+        text=True,
+        heavy=True,
+        warmup=30,
+        settings="2 subtasks in lockstep; bundles of 16 or 50 ms",
+        unfair="lines of text",
     ),
 }

@@ -150,7 +150,9 @@ def contest(
     """Start a driver and a contender, each in a session of its own; end all of both."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, pool, contender.connections, contender.text)
+    connections = contender.connections
+    shards = contender.shards or connections
+    arguments = (theirs, pool, connections, shards, contender.text)
     driver = context.Process(target=serve, args=arguments, daemon=True)
     driver.start()
     theirs.close()

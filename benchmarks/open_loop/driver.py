@@ -116,7 +116,7 @@ class Trial:
 class Driver:
     """Emits over its sockets; made in a process of its own by `serve`."""
 
-    def __init__(self, pool: Path, connections: int, text: bool) -> None:
+    def __init__(self, pool: Path, connections: int, shards: int, text: bool) -> None:
         with np.load(pool) as arrays:
             self._x = arrays["x"]
             pairs = zip(arrays["x"], arrays["y"], strict=True)
@@ -124,7 +124,7 @@ class Driver:
         self._text = text
         if text:
             self._bodies = [wire.line_of(body) + b"\n" for body in self._bodies]
-        self._connections = connections
+        self._connections, self._shards = connections, shards
         self._data, self._ack = _listening(), _listening()
         self.ports = tuple(each.getsockname()[1] for each in (self._data, self._ack))
         self._outlets: list[Outlet] = []
@@ -145,8 +145,8 @@ class Driver:
         return (wire.line_of(head) if self._text else head) + self._bodies[at]
 
     def _level(self, count: int) -> int:
-        """Round up, so that each connection gets the same number."""
-        return -(-count // self._connections) * self._connections
+        """Round up, so that each shard gets the same number."""
+        return -(-count // self._shards) * self._shards
 
     def run(
         self, rate: float, seconds: float, drain: float, outstanding: int | None
@@ -205,10 +205,12 @@ class Driver:
         self._inlets[inlet] = data[whole:]
 
 
-def serve(pipe: Connection, pool: Path, connections: int, text: bool) -> None:
+def serve(
+    pipe: Connection, pool: Path, connections: int, shards: int, text: bool
+) -> None:
     """Do what the pipe says, until it is closed."""
     os.setsid()
-    driver = Driver(pool, connections, text)
+    driver = Driver(pool, connections, shards, text)
     pipe.send(driver.ports)
     try:
         driver.accept(pipe.recv())
