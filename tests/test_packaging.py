@@ -13,6 +13,7 @@ import tensair_dask
 # PyPI's name: conda-forge's name.
 CONDA_NAMES = {
     "confluent-kafka": "python-confluent-kafka",
+    "msgpack": "msgpack-python",
     "prometheus-client": "prometheus_client",
     "torch": "pytorch",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 CONDA_NAMES = {
     "confluent-kafka": "python-confluent-kafka",
+    "msgpack": "msgpack-python",
     "prometheus-client": "prometheus_client",
     "torch": "pytorch",
 }
