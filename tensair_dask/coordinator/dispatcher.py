@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tensair_dask._common.least import Least
 from tensair_dask.batches.batch import Block
 from tensair_dask.batches.predictions import unknown_type
 from tensair_dask.coordinator.pending import Pending
@@ -44,9 +43,6 @@ logger = logging.getLogger(__name__)
 # Weight of a new measurement of a replica's speed.
 SMOOTHING = 0.2
 
-# A message carries at least so many times as much work as it costs.
-WORTH = 10
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,8 +54,7 @@ class Limits:
         Mini-batches, and bytes of them, that have not been reported.
     seconds
         Work that has not been reported, by the replica's measured speed; at least
-        two mini-batches are allowed, so that one is there when the other ends, and two
-        messages.
+        two mini-batches are allowed, so that one is there when the other ends.
     unconfirmed_nbytes
         Bytes of mini-batches that were reported, and that not all replicas are known
         to have applied. Beyond it the oldest ones can no longer be learned again.
@@ -67,7 +62,7 @@ class Limits:
         Records of them, by what their sources gave with them, which is held all the
         same. Beyond it nothing more is put at the replica.
     message_seconds, message_nbytes
-        Work to gather in one message; more where a message costs a tenth of it.
+        Work to gather in one message.
     messages
         Messages on their way or being learned.
     losses
@@ -145,9 +140,6 @@ class Lane:
         self.unresolved: list[Pending] = []
         self.seconds_per_batch = 0.0
         self.pace = 0.0
-        # CPU seconds that a message costs the event loop here.
-        self._cost = Least()
-        self._worth = 0.0
         self.alive = True
         self.leaving = False
         self.judged = False
@@ -184,21 +176,14 @@ class Lane:
             return False
         # As `_most` has it, without the division: this is asked for each mini-batch,
         # of each replica.
-        return batches < 2 or 0.0 < batches * self.seconds_per_batch < max(
-            limits.seconds, limits.messages * self._worth
-        )
+        return batches < 2 or 0.0 < batches * self.seconds_per_batch < limits.seconds
 
     def _most(self, limits: Limits) -> int:
         if not self.seconds_per_batch:
             return min(limits.batches, 2)
-        seconds = max(limits.seconds, limits.messages * self._worth)
-        return min(limits.batches, max(2, math.ceil(seconds / self.seconds_per_batch)))
-
-    def cost(self, seconds: float) -> None:
-        """Record what CPU time has passed here from sending a message to its answer."""
-        self._cost.add(seconds)
-        # The replica's half is about the same.
-        self._worth = 2 * WORTH * self._cost.value
+        return min(
+            limits.batches, max(2, math.ceil(limits.seconds / self.seconds_per_batch))
+        )
 
     def message_is_full(self, limits: Limits) -> bool:
         """Whether what has gathered is worth a message while others are under way."""
@@ -206,7 +191,7 @@ class Lane:
         # A share of all that may lie here, or tight bounds would never fill a message.
         if count >= max(1, self._most(limits) // limits.messages):
             return True
-        if count * self.seconds_per_batch >= max(limits.message_seconds, self._worth):
+        if count * self.seconds_per_batch >= limits.message_seconds:
             return True
         return sum(each.batch.nbytes for each in self.gathered) >= limits.message_nbytes
 
@@ -216,8 +201,7 @@ class Lane:
         nbytes = 0
         most = math.inf
         if self.seconds_per_batch:
-            seconds = max(limits.message_seconds, self._worth)
-            most = math.ceil(seconds / self.seconds_per_batch)
+            most = math.ceil(limits.message_seconds / self.seconds_per_batch)
         while self.gathered and (
             not taken
             or (
@@ -462,7 +446,6 @@ class Dispatcher:
 
     async def _exchange(self, lane: Lane, number: int, taken: list[Pending]) -> None:
         block = Block.join(self._run_id, [pending.batch for pending in taken], number)
-        cpu = time.thread_time()
         try:
             outcome = await lane.learn(block)
         except ReplicaLeavingError:
@@ -472,7 +455,6 @@ class Dispatcher:
             # Whatever the reason, this replica gives no reports.
             self.lose(lane, error)
             return
-        lane.cost(time.thread_time() - cpu)
         if lane.sent.pop(number, None) is None:  # lost meanwhile, sent to another
             return
         lane.batches -= len(taken)

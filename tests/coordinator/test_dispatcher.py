@@ -363,25 +363,6 @@ async def test_a_replica_that_waits_for_a_cpu_gets_fewer_mini_batches_than_anoth
 
 
 @gen_test()
-async def test_a_message_carries_ten_times_as_much_work_as_it_costs():
-    peer = Peer(seconds=0.001)
-    bench = Bench(peer, batches=1000, seconds=0.01, message_seconds=0.001)
-    (lane,) = bench.dispatcher.lanes
-    lane.measured([0.001], 0.001)
-    # As dear here as at the replica: 4 ms in all, and so 40 mini-batches of 1 ms.
-    lane.cost(0.002)
-    peer.gate.clear()
-    for _ in range(80):
-        assert bench.dispatcher.offer(bench.pending())
-    assert not bench.dispatcher.offer(bench.pending())
-    while not peer.blocks:
-        await asyncio.sleep(0)
-    assert len(peer.blocks[0]) == 40
-    peer.gate.set()
-    await bench.dispatcher.drained(5)
-
-
-@gen_test()
 async def test_what_a_lost_replica_had_goes_to_another():
     lost, other = Peer(free=False), Peer()
     bench = Bench(lost, other)
