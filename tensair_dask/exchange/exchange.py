@@ -264,6 +264,8 @@ class Exchange:
                 closing = end.close()
                 if closing is not None:
                     await closing
+        # It may be memory of a peer.
+        self._inbox.drop()
 
     def abandon(self) -> None:
         """Leave without waiting for it; from any thread."""

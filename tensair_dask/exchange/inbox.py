@@ -77,8 +77,9 @@ class Inbox:
         fresh: list[Arrival] = []
         repeated: list[Arrival] = []
         next_step: dict[str, int] = {}
-        while self._arrivals:
-            arrival = self._arrivals.popleft()
+        arrivals = self._arrivals
+        while arrivals:
+            arrival = arrivals.popleft()
             message = arrival.message
             expected = next_step.get(message.origin, clock[message.origin] + 1)
             if message.first == expected and message.origin not in sealed:
@@ -94,6 +95,11 @@ class Inbox:
                             continue
                 repeated.append(arrival)
         return fresh, repeated
+
+    def drop(self) -> None:
+        """Forget what has arrived, and will not be applied; from any thread."""
+        self._arrivals = deque()
+        self._withheld = []
 
     def leave_out(self, arrival: Arrival) -> None:
         """Do without a message that came next: it leaves a gap, as a lost one does."""

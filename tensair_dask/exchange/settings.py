@@ -33,12 +33,14 @@ class ExchangeConfig:
         bytes), ``"int8"`` (a quarter). What rounding leaves out is kept and sent
         later, and `Trainer.drain` sends all of it, exactly.
     staleness
-        How long after it was computed a gradient is applied by the peers at the
-        latest, in seconds or as ``"100ms"``; None for
+        How long after it was computed a gradient is to be applied by the peers at
+        the latest, in seconds or as ``"100ms"``; None for
         ``tensair.exchange.staleness``. Later means fewer messages.
     share_of_time
-        Of a replica's time, for publishing: more means fresher gradients, and less
-        time to learn. None for ``tensair.exchange.share-of-time``.
+        Of a replica's time, what the exchange may cost, in CPU time: more means
+        fresher gradients, and less time to learn. It wins over ``staleness``; a
+        warning says where that does not hold. None for
+        ``tensair.exchange.share-of-time``.
 
     Raises
     ------

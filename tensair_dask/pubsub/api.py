@@ -400,8 +400,9 @@ class Sub(_Handle):
     on_view
         Called on the event loop with each new `View` of the topic.
     sealed
-        Give the handler each message as it came, as a `Parcel`: for who must look
-        at it before it is opened.
+        Give the handler each message as it came, as a `Parcel`: for a handler that
+        must look at it before it is opened. The memory of the message may be used
+        again once it is handled: what is kept must be copied.
 
     Raises
     ------

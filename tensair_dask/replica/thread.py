@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -237,6 +238,7 @@ class TrainingThread:
             # Not a mini-batch's fault, which is caught where it is learned.
             logger.exception("A replica ends; its mini-batches go to others")
             self.failure = _failure(error)
+            _forget_locals(error)
             if self.exchange is not None:
                 # Its peers must not wait for it to apply what they publish.
                 self.exchange.abandon()
@@ -423,6 +425,16 @@ def _failure(error: BaseException) -> ReplicaFailedError:
     if isinstance(error, ReplicaFailedError):
         return error
     return ReplicaFailedError(f"The replica has ended, by {in_words(error)}")
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Let go of what the frames of a failure hold: gradients, and peers' memory.
+
+    The error is kept, by logs and by whoever asks why the replica has ended.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _not_finite() -> NonFiniteError:

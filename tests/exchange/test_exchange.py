@@ -232,6 +232,23 @@ async def test_replicas_that_close_together_wait_for_none(c, s, *_, caplog):
     assert not [text for text in caplog.messages if "did not close within" in text]
 
 
+def test_gradients_that_stay_older_than_requested_are_reported_once(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr("tensair_dask.exchange.ages.LOOK", 2)
+
+    @cluster(nthreads=workers(2))
+    async def run(c, s, *_):
+        with faults.inject(Fault.DELAY, lambda _: 0.05):
+            async with ta.Trainer(c, **linear(staleness="1ms")) as trainer:
+                while "are applied, in the mean" not in caplog.text:
+                    await train_all(trainer, linear_data(4))
+                await train_all(trainer, linear_data(4))
+
+    run()
+    assert caplog.text.count("were asked for (staleness=)") == 1
+
+
 @cluster(nthreads=workers(1))
 async def test_a_single_replica_exchanges_nothing(c, s, a):
     async with ta.Trainer(c, **linear()) as trainer:

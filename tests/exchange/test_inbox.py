@@ -75,3 +75,13 @@ def test_what_could_not_be_applied_comes_before_what_came_meanwhile():
     fresh, repeated = inbox.take(VectorClock())
     assert [arrival.message.first for arrival in fresh] == [1, 2, 4]
     assert repeated == []
+
+
+def test_what_is_dropped_is_forgotten_and_not_acknowledged():
+    inbox = Inbox()
+    applied = put(inbox, message(1, 3, 1.0), message(9, 9, 1.0))
+    inbox.drop()
+    assert not inbox
+    assert inbox.take(VectorClock()) == ([], [])
+    assert inbox.announced() == []
+    assert applied == []
