@@ -19,6 +19,7 @@ from streamz import Stream
 import tensair_dask as ta
 import tensair_dask.streams
 from tensair_dask.errors import ModelError
+from tensair_dask.pubsub.neighbours import Neighbours
 
 DATA = class_data(4)
 X = DATA[0][0]
@@ -84,6 +85,8 @@ def _census() -> Counter[str]:
         if str(kind.__module__).startswith("tensair_dask")
         # What the scheduler remembers of the newest runs, as much as each has told.
         and not kind.__module__.startswith("tensair_dask.observe.telemetry")
+        # One a worker, from its first delivery through shared memory on.
+        and kind is not Neighbours
     )
 
 
