@@ -62,6 +62,22 @@ CONTENDERS = {
         settings="LocalCluster, 2 worker processes; all defaults",
         unfair="learned is when the report is back at the client",
     ),
+    "kafka": Contender(
+        "plain loop that reads Kafka",
+        "kafka_loop",
+        ("plain",),
+        warmup=15,
+        settings="one process, a record is a mini-batch; broker: tansu, in memory",
+        unfair="a bridge from socket to topic, and the broker, are counted too",
+    ),
+    "kafka-replicas-2": Contender(
+        "**tensair_dask, 2 replicas, from Kafka**",
+        "kafka_loop",
+        ("ours",),
+        warmup=15,
+        settings="as from the socket; `from_kafka_records`, a record is a mini-batch",
+        unfair="a bridge from socket to topic, and the broker, are counted too",
+    ),
     "streamz": Contender(
         "streamz scatter, map, gather",
         "streamz_map",
@@ -88,7 +104,6 @@ CONTENDERS = {
         "ray_server",
         heavy=True,
         settings="2 workers and a parameter server, as in Ray's examples",
-        unfair="Ray makes sessions, so scheduling groups, of its own",
     ),
     "spark": Contender(
         "Spark Structured Streaming, `foreachBatch`",

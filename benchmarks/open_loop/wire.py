@@ -24,6 +24,8 @@ __all__ = [
     "Acks",
     "Item",
     "data_socket",
+    "frames",
+    "from_frame",
     "from_line",
     "head",
     "line_of",
@@ -68,10 +70,14 @@ def _item(header: bytes, body: bytearray | memoryview) -> Item:
     return index, x, np.frombuffer(body, "<i8", records, 4 * records * features)
 
 
+def from_frame(frame: bytes) -> Item:
+    """Decode a whole frame."""
+    return _item(frame[: _HEADER.size], memoryview(bytearray(frame))[_HEADER.size :])
+
+
 def from_line(line: str | bytes) -> Item:
     """Decode a line of text."""
-    frame = bytearray(base64.b64decode(line))
-    return _item(bytes(frame[: _HEADER.size]), memoryview(frame)[_HEADER.size :])
+    return from_frame(base64.b64decode(line))
 
 
 def _connect(name: str) -> socket.socket:
@@ -97,13 +103,19 @@ def _filled(source: socket.socket, size: int) -> bytearray | None:
     return buffer
 
 
-def stream(source: socket.socket) -> Iterator[Item]:
-    """Read mini-batches until the driver closes the connection."""
+def frames(source: socket.socket) -> Iterator[tuple[bytes, bytearray]]:
+    """Read headers and what follows them until the driver closes the connection."""
     while (header := _filled(source, _HEADER.size)) is not None:
         body = _filled(source, sizes(bytes(header))[1])
         if body is None:
             return
-        yield _item(bytes(header), body)
+        yield bytes(header), body
+
+
+def stream(source: socket.socket) -> Iterator[Item]:
+    """Read mini-batches until the driver closes the connection."""
+    for header, body in frames(source):
+        yield _item(header, body)
 
 
 async def read_from(reader: asyncio.StreamReader) -> Item:
