@@ -76,7 +76,7 @@ def row(name: str, answers: list[dict[str, Any]], common: list[str]) -> list[str
     cells = [
         says,
         _numbers([answer["sustained"] for answer in good])
-        + ("" if all(answer["confirmed"] for answer in good) else " (not confirmed)"),
+        + ("" if all(answer["confirmed"] for answer in good) else " (not sustained)"),
         _cpu([answer["at_limit"] for answer in good]),
         _latency(at_80),
     ]

@@ -214,11 +214,11 @@ def _search(run: Contest, capacity: float, times: Times) -> float:
 
 
 def _confirmed(run: Contest, rate: float, times: Times) -> tuple[float, bool]:
-    """Go down until a whole window is sustained."""
-    for _ in range(CONFIRMATIONS):
+    """Go down until a whole window is sustained; else return the last that was not."""
+    for turn in range(CONFIRMATIONS):
+        rate *= 0.95 if turn else 1.0
         if run.trial(rate, times.window, times)["sustained"]:
             return rate, True
-        rate *= 0.95
     return rate, False
 
 
