@@ -28,7 +28,7 @@ help:
 	@echo "make environment.yml  for conda, from pyproject.toml"
 	@echo "make benchmark  the throughput table of docs/benchmarks (25 to 40 minutes, on a quiet machine)"
 	@echo "make benchmark-docs  write that table into docs/benchmarks, from build/training.json or anew"
-	@echo "make benchmark-env  what the other systems in benchmarks/sustainable.py need, in .venv-benchmark (1.5 GB)"
+	@echo "make benchmark-env  what the other systems in benchmarks/sustainable.py need, in .venv-benchmark (2.7 GB)"
 	@echo "make clean      remove .venv and what the tools left"
 
 demo: $(VENV)/.demo
