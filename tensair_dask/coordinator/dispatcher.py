@@ -128,6 +128,7 @@ class Lane:
         self.address = address
         self.learn = learn
         self.gathered: deque[Pending] = deque()
+        self._gathered_nbytes = 0
         self.sent: dict[int, list[Pending]] = {}
         self.batches = 0
         self.nbytes = 0
@@ -193,7 +194,24 @@ class Lane:
             return True
         if count * self.seconds_per_batch >= limits.message_seconds:
             return True
-        return sum(each.batch.nbytes for each in self.gathered) >= limits.message_nbytes
+        return self._gathered_nbytes >= limits.message_nbytes
+
+    def gather(self, pending: Pending) -> None:
+        """Put a mini-batch here; it leaves with the next message."""
+        nbytes = pending.batch.nbytes
+        self.gathered.append(pending)
+        self._gathered_nbytes += nbytes
+        self.batches += 1
+        self.nbytes += nbytes
+
+    def take_back(self) -> list[Pending]:
+        """Take all that has gathered, and leaves with no message."""
+        waiting = list(self.gathered)
+        self.gathered.clear()
+        self.batches -= len(waiting)
+        self.nbytes -= self._gathered_nbytes
+        self._gathered_nbytes = 0
+        return waiting
 
     def take(self, limits: Limits) -> list[Pending]:
         """Take the mini-batches of the next message."""
@@ -212,6 +230,7 @@ class Lane:
         ):
             pending = self.gathered.popleft()
             nbytes += pending.batch.nbytes
+            self._gathered_nbytes -= pending.batch.nbytes
             pending.position = self.position
             self.position += 1
             taken.append(pending)
@@ -414,9 +433,7 @@ class Dispatcher:
         return best
 
     def _put(self, lane: Lane, pending: Pending) -> None:
-        lane.gathered.append(pending)
-        lane.batches += 1
-        lane.nbytes += pending.batch.nbytes
+        lane.gather(pending)
         if not lane.scheduled and self._may_send(lane):
             # At the loop's next turn: what is emitted in one go leaves in one message.
             lane.scheduled = True
@@ -669,10 +686,7 @@ class Dispatcher:
         if not lane.open:
             return
         lane.leaving = True
-        waiting = list(lane.gathered)
-        lane.gathered.clear()
-        lane.batches -= len(waiting)
-        lane.nbytes -= sum(pending.batch.nbytes for pending in waiting)
+        waiting = lane.take_back()
         self._reassign_soon(waiting)
         self._notice_departure(lane)
 
@@ -700,8 +714,7 @@ class Dispatcher:
         if not lane.alive:
             return
         lane.failure = error
-        waiting = list(lane.gathered)
-        lane.gathered.clear()
+        waiting = lane.take_back()
         doubtful = sum(len(sent) for sent in lane.sent.values())
         if not lane.leaving:  # else its worker may have been ended
             for pending in (each for sent in lane.sent.values() for each in sent):
