@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import threading
 import time
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 # Upper bound of a sleep; the thread then looks whether its worker still lives.
 HEARTBEAT = 1.0
+
+# Flags of functions that may stand still in between.
+_SUSPENDED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 @dataclass(slots=True)
@@ -428,12 +432,18 @@ def _failure(error: BaseException) -> ReplicaFailedError:
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Let go of what the frames of a failure hold: gradients, and peers' memory.
+    """Let go of what the functions of a failure held: gradients, and peers' memory.
 
-    The error is kept, by logs and by whoever asks why the replica has ended.
+    The error is kept, by logs and by whoever asks why the replica has ended. Coroutines
+    that it was raised in, too, are left alone: to clear them would end them.
     """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if not frame.f_code.co_flags & _SUSPENDED:
+                with contextlib.suppress(RuntimeError):  # it runs
+                    frame.clear()
         error = error.__cause__ or error.__context__
 
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import threading
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -360,3 +361,33 @@ async def test_a_call_that_ends_the_replica_answers_its_caller_first():
         with pytest.raises(ReplicaFailedError, match="half way"):
             await thread.call(fail)
         await until(lambda: thread.has_ended)
+
+
+@gen_test()
+async def test_a_coroutine_that_has_got_the_failure_goes_on(monkeypatch):
+    # The thread lets go of what the frames of its failure hold, while this one stands
+    # still, and is one of them.
+    raised = threading.Event()
+    monkeypatch.setattr(
+        "tensair_dask.replica.thread.logger.exception", lambda *_: raised.wait(20)
+    )
+
+    def fail() -> None:
+        held = [X]
+        raise ReplicaFailedError(f"no memory for {len(held)}")
+
+    async def call(thread: TrainingThread) -> str:
+        kept = "kept"
+        try:
+            await thread.call(fail)
+        except ReplicaFailedError as error:
+            raised.set()
+            while not thread.has_ended:
+                await asyncio.sleep(0.001)
+            frames = [each for each, _ in traceback.walk_tb(error.__traceback__)]
+            assert any("kept" in each.f_locals for each in frames)
+            assert not any("held" in each.f_locals for each in frames)
+        return kept
+
+    async with running() as thread:
+        assert await call(thread) == "kept"
