@@ -102,8 +102,19 @@ def training(tmp_path_factory) -> Iterator[tuple[str, str]]:
         cwd=file.parent,
     ) as process:
         address, run_id = process.stdout.readline().split()
+        wait_until_it_is_shown_as_open(address)
         yield address, run_id
         process.stdin.close()
+
+
+def wait_until_it_is_shown_as_open(address: str) -> None:
+    """Wait for what the trainer tells the scheduler from time to time."""
+    line = [*MONITOR, address, "--json", "--interval", "0.1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as watching:
+        for page in watching.stdout:
+            if json.loads(page)["trainers"][0]["state"] == "open":
+                break
+        watching.kill()
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
