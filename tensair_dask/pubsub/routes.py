@@ -16,6 +16,9 @@ __all__ = ["CommRoute", "SharedMemoryRoute"]
 
 logger = logging.getLogger(__name__)
 
+# Deliveries through shared memory that fail one after the other, before it is given up.
+ATTEMPTS = 3
+
 
 class CommRoute:
     """By Dask's comms, whatever they are; or within this process.
@@ -57,9 +60,10 @@ class CommRoute:
 class SharedMemoryRoute(CommRoute):
     """Through shared memory where that can be had, else by Dask's comms.
 
-    It is tried once: the other process is asked, by Dask's comms, how to connect. It
-    does not answer that where it runs on another machine, and cannot be connected to
-    from another container, or by another user.
+    The other process is asked once, by Dask's comms, how to connect. It does not answer
+    that where it runs on another machine, and cannot be connected to from another
+    container, or by another user. Where the system does not give the memory, on either
+    side, deliveries fail; after some in a row they go by Dask's comms.
 
     Parameters
     ----------
@@ -76,6 +80,7 @@ class SharedMemoryRoute(CommRoute):
         self._machine = machine
         self._connection: Connection | None = None
         self._is_possible = True
+        self._failures = 0
         self._closed = False
 
     @property
@@ -90,12 +95,31 @@ class SharedMemoryRoute(CommRoute):
         if self._connection is None:
             return await super().send(number, parcels)
         try:
-            return await self._connection.deliver(
+            answer = await self._connection.deliver(
                 self._destination.id, self._sender, number, parcels
             )
+        except OSError as error:
+            self._failed(error)
+            raise
         except (TypeError, ValueError) as error:
             logger.debug("A delivery does not fit into shared memory: %r", error)
             return await super().send(number, parcels)
+        self._failures = 0
+        return answer
+
+    def _failed(self, error: OSError) -> None:
+        self._failures += 1
+        if self._failures < ATTEMPTS or self._closed:
+            return
+        logger.warning(
+            "Messages to %s go by Dask's comms from now on: %d deliveries through "
+            "shared memory have failed, the last one with %r. If that is how it shall "
+            "be, set tensair.pubsub.shared-memory: false",
+            self._destination.address,
+            self._failures,
+            error,
+        )
+        self._connection, self._is_possible = None, False
 
     async def _connected(self) -> Connection | None:
         invitation: dict[str, Any] | None

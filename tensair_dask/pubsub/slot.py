@@ -66,9 +66,12 @@ class Slot:
         """
         import fcntl
 
-        if fcntl.fcntl(file, fcntl.F_GET_SEALS) & _seals() != _seals():
+        try:
+            if fcntl.fcntl(file, fcntl.F_GET_SEALS) & _seals() != _seals():
+                raise OSError("The size of the memory of a neighbour is not sealed.")
+        except OSError:
             os.close(file)
-            raise OSError("The size of the memory of a neighbour is not sealed.")
+            raise
         return cls(file)
 
     def write(self, header: bytes, frames: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 
@@ -23,7 +24,7 @@ from helpers import (
 
 import tensair_dask as ta
 from tensair_dask.pubsub import Pub, Sub, neighbours
-from tensair_dask.pubsub.slot import AVAILABLE
+from tensair_dask.pubsub.slot import AVAILABLE, Slot
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="no files in memory here")
 
@@ -91,6 +92,36 @@ async def test_a_neighbour_that_cannot_be_connected_to_is_reached_by_comms(c, s,
     pub.put(np.arange(3))
     assert (await sub.get("5s")).tolist() == [0, 1, 2]
     assert [link.shared_memory for link in links(pub)] == [False]
+
+
+def none_made(nbytes):
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+def none_mapped(file):
+    os.close(file)
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+@pytest.mark.parametrize(
+    ("method", "fails"), [("made", none_made), ("received", none_mapped)]
+)
+def test_without_memory_to_share_messages_go_by_comms(
+    method, fails, monkeypatch, caplog
+):
+    monkeypatch.setattr(Slot, method, fails)
+
+    @gen_cluster(client=True, config={"tensair.pubsub.retry": "1ms"})
+    async def run(c, s, a, b):
+        sub = await Sub("t", worker=b)
+        pub = await Pub("t", worker=a)
+        for number in range(3):
+            pub.put(np.array([number]))
+        assert [(await sub.get("5s"))[0] for _ in range(3)] == [0, 1, 2]
+        assert [link.shared_memory for link in links(pub)] == [False]
+
+    run()
+    assert caplog.text.count("go by Dask's comms from now on") == 1
 
 
 @gen_cluster(client=True)
