@@ -7,6 +7,7 @@ Run it with ``tensair run template --csv my.csv --target price``. Then copy this
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 import click
 import numpy as np
@@ -96,11 +97,14 @@ def main(
     ):
         source = Stream.from_csv_chunks(csv, batch_size, positions=trainer.positions)
         batches = source.try_map(to_arrays, trainer, [*numbers], target, labels)
-        batches.train(trainer).sink(show)
+        reports = batches.train(trainer)
+        reports.sink(show)
+        learned = Counter[bool]()
+        reports.sink(lambda report: learned.update([report.error is None]))
         source.start()
         source.join()
         trainer.drain()
-        if sum(trainer.refused.values()) > trainer.history["error"].isna().sum():
+        if sum(trainer.refused.values()) > learned[True]:
             raise click.ClickException(f"Most of it was refused: {trainer.refused}")
 
 
