@@ -382,9 +382,11 @@ class Trainer:
             For each replica: messages and bytes ``sent`` and ``received``, mean, p95
             and maximum of ``staleness`` (gradients) and of ``age`` (seconds from the
             computation of the oldest gradient of a message to its application) over
-            the newest 1,000 messages, the pacing ``interval`` and the ``cost`` of one
-            publication in seconds; messages ``refused``, and for each reason that
-            occurred how many of them, such as ``refused_layout``.
+            the newest 1,000 messages; the ``interval`` in seconds between two
+            publications of a busy replica, and the ``cost`` of each in seconds of CPU
+            time; of how many peers it shares the memory (``shared_memory``); messages
+            ``refused``, and for each reason that occurred how many of them, such as
+            ``refused_layout``.
         """
         return self._sync(self.session.inference.exchange_stats)
 
