@@ -16,6 +16,14 @@ from tensair_dask.errors import ConfigurationError, LossError, OptimizerError
 
 cross_entropy = nn.functional.cross_entropy
 
+# Steps are so short that each replica would learn half of the data alone: it publishes
+# after every step that the exchange leaves it time for, and soon waits for more.
+AT_ONCE = {
+    "tensair.exchange.staleness": "1ms",
+    "tensair.exchange.share-of-time": 1.0,
+    "tensair.dispatch.max-in-flight": 4,
+}
+
 
 class Autocast(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -56,13 +64,12 @@ class Accumulating(torch.optim.SGD):
 )
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_autocast_in_forward_learns_and_replicas_agree(model, optimizer):
-    @cluster(2)
+    @cluster(2, config=AT_ONCE)
     async def run(c, s, a, b):
         arguments = classes(
             model=model,
-            optimizer=functools.partial(optimizer, lr=0.05),
+            optimizer=functools.partial(optimizer, lr=0.02),
             metrics={"accuracy": ta.metrics.accuracy},
-            staleness="1ms",  # steps are so short that each would learn alone
         )
         async with ta.Trainer(c, **arguments) as trainer:
             data = class_data(200)
@@ -77,10 +84,10 @@ def test_autocast_in_forward_learns_and_replicas_agree(model, optimizer):
     run()
 
 
-@cluster(2)
+@cluster(2, config=AT_ONCE)
 async def test_an_optimizer_may_accumulate_gradients(c, s, a, b):
     optimizer = functools.partial(Accumulating, lr=0.3)
-    arguments = classes(optimizer=optimizer, staleness="1ms")
+    arguments = classes(optimizer=optimizer)
     async with ta.Trainer(c, **arguments) as trainer:
         reports = await train_all(trainer, class_data(200))
         assert sum(each.loss for each in reports[-20:]) < sum(
