@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from distributed.protocol import dumps, loads, to_serialize
+from receivers import Hearer
 from torch import nn
 
 from tensair_dask.drift.base import Detector, Shift
@@ -150,8 +151,9 @@ async def until(predicate: Any) -> None:
 def feed(trainer: Any, data: list[Any], reports: list[Any] | None = None) -> list[Any]:
     """Give all at once; the reports come into the list that is returned."""
     reports = [] if reports is None else reports
+    receiver = Hearer(reports.append)
     for pair in data:
-        rest = trainer.session.intake.feed(pair, lambda item: item, reports.append)
+        rest = trainer.session.intake.feed(pair, lambda item: item, receiver)
         if rest is not None:
             asyncio.ensure_future(rest)
     return reports

@@ -20,7 +20,7 @@ from tensair_dask.coordinator.dispatcher import Dispatcher
 from tensair_dask.coordinator.ledger import Entry, Ledger, marks_of
 from tensair_dask.coordinator.lifecycle import Lifecycle
 from tensair_dask.coordinator.on_error import is_raised, policy_for
-from tensair_dask.coordinator.pending import Pending
+from tensair_dask.coordinator.pending import Pending, Receiver
 from tensair_dask.coordinator.refused import Refused, kind_of, refusal_text
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.drift.modes import Modes
@@ -112,8 +112,7 @@ class Intake(Subscriber):
         self,
         item: Any,
         collate: Callable[[Any], tuple[Any, Any]],
-        deliver: Callable[[Report], Awaitable[Any] | None],
-        settle: Callable[[], Any] | None = None,
+        receiver: Receiver,
         metadata: Sequence[Any] = (),
         on_error: str = "dead-letter",
         is_value: bool = False,
@@ -126,14 +125,12 @@ class Intake(Subscriber):
             What the stream gave; kept in the dead letters if it is refused.
         collate
             Makes ``(x, y)`` of it, or a `MiniBatch`.
-        deliver
-            Called once with the report; what it returns is awaited before the
-            mini-batch's place is given to another.
-        settle
-            Called once when the item may be forgotten: its report has passed, all
-            replicas hold its gradient and, where there are checkpoints, one that is
-            written does. Never, if all replicas were lost, or its error is to be
-            raised.
+        receiver
+            Gets the report, once; what it returns is awaited before the mini-batch's
+            place is given to another. A node of a stream lets go of the item, once:
+            when its report has passed, all replicas hold its gradient and, where there
+            are checkpoints, one that is written does. Never, if all replicas were lost,
+            or its error is to be raised.
         metadata
             Of streamz: holds where its records were in their sources.
         on_error
@@ -148,15 +145,14 @@ class Intake(Subscriber):
             None if a replica had room at once, else an awaitable that ends when one
             has: awaiting it is the back-pressure.
         """
-        settled = None
-        if settle is not None:
+        settle = None
+        if receiver.is_stream:
             self.ledger.emitted(metadata)
-            settled = functools.partial(self.ledger.settled, Entry(metadata, settle))
+            settle = self._settle
         index = self._events.index
         self._events.index = index + 1
-        if settled is not None:
+        if settle is not None:
             self._under_way[index] = None
-            settled = functools.partial(self._settle, index, settled)
         try:
             if not is_value:
                 item = as_values(item)
@@ -165,19 +161,21 @@ class Intake(Subscriber):
             error = RaisedError.caught(failure)
             nothing: Any = None
             refused = Pending(
-                index, nothing, item, deliver, settled, metadata, on_error
+                index, nothing, item, receiver, metadata, settle, on_error
             )
             return self._refuse(refused, error)
         self.structures.add(batch.kind[0])
         batch.learn = self._modes.learns
-        pending = Pending(index, batch, item, deliver, settled, metadata, on_error)
+        pending = Pending(index, batch, item, receiver, metadata, settle, on_error)
         if self._lifecycle.state == "open" and self._dispatcher.offer(pending):
             return None
         return self._feed_when_ready(pending)
 
-    def _settle(self, index: int, settled: Callable[[], Any]) -> None:
-        del self._under_way[index]
-        settled()
+    def _settle(self, pending: Pending) -> None:
+        del self._under_way[pending.index]
+        metadata = pending.metadata
+        release = functools.partial(pending.receiver.let_go, metadata)
+        self.ledger.settled(Entry(metadata, release))
 
     async def _feed_when_ready(self, pending: Pending) -> None:
         await self._lifecycle.ready()

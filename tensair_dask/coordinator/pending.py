@@ -6,15 +6,51 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tensair_dask.batches.batch import MiniBatch
 from tensair_dask.errors import RaisedError
 from tensair_dask.reports import Report
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "Receiver"]
 
 logger = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """Who has given a mini-batch, and is told what becomes of it.
+
+    One for all mini-batches of a node: there may be thousands of these at a time, and
+    the garbage collector of Python looks at each object of each.
+
+    Attributes
+    ----------
+    is_stream
+        Whether it is a node of a stream, which holds what a mini-batch was made of
+        until `let_go`.
+    """
+
+    is_stream: bool
+
+    def deliver(self, report: Report, metadata: Sequence[Any]) -> Any:
+        """Take the report, once.
+
+        Parameters
+        ----------
+        report
+            Of one mini-batch.
+        metadata
+            That was given with it.
+
+        Returns
+        -------
+        rest
+            None, or an awaitable, which then holds the mini-batch's place until it is
+            done (back-pressure from downstream).
+        """
+
+    def let_go(self, metadata: Sequence[Any]) -> None:
+        """Forget what was given with a mini-batch: it is learned everywhere."""
 
 
 @dataclass(slots=True)
@@ -30,14 +66,13 @@ class Pending:
         reported and can no longer be learned again; see `forget`.
     item
         The same as it was given, for the dead letters.
-    deliver
-        Called once with the report; may return an awaitable, which then holds the
-        mini-batch's place until it is done (back-pressure from downstream).
-    settle
-        Called once when all replicas have applied it, and the report has passed: what
-        it was made of may be forgotten.
+    receiver
+        Who has given it.
     metadata
         Of streamz; where it was in its sources, for the dead letters.
+    settle
+        Called once with this when all replicas have applied it, and the report has
+        passed: what it was made of may be forgotten.
     on_error
         What is done if it is refused; see `tensair_dask.coordinator.on_error`.
     taken
@@ -58,9 +93,9 @@ class Pending:
     index: int
     batch: MiniBatch
     item: Any
-    deliver: Callable[[Report], Awaitable[Any] | None]
-    settle: Callable[[], Any] | None = None
+    receiver: Receiver
     metadata: Sequence[Any] = ()
+    settle: Callable[[Pending], Any] | None = None
     on_error: str = "dead-letter"
     taken: float = field(default_factory=time.monotonic)
     position: int = -1
@@ -79,7 +114,7 @@ class Pending:
             None if the report has passed, else an awaitable that ends when it has.
         """
         try:
-            rest = self.deliver(report)
+            rest = self.receiver.deliver(report, self.metadata)
         except BaseException as error:
             _log("What receives the reports raised", RaisedError.caught(error))
             return None
@@ -91,14 +126,14 @@ class Pending:
         if settle is None:
             return
         try:
-            settle()
+            settle(self)
         except Exception as error:
             _log("What lets go of a mini-batch raised", error)
 
     def forget(self) -> None:
         """Keep only what settles it; once it is reported nothing else is needed."""
         nothing: Any = None
-        self.batch = self.item = self.deliver = nothing
+        self.batch = self.item = nothing
 
 
 async def _passed(rest: Awaitable[Any]) -> None:

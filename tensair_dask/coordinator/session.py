@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from distributed import Client
@@ -260,13 +260,9 @@ class Session:
     async def train(self, x: Any, y: Any) -> Report:
         """Learn one mini-batch, and wait for its report; see `Trainer.train`."""
         await self.lifecycle.ready()
-        done: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-
-        def deliver(report: Report) -> None:
-            if not done.done():
-                done.set_result(report)
-
-        rest = self.intake.feed((x, y), lambda pair: pair, deliver)
+        caller = _Caller()
+        done = caller.report
+        rest = self.intake.feed((x, y), lambda pair: pair, caller)
         if rest is not None:
             await rest
         self._awaited.add(done)
@@ -565,3 +561,19 @@ class Session:
         )
         logger.warning("%s", text)
         self.events.keep("note", text)
+
+
+class _Caller:
+    """Receives the report of a mini-batch for which a caller waits."""
+
+    is_stream = False
+
+    def __init__(self) -> None:
+        self.report: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, report: Report, metadata: Sequence[Any]) -> None:
+        if not self.report.done():
+            self.report.set_result(report)
+
+    def let_go(self, metadata: Sequence[Any]) -> None:
+        """Do nothing: it holds nothing else."""

@@ -8,7 +8,7 @@ import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,9 @@ class TrainerNode(Stream):
     The trainer lives on its client's event loop, the stream on its own; most often
     they are one and the same, and nothing is handed over.
     """
+
+    # As a `Receiver` of reports.
+    is_stream = True
 
     # Whether checkpoints have to tell from where its sources are to be read again.
     learns = True
@@ -177,7 +180,7 @@ class TrainerNode(Stream):
 
     def update(self, x: Any, who: Any = None, metadata: Any = None) -> Any:
         """Take an item; the result is awaited where no replica has room."""
-        metadata = metadata or []
+        metadata = metadata or ()
         if not is_running_here(self.loop.asyncio_loop):
             return self._taken_from_outside(x, metadata)
         if metadata:
@@ -194,7 +197,7 @@ class TrainerNode(Stream):
         )
         return asyncio.wrap_future(work, loop=self.loop.asyncio_loop)
 
-    def _taken_from_outside(self, x: Any, metadata: list[Any]) -> Any:
+    def _taken_from_outside(self, x: Any, metadata: Sequence[Any]) -> Any:
         """Take an item that does not come on the event loop of the stream.
 
         It comes from an emit into a stream that was connected later, from
@@ -217,7 +220,7 @@ class TrainerNode(Stream):
             return self._wait_for(work)
         return asyncio.wrap_future(work, loop=here)
 
-    async def _take_here(self, x: Any, metadata: list[Any]) -> None:
+    async def _take_here(self, x: Any, metadata: Sequence[Any]) -> None:
         rest = self.update(x, metadata=metadata)
         if rest is not None:
             await rest
@@ -240,11 +243,11 @@ class TrainerNode(Stream):
         """Whether there is nothing to do for an item."""
         return is_nothing(item)
 
-    def _pass_over(self, metadata: list[Any]) -> None:
+    def _pass_over(self, metadata: Sequence[Any]) -> None:
         """Be done with an item in which there is nothing."""
         if not metadata:
             return
-        settle = functools.partial(self._let_go, metadata)
+        settle = functools.partial(self.let_go, metadata)
         if not self.learns:
             settle()
         elif self._on_client_loop:
@@ -254,12 +257,12 @@ class TrainerNode(Stream):
                 self.intake.pass_over, settle, metadata
             )
 
-    async def _accept_from_elsewhere(self, x: Any, metadata: list[Any]) -> None:
+    async def _accept_from_elsewhere(self, x: Any, metadata: Sequence[Any]) -> None:
         rest = self._accept(x, metadata)
         if rest is not None:
             await rest
 
-    def _accept(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _accept(self, x: Any, metadata: Sequence[Any]) -> Awaitable[Any] | None:
         """Take an item, unless there is an error to raise; then it is not taken."""
         if self._failure is not None:
             self._raise_failure()
@@ -313,38 +316,42 @@ class TrainerNode(Stream):
         self._raise_failure()
         raise_upstream(self)
 
-    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _take(self, x: Any, metadata: Sequence[Any]) -> Awaitable[Any] | None:
         raise NotImplementedError
 
     def _feed(
         self,
         item: Any,
         collate: Callable[[Any], tuple[Any, Any]],
-        metadata: list[Any],
-        deliver: Callable[[Report], None] | None = None,
+        metadata: Sequence[Any],
+        look: Callable[[Report], None] | None = None,
         is_value: bool = False,
     ) -> Awaitable[None] | None:
         """Give an item to the trainer; emit its report; let go when it is learned."""
-
-        def emit(report: Report) -> Awaitable[Any] | None:
-            if report.error is not None and is_raised(report.error, self._on_error):
-                self._fail(report.error)
-            if deliver is not None:
-                deliver(report)
-            return self._pass_on(report, metadata, release=False)
-
         return self.intake.feed(
             item,
             collate,
-            emit,
-            functools.partial(self._let_go, metadata),
+            self if look is None else _Looking(self, look),
             metadata,
             self._on_error,
             is_value or self._are_values or not self._on_client_loop,
         )
 
-    def _let_go(self, metadata: list[Any]) -> None:
-        """Release references, from the client's event loop."""
+    def deliver(
+        self,
+        report: Report,
+        metadata: Sequence[Any],
+        look: Callable[[Report], None] | None = None,
+    ) -> Awaitable[Any] | None:
+        """Emit a report; from the client's event loop, as `let_go`."""
+        if report.error is not None and is_raised(report.error, self._on_error):
+            self._fail(report.error)
+        if look is not None:
+            look(report)
+        return self._pass_on(report, metadata, release=False)
+
+    def let_go(self, metadata: Sequence[Any]) -> None:
+        """Release references."""
         if not metadata:
             return
         if self._on_client_loop:
@@ -429,17 +436,17 @@ class TrainerNode(Stream):
     # ---- downstream ------------------------------------------------------------------
 
     def _pass_on(
-        self, result: Any, metadata: list[Any], release: bool = True
+        self, result: Any, metadata: Sequence[Any], release: bool = True
     ) -> Awaitable[Any] | None:
         """Emit downstream, on the stream's loop, then let go of the references."""
-        held = metadata if release else []
+        held = metadata if release else ()
         if not self._on_client_loop:
             work = asyncio.run_coroutine_threadsafe(
                 self._emit_all(result, metadata, held), self.loop.asyncio_loop
             )
             return asyncio.wrap_future(work, loop=self._client_loop)
         try:
-            rest = self._emit(result, metadata=metadata)
+            rest = self._emit(result, metadata=metadata or [])
         except BaseException:
             self._release_refs(held)
             raise
@@ -450,18 +457,37 @@ class TrainerNode(Stream):
         return None
 
     async def _emit_all(
-        self, result: Any, metadata: list[Any], held: list[Any]
+        self, result: Any, metadata: Sequence[Any], held: Sequence[Any]
     ) -> None:
         try:
-            await _all(self._emit(result, metadata=metadata))
+            await _all(self._emit(result, metadata=metadata or []))
         finally:
             self._release_refs(held)
 
-    async def _finish(self, rest: list[Any], held: list[Any]) -> None:
+    async def _finish(self, rest: list[Any], held: Sequence[Any]) -> None:
         try:
             await _all(rest)
         finally:
             self._release_refs(held)
+
+
+class _Looking:
+    """Receives for a node, and lets a function see each report before it is emitted."""
+
+    __slots__ = ("_look", "_node")
+
+    is_stream = True
+
+    def __init__(self, node: TrainerNode, look: Callable[[Report], None]) -> None:
+        self._node = node
+        self._look: Callable[[Report], None] | None = look
+
+    def deliver(self, report: Report, metadata: Sequence[Any]) -> Any:
+        look, self._look = self._look, None  # with what it holds
+        return self._node.deliver(report, metadata, look)
+
+    def let_go(self, metadata: Sequence[Any]) -> None:
+        self._node.let_go(metadata)
 
 
 def _prepare(node: Stream) -> None:

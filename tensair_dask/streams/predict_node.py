@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from streamz import Stream
@@ -105,10 +105,10 @@ class predict(OrderedNode):
         # came holds no array.
         return is_nothing(item) and not has_array(item)
 
-    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _take(self, x: Any, metadata: Sequence[Any]) -> Awaitable[Any] | None:
         return self._predict(self._value(x), metadata)
 
-    async def _predict(self, item: Any, metadata: list[Any]) -> None:
+    async def _predict(self, item: Any, metadata: Sequence[Any]) -> None:
         before, room = self._queue_up()
         passed = self._passing[-1]
         try:
@@ -119,7 +119,7 @@ class predict(OrderedNode):
                 if before is not None:  # replicas answer in any order
                     await asyncio.wait([before])
             except BaseException as error:
-                self._let_go(metadata)
+                self.let_go(metadata)
                 if self._pairs is not None and isinstance(error, REFUSALS):
                     self._say_of_pairs("it has just left out one of the")
                 if self._on_error == "raise" or not isinstance(error, REFUSALS):

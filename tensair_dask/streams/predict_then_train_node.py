@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class _Asked:
     item: Any = field(repr=False)
     pair: tuple[Any, Any] = field(repr=False)
     samples: int
-    metadata: list[Any]
+    metadata: Sequence[Any]
     key: Hashable | None
     moments: list[float]
     prediction: Any = field(default=None, repr=False)
@@ -214,7 +214,7 @@ class predict_then_train(OrderedNode):
             await asyncio.wait([self._passing[-1]])
         await self._answer(math.inf)
 
-    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _take(self, x: Any, metadata: Sequence[Any]) -> Awaitable[Any] | None:
         if self._one_pass:
             return self._train_at_once(x, metadata)
         number, self._number = self._number, self._number + 1
@@ -241,7 +241,7 @@ class predict_then_train(OrderedNode):
         return as_seconds(self._moment(item), samples)
 
     def _refuse(
-        self, item: Any, error: Exception, metadata: list[Any]
+        self, item: Any, error: Exception, metadata: Sequence[Any]
     ) -> Awaitable[Any] | None:
         """Let the trainer report what is no mini-batch, or must not wait."""
 
@@ -367,7 +367,9 @@ class predict_then_train(OrderedNode):
 
     # ---- both in one pass ----------------------------------------------------------
 
-    def _train_at_once(self, item: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _train_at_once(
+        self, item: Any, metadata: Sequence[Any]
+    ) -> Awaitable[Any] | None:
         number, self._number = self._number, self._number + 1
         targets: list[Any] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from streamz import Stream
@@ -105,18 +105,18 @@ class train(TrainerNode):
                 config.get_seconds("overload.calm"),
             )
 
-    def _take(self, x: Any, metadata: list[Any]) -> Awaitable[Any] | None:
+    def _take(self, x: Any, metadata: Sequence[Any]) -> Awaitable[Any] | None:
         if self._overload is None:
             return self._feed(x, self._collate, metadata)
         self._overload.offer((self._value(x), metadata))
         return None
 
-    def _feed_one(self, held: tuple[Any, list[Any]]) -> Awaitable[Any] | None:
+    def _feed_one(self, held: tuple[Any, Sequence[Any]]) -> Awaitable[Any] | None:
         item, metadata = held
         return self._feed(item, self._collate, metadata, is_value=True)
 
-    def _drop(self, held: tuple[Any, list[Any]]) -> None:
+    def _drop(self, held: tuple[Any, Sequence[Any]]) -> None:
         _, metadata = held
         self.intake.dropped += 1
-        settle = functools.partial(self._let_go, metadata)
+        settle = functools.partial(self.let_go, metadata)
         self.intake.pass_over(settle, metadata)

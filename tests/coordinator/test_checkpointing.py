@@ -396,6 +396,7 @@ async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
     c, s, a, tmp_path
 ):
     from ledgers import Source
+    from receivers import Hearer
 
     source = Source()
     arguments = linear(checkpoint_to=tmp_path / "folder")
@@ -405,8 +406,7 @@ async def test_what_a_source_gave_is_let_go_when_a_checkpoint_holds_it(
             rest = trainer.session.intake.feed(
                 pair,
                 lambda item: item,
-                lambda report: None,
-                entry.release,
+                Hearer(release=entry.release),
                 entry.metadata,
             )
             if rest is not None:

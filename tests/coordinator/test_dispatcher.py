@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed.utils_test import captured_logger, gen_test
+from receivers import Hearer
 
 from tensair_dask.batches.batch import Block, MiniBatch
 from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits
@@ -115,9 +116,13 @@ class Bench:
     def pending(self) -> Pending:
         self.count += 1
         batch = MiniBatch.of(ROW, np.zeros(1))
-        index = self.count - 1
+        receiver = Hearer(self.reports.append)
         return Pending(
-            index, batch, ROW, self.reports.append, lambda: self.settled.append(index)
+            self.count - 1,
+            batch,
+            ROW,
+            receiver,
+            settle=lambda pending: self.settled.append(pending.index),
         )
 
     async def submit(self, count: int) -> None:
@@ -506,7 +511,7 @@ async def test_a_receiver_that_raises_does_not_stop_the_rest():
     def deliver(report: Report) -> None:
         raise RuntimeError("a sink that fails")
 
-    pending.deliver = deliver
+    pending.receiver = Hearer(deliver)
     await bench.dispatcher.submit(pending)
     await bench.submit(1)
     await bench.dispatcher.drained(5)
@@ -518,7 +523,7 @@ async def test_draining_waits_for_what_receives_the_reports():
     bench = Bench(Peer())
     gate = asyncio.Event()
     pending = bench.pending()
-    pending.deliver = lambda report: gate.wait()
+    pending.receiver = Hearer(lambda report: gate.wait())
     await bench.dispatcher.submit(pending)
     with pytest.raises(TensairTimeoutError, match=r"1 mini-batches were not reported"):
         await bench.dispatcher.drained(0.01)
@@ -612,7 +617,7 @@ async def test_what_is_not_applied_everywhere_is_not_settled_however_much_it_is(
     assert bench.dispatcher.unguarded == 16
     assert lane.guarded_nbytes == 4 * NBYTES
     light = list(lane.unconfirmed)[:16]
-    assert all(each.batch is each.item is each.deliver is None for each in light)
+    assert all(each.batch is each.item is None for each in light)
     for peer.confirmed in (10, 18, 20):
         lane.status = peer.status()
         bench.dispatcher.confirm(lane)

@@ -10,6 +10,7 @@ import pytest
 from distributed import Client, LocalCluster
 from distributed.utils_test import gen_cluster
 from helpers import class_data, classes, train_all
+from receivers import Hearer
 
 import tensair_dask as ta
 
@@ -98,7 +99,7 @@ async def test_an_asynchronous_client_says_it_too(c, s, a, caplog):
     async with Client(s.address, asynchronous=True) as client:
         trainer = await ta.Trainer(client, **classes())
         for pair in class_data(50):
-            trainer.session.intake.feed(pair, lambda item: item, lambda report: None)
+            trainer.session.intake.feed(pair, lambda item: item, Hearer())
         assert trainer.backlog
     [text] = left_open(caplog)
     assert "mini-batches were not learned" in text
