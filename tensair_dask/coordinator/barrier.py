@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tensair_dask import config
-from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.lane import Lane
 from tensair_dask.coordinator.replica_group import ReplicaGroup, may_be_a_crash
 from tensair_dask.coordinator.replica_handle import ReplicaHandle
 from tensair_dask.coordinator.start import Starter

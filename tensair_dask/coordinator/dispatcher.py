@@ -12,17 +12,18 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tensair_dask.batches.batch import Block
 from tensair_dask.batches.predictions import unknown_type
+from tensair_dask.coordinator.lane import Lane, Limits
 from tensair_dask.coordinator.pending import Pending
+from tensair_dask.coordinator.roomy_lanes import RoomyLanes
 from tensair_dask.coordinator.run_events import RunEvents
 from tensair_dask.errors import (
     KilledReplicasError,
@@ -36,231 +37,9 @@ from tensair_dask.errors import (
 from tensair_dask.exchange.wire import Packed, unpack
 from tensair_dask.reports import Report
 
-__all__ = ["Dispatcher", "Lane", "Limits", "nobody_alive"]
+__all__ = ["Dispatcher", "nobody_alive"]
 
 logger = logging.getLogger(__name__)
-
-# Weight of a new measurement of a replica's speed.
-SMOOTHING = 0.2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on what lies at one replica; see the ``dispatch`` section of the config.
-
-    Attributes
-    ----------
-    batches, nbytes
-        Mini-batches, and bytes of them, that have not been reported.
-    seconds
-        Work that has not been reported, by the replica's measured speed; at least
-        two mini-batches are allowed, so that one is there when the other ends.
-    unconfirmed_nbytes
-        Bytes of mini-batches that were reported, and that not all replicas are known
-        to have applied. Beyond it the oldest ones can no longer be learned again.
-    unconfirmed
-        Records of them, by what their sources gave with them, which is held all the
-        same. Beyond it nothing more is put at the replica.
-    message_seconds, message_nbytes
-        Work to gather in one message.
-    messages
-        Messages on their way or being learned.
-    losses
-        Replicas that may be lost with one mini-batch, before it is refused.
-    room
-        Seconds that a mini-batch waits for a replica with room.
-    """
-
-    batches: int
-    nbytes: int
-    unconfirmed_nbytes: int
-    unconfirmed: int
-    seconds: float
-    message_seconds: float
-    message_nbytes: int
-    messages: int
-    losses: int
-    room: float
-
-
-class Lane:
-    """One replica as the dispatcher sees it.
-
-    Parameters
-    ----------
-    address
-        Of its worker.
-    learn
-        Sends a block and returns the replica's `Outcome`; raises if the replica is
-        lost.
-
-    Attributes
-    ----------
-    alive
-        False once the replica is lost, or has left.
-    leaving
-        Whether it takes no more mini-batches, and ends when it has learned those that
-        it has.
-    unconfirmed
-        Mini-batches that were reported, and that some peers may not have applied.
-    guarded
-        The newest of these: those that can be learned again.
-    unresolved
-        Of a lost replica: what may have been lost with it, until `resolve`.
-    seconds_per_batch
-        Work of a mini-batch there, in seconds that do not pass while the replica waits
-        for a CPU: what decides how much is sent. Else it would get less in each
-        message, and more messages, the less CPU there is.
-    pace
-        Seconds from one mini-batch to the next, by a clock on the wall: what decides
-        which replica gets the next mini-batch.
-    judged
-        Whether it is known what lives on of it.
-    failure
-        By which it is known that the replica is lost, if it is.
-    lost
-        Resolves when the replica is given up.
-    reserved
-        Whether nothing is sent to it for a while; see `Dispatcher.reserved`.
-    """
-
-    def __init__(self, address: str, learn: Callable[[Block], Awaitable[Any]]) -> None:
-        self.address = address
-        self.learn = learn
-        self.gathered: deque[Pending] = deque()
-        self._gathered_nbytes = 0
-        self.sent: dict[int, list[Pending]] = {}
-        self.batches = 0
-        self.nbytes = 0
-        self.messages = 0
-        self.position = 0
-        self.unconfirmed: deque[Pending] = deque()
-        self.unconfirmed_records = 0
-        self.guarded: deque[Pending] = deque()
-        self.guarded_nbytes = 0
-        self.unresolved: list[Pending] = []
-        self.seconds_per_batch = 0.0
-        self.pace = 0.0
-        self.alive = True
-        self.leaving = False
-        self.judged = False
-        self.failure: BaseException | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.status: Any = None
-        self.scheduled = False
-        self.reserved = False
-
-    def give_up(self) -> None:
-        """Send nothing more; whoever waits for `lost` is told."""
-        self.alive = False
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    @property
-    def open(self) -> bool:
-        """Whether mini-batches may be put here."""
-        return self.alive and not self.leaving
-
-    @property
-    def load(self) -> float:
-        """Seconds of work that lies here; mini-batches while the speed is unknown."""
-        return self.batches * (self.pace or 1.0)
-
-    def has_room(self, limits: Limits) -> bool:
-        """Whether one more mini-batch may be put here."""
-        batches = self.batches
-        if self.unconfirmed_records >= limits.unconfirmed:
-            return False
-        if not batches:
-            return True
-        if batches >= limits.batches or self.nbytes >= limits.nbytes:
-            return False
-        # As `_most` has it, without the division: this is asked for each mini-batch,
-        # of each replica.
-        return batches < 2 or 0.0 < batches * self.seconds_per_batch < limits.seconds
-
-    def _most(self, limits: Limits) -> int:
-        if not self.seconds_per_batch:
-            return min(limits.batches, 2)
-        return min(
-            limits.batches, max(2, math.ceil(limits.seconds / self.seconds_per_batch))
-        )
-
-    def message_is_full(self, limits: Limits) -> bool:
-        """Whether what has gathered is worth a message while others are under way."""
-        count = len(self.gathered)
-        # A share of all that may lie here, or tight bounds would never fill a message.
-        if count >= max(1, self._most(limits) // limits.messages):
-            return True
-        if count * self.seconds_per_batch >= limits.message_seconds:
-            return True
-        return self._gathered_nbytes >= limits.message_nbytes
-
-    def gather(self, pending: Pending) -> None:
-        """Put a mini-batch here; it leaves with the next message."""
-        nbytes = pending.batch.nbytes
-        self.gathered.append(pending)
-        self._gathered_nbytes += nbytes
-        self.batches += 1
-        self.nbytes += nbytes
-
-    def take_back(self) -> list[Pending]:
-        """Take all that has gathered, and leaves with no message."""
-        waiting = list(self.gathered)
-        self.gathered.clear()
-        self.batches -= len(waiting)
-        self.nbytes -= self._gathered_nbytes
-        self._gathered_nbytes = 0
-        return waiting
-
-    def take(self, limits: Limits) -> list[Pending]:
-        """Take the mini-batches of the next message."""
-        taken: list[Pending] = []
-        nbytes = 0
-        most = math.inf
-        if self.seconds_per_batch:
-            most = math.ceil(limits.message_seconds / self.seconds_per_batch)
-        while self.gathered and (
-            not taken
-            or (
-                len(taken) < most
-                and nbytes < limits.message_nbytes
-                and not (taken[0].losses or self.gathered[0].losses)
-            )
-        ):
-            pending = self.gathered.popleft()
-            nbytes += pending.batch.nbytes
-            self._gathered_nbytes -= pending.batch.nbytes
-            pending.position = self.position
-            self.position += 1
-            taken.append(pending)
-        return taken
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether what was sent, and what comes next, must not be here together.
-
-        Of a mini-batch that was at a replica when that was lost it shall be known
-        whether it was the reason.
-        """
-        if not self.sent:
-            return False
-        suspect = any(taken[0].losses for taken in self.sent.values())
-        return suspect or bool(self.gathered[0].losses)
-
-    def measured(self, seconds: Sequence[float], work: float) -> None:
-        """Record how long the mini-batches of a message took.
-
-        Parameters
-        ----------
-        seconds
-            Of each, by a clock on the wall.
-        work
-            Seconds of all, less those in which the replica waited for a CPU.
-        """
-        self.pace = _smoothed(self.pace, sum(seconds) / len(seconds))
-        mean = (work or sum(seconds)) / len(seconds)
-        self.seconds_per_batch = _smoothed(self.seconds_per_batch, mean)
 
 
 class Dispatcher:
@@ -293,6 +72,9 @@ class Dispatcher:
         self._limits = limits
         self.events = events
         self.lanes: list[Lane] = []
+        self._roomy = RoomyLanes(limits)
+        # Those that have missed gradients, by their newest status.
+        self._behind: set[Lane] = set()
         # Those that wait for room, as a heap by their tickets: who was waked in vain
         # comes back to its place.
         self.waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -305,7 +87,6 @@ class Dispatcher:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._unreported = 0
         self._idle: list[asyncio.Future[None]] = []
-        self._turn = 0
         # While it is held: resolves when nothing is at the replicas any more.
         self.held: asyncio.Future[None] | None = None
         self.redispatched = 0
@@ -322,6 +103,7 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
+        self._roomy.put(lane)
         self._reassign()
 
     @property
@@ -362,7 +144,7 @@ class Dispatcher:
         return self._take_in(pending)
 
     def _take_in(self, pending: Pending) -> bool:
-        lane = None if self._unassigned else self._choose()
+        lane = None if self._unassigned else self._roomy.best()
         if lane is None:
             return False
         self._unreported += 1
@@ -417,21 +199,6 @@ class Dispatcher:
                 self.waiting.remove(entry)
                 heapq.heapify(self.waiting)
 
-    def _choose(self) -> Lane | None:
-        best: Lane | None = None
-        least = math.inf
-        lanes = self.lanes
-        count = len(lanes)
-        for position in range(count):
-            lane = lanes[(self._turn + position) % count]
-            if not (lane.alive and not lane.leaving and lane.has_room(self._limits)):
-                continue
-            load = lane.load
-            if best is None or load < least:
-                best, least = lane, load
-        self._turn += 1
-        return best
-
     def _put(self, lane: Lane, pending: Pending) -> None:
         lane.gather(pending)
         if not lane.scheduled and self._may_send(lane):
@@ -476,12 +243,13 @@ class Dispatcher:
             return
         lane.batches -= len(taken)
         lane.nbytes -= sum(pending.batch.nbytes for pending in taken)
-        lane.status = outcome.status
+        self.note_status(lane, outcome.status)
         self.hear(outcome.status)
         learned = [seconds for seconds in outcome.seconds if seconds]
         self.busy += sum(learned)
         if learned:
             lane.measured(learned, outcome.work)
+        self._roomy.put(lane)
         leaves = outcome.status is not None and outcome.status.leaving
         if not leaves:
             self._send(lane)
@@ -494,6 +262,14 @@ class Dispatcher:
             self._wake()
         self._notice_rest()
         self._notice_departure(lane)
+
+    def note_status(self, lane: Lane, status: Any) -> None:
+        """Take note of how a replica stands."""
+        lane.status = status
+        if status is not None and status.missed:
+            self._behind.add(lane)
+        else:
+            self._behind.discard(lane)
 
     def hear(self, status: Any) -> None:
         """Pass on what a replica has to tell the user."""
@@ -581,12 +357,13 @@ class Dispatcher:
         if not lane.alive or lane.status is None:
             return
         # Who has missed something acknowledges what it could not apply.
-        if any(each.open and each.status and each.status.missed for each in self.lanes):
+        if any(each.open for each in self._behind):
             return
         full = lane.unconfirmed_records >= self._limits.unconfirmed
         while lane.unconfirmed and lane.unconfirmed[0].position < lane.status.confirmed:
             self._confirm_first(lane)
         if full:
+            self._roomy.put(lane)
             self._wake()
 
     def _confirm_first(self, lane: Lane) -> None:
@@ -620,7 +397,7 @@ class Dispatcher:
     def _wake(self) -> None:
         """Wake one that waits for room; it wakes the next one."""
         while self.waiting:
-            if self._choose() is None:
+            if self._roomy.best() is None:
                 return
             _, waiter = heapq.heappop(self.waiting)
             if not waiter.done():
@@ -732,6 +509,8 @@ class Dispatcher:
 
     def _end(self, lane: Lane) -> None:
         lane.give_up()
+        self._roomy.drop(lane)
+        self._behind.discard(lane)
         doubtful = [pending for sent in lane.sent.values() for pending in sent]
         lane.unresolved = [*doubtful, *lane.unconfirmed]
         self._unreported += len(lane.unconfirmed)
@@ -894,10 +673,6 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _smoothed(mean: float, value: float) -> float:
-    return mean + SMOOTHING * (value - mean) if mean else value
 
 
 def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from distributed.protocol import to_serialize
 from tensair_dask import config
 from tensair_dask._wording import in_words
 from tensair_dask.batches.batch import Block
-from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.lane import Lane
 from tensair_dask.errors import ReplicaLostError, TensairTimeoutError
 from tensair_dask.replica.actor import Peer
 from tensair_dask.replica.placement import Place

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-    from tensair_dask.coordinator.dispatcher import Lane
+    from tensair_dask.coordinator.lane import Lane
     from tensair_dask.coordinator.pending import Pending
     from tensair_dask.coordinator.replica_handle import ReplicaHandle
     from tensair_dask.errors import TensairError

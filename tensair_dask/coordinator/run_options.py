@@ -8,7 +8,7 @@ from typing import Any
 from tensair_dask import config
 from tensair_dask._common.functions import described
 from tensair_dask.checkpoints.checkpoint_config import CheckpointConfig
-from tensair_dask.coordinator.dispatcher import Limits
+from tensair_dask.coordinator.lane import Limits
 from tensair_dask.drift.drift_config import DriftConfig
 from tensair_dask.exchange.settings import ExchangeConfig
 from tensair_dask.replica.clipping import Clipping

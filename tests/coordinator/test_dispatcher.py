@@ -15,7 +15,8 @@ from distributed.utils_test import captured_logger, gen_test
 from receivers import Hearer
 
 from tensair_dask.batches.batch import Block, MiniBatch
-from tensair_dask.coordinator.dispatcher import Dispatcher, Lane, Limits
+from tensair_dask.coordinator.dispatcher import Dispatcher
+from tensair_dask.coordinator.lane import Lane, Limits
 from tensair_dask.coordinator.pending import Pending
 from tensair_dask.coordinator.run_events import RunEvents, Subscriber
 from tensair_dask.errors import (
@@ -106,9 +107,8 @@ class Bench:
     def __init__(self, *peers: Peer, **overrides: Any) -> None:
         self.limits = limits(**overrides)
         self.dispatcher = Dispatcher("run", self.limits)
-        self.dispatcher.lanes += [
-            Lane(f"peer-{number}", peer.learn) for number, peer in enumerate(peers)
-        ]
+        for number, peer in enumerate(peers):
+            self.dispatcher.admit(Lane(f"peer-{number}", peer.learn))
         self.reports: list[Report] = []
         self.settled: list[int] = []
         self.count = 0
@@ -124,6 +124,13 @@ class Bench:
             receiver,
             settle=lambda pending: self.settled.append(pending.index),
         )
+
+    def make_room(self) -> None:
+        """Let the first lane have room for one more, and wake who waits for it."""
+        lane = self.dispatcher.lanes[0]
+        lane.batches -= 1
+        self.dispatcher._roomy.put(lane)
+        self.dispatcher._wake()
 
     async def submit(self, count: int) -> None:
         for _ in range(count):
@@ -251,8 +258,7 @@ async def test_room_that_comes_at_the_last_moment_is_taken():
     await asyncio.sleep(0)
 
     def make_room() -> None:
-        bench.dispatcher.lanes[0].batches -= 1
-        bench.dispatcher._wake()
+        bench.make_room()
 
     asyncio.get_running_loop().call_later(0.01, make_room)
     time.sleep(0.03)  # so that room and the end of the wait come in one turn
@@ -270,8 +276,7 @@ async def test_mini_batches_that_wait_for_room_keep_their_order():
     assert bench.dispatcher.backlog == 8
     lane = bench.dispatcher.lanes[0]
     # There is room for one, which two hear of: the second of them waits on.
-    lane.batches -= 1
-    bench.dispatcher._wake()
+    bench.make_room()
     bench.dispatcher._wake()
     # Nor does who comes just then go first.
     assert not bench.dispatcher.offer(bench.pending())
@@ -563,11 +568,12 @@ async def test_what_is_reported_is_kept_while_a_peer_has_missed_something():
     await bench.dispatcher.drained(5)
     teller = next(lane for lane in bench.dispatcher.lanes if lane.unconfirmed)
     listener = next(lane for lane in bench.dispatcher.lanes if lane is not teller)
-    teller.status = Status(1, 1, 0.0, 1, taken=1, confirmed=1)
-    listener.status = Status(0, 0, 0.0, 0, missed=True)
+    note = bench.dispatcher.note_status
+    note(teller, Status(1, 1, 0.0, 1, taken=1, confirmed=1))
+    note(listener, Status(0, 0, 0.0, 0, missed=True))
     bench.dispatcher.confirm(teller)
     assert teller.unconfirmed
-    listener.status = Status(0, 0, 0.0, 1)
+    note(listener, Status(0, 0, 0.0, 1))
     bench.dispatcher.confirm(teller)
     assert not teller.unconfirmed
 

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from tensair_dask import config
 from tensair_dask._common.background import Background
 from tensair_dask.coordinator.barrier import Barrier
-from tensair_dask.coordinator.dispatcher import Lane, nobody_alive
+from tensair_dask.coordinator.dispatcher import nobody_alive
+from tensair_dask.coordinator.lane import Lane
 from tensair_dask.coordinator.membership.departures import Hearing
 from tensair_dask.coordinator.membership.join import Joining
 from tensair_dask.coordinator.membership.last_replica import Handover

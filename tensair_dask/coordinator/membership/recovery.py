@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tensair_dask import config
 from tensair_dask._common.background import Background
 from tensair_dask.coordinator.barrier import Barrier
-from tensair_dask.coordinator.dispatcher import Lane
+from tensair_dask.coordinator.lane import Lane
 from tensair_dask.coordinator.membership.last_replica import Handover
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
 from tensair_dask.coordinator.replica_group import ReplicaGroup

@@ -54,13 +54,13 @@ class Resync:
         seconds = config.get_seconds("timeouts.join")
         with contextlib.suppress(ReplicaLostError, TensairTimeoutError):
             status = await self._replicas.ask(handle, "status", timeout=seconds)
-            handle.lane.status = status
+            self._replicas.dispatcher.note_status(handle.lane, status)
             self._replicas.dispatcher.confirm(handle.lane)
 
     async def look(self) -> None:
         """Ask all how they stand, and `complete` them."""
         for handle, status in (await self._replicas.ask_all("status")).items():
-            handle.lane.status = status
+            self._replicas.dispatcher.note_status(handle.lane, status)
             self._replicas.dispatcher.confirm(handle.lane)
         await self.complete()
 
@@ -78,7 +78,7 @@ class Resync:
         await self._barrier.flush()
         await self._barrier.undisturbed(self._catch_up)
         for handle, status in (await self._replicas.ask_all("status")).items():
-            handle.lane.status = status
+            self._replicas.dispatcher.note_status(handle.lane, status)
 
     async def _mend_the_inexact(self) -> None:
         """Let replicas share updates where gradients do not tell all."""
@@ -97,7 +97,7 @@ class Resync:
             "with the model of one of them. Give share='update' to begin with that.",
         )
         for handle, status in (await self._replicas.ask_all("status")).items():
-            handle.lane.status = status
+            self._replicas.dispatcher.note_status(handle.lane, status)
 
     async def _catch_up(self) -> None:
         answers = await self._replicas.ask_all("status")
