@@ -69,10 +69,12 @@ class Dispatcher:
         events: RunEvents | None = None,
     ) -> None:
         self._run_id = run_id
-        self._limits = limits
+        self._bounds = limits
+        # The same, for as many replicas as there are.
+        self._limits = limits.among(0)
         self.events = events
         self.lanes: list[Lane] = []
-        self._roomy = RoomyLanes(limits)
+        self._roomy = RoomyLanes(self._limits)
         # Those that have missed gradients, by their newest status.
         self._behind: set[Lane] = set()
         # Those that wait for room, as a heap by their tickets: who was waked in vain
@@ -103,8 +105,13 @@ class Dispatcher:
     def admit(self, lane: Lane) -> None:
         """Send mini-batches to a further replica from now on."""
         self.lanes.append(lane)
+        self._share_the_rate()
         self._roomy.put(lane)
         self._reassign()
+
+    def _share_the_rate(self) -> None:
+        among = self._bounds.among(sum(lane.open for lane in self.lanes))
+        self._limits = self._roomy.limits = among
 
     @property
     def expecting(self) -> bool:
@@ -463,6 +470,7 @@ class Dispatcher:
         if not lane.open:
             return
         lane.leaving = True
+        self._share_the_rate()
         waiting = lane.take_back()
         self._reassign_soon(waiting)
         self._notice_departure(lane)
@@ -510,6 +518,7 @@ class Dispatcher:
     def _end(self, lane: Lane) -> None:
         lane.give_up()
         self._roomy.drop(lane)
+        self._share_the_rate()
         self._behind.discard(lane)
         doubtful = [pending for sent in lane.sent.values() for pending in sent]
         lane.unresolved = [*doubtful, *lane.unconfirmed]

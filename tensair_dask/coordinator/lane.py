@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tensair_dask.batches.batch import Block
@@ -39,6 +39,8 @@ class Limits:
         Work to gather in one message.
     messages
         Messages on their way or being learned.
+    rate
+        Messages a second to all replicas together, while all are busy.
     losses
         Replicas that may be lost with one mini-batch, before it is refused.
     room
@@ -53,8 +55,19 @@ class Limits:
     message_seconds: float
     message_nbytes: int
     messages: int
+    rate: float
     losses: int
     room: float
+
+    def among(self, replicas: int) -> Limits:
+        """Bound what lies at each of so many replicas.
+
+        One client sends all messages, and takes all answers: the more replicas there
+        are, the more work each message holds.
+        """
+        seconds = max(self.message_seconds, replicas / self.rate)
+        held = max(self.seconds, self.messages * seconds)
+        return replace(self, message_seconds=seconds, seconds=held)
 
 
 class Lane:

@@ -23,11 +23,12 @@ class RoomyLanes:
     Parameters
     ----------
     limits
-        Bounds on what lies at one replica.
+        Bounds on what lies at one replica. They may be set anew; lanes that got room by
+        that are to be `put`.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         # Load, a number that makes the order of entries unique, and gives lanes of
         # equal load their turns; and the lane.
         self._heap: list[tuple[float, int, Lane]] = []
@@ -73,4 +74,4 @@ class RoomyLanes:
         return self._current.get(entry[2]) == entry[1]
 
     def _has_room(self, lane: Lane) -> bool:
-        return lane.open and lane.has_room(self._limits)
+        return lane.open and lane.has_room(self.limits)

@@ -55,6 +55,7 @@ class RunOptions:
             message_seconds=config.get_seconds("dispatch.message-time"),
             message_nbytes=config.get_bytes("dispatch.message-bytes"),
             messages=int(config.get("dispatch.messages-in-flight")),
+            rate=float(config.get("dispatch.message-rate")),
             losses=int(config.get("dispatch.allowed-losses")),
             room=config.get_seconds("timeouts.room"),
         )

@@ -40,6 +40,7 @@ def limits(**overrides: Any) -> Limits:
         "message_seconds": 0.01,
         "message_nbytes": 1 << 20,
         "messages": 2,
+        "rate": 1e9,
         "losses": 2,
         "room": 5.0,
     }
@@ -188,6 +189,37 @@ async def test_a_message_is_bounded_in_time_and_in_bytes():
         bench.dispatcher.offer(bench.pending())
     await bench.dispatcher.drained(5)
     assert [len(block) for block in peer.blocks] == [3, 3]
+
+
+@gen_test()
+async def test_the_more_replicas_there_are_the_more_work_a_message_holds():
+    peers = [Peer(free=False) for _ in range(10)]
+    bench = Bench(*peers, batches=100, seconds=0.02, rate=100)
+    for lane in bench.dispatcher.lanes:
+        lane.seconds_per_batch = lane.pace = 0.01
+    while bench.dispatcher.offer(bench.pending()):
+        await asyncio.sleep(0)
+    for peer in peers:
+        peer.gate.set()
+    await bench.dispatcher.drained(5)
+    # The first leaves alone; then a tenth of a second of work in each.
+    assert [len(block) for block in peers[0].blocks] == [1, 10, 9]
+
+
+@gen_test()
+async def test_where_replicas_leave_messages_hold_less_work_again():
+    peers = [Peer(free=False) for _ in range(10)]
+    bench = Bench(*peers, batches=100, seconds=0.02, rate=100)
+    first, *others = bench.dispatcher.lanes
+    first.seconds_per_batch = first.pace = 0.01
+    for lane in others:
+        bench.dispatcher.dismiss(lane)
+    while bench.dispatcher.offer(bench.pending()):
+        await asyncio.sleep(0)
+    assert first.batches == 2
+    peers[0].gate.set()
+    await bench.dispatcher.drained(5)
+    assert [len(block) for block in peers[0].blocks] == [1, 1]
 
 
 @gen_test()

@@ -24,6 +24,7 @@ LIMITS = Limits(
     message_seconds=0.01,
     message_nbytes=1 << 20,
     messages=2,
+    rate=500,
     losses=2,
     room=5.0,
 )
