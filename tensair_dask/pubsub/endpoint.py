@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from distributed.protocol import to_serialize
@@ -19,6 +21,7 @@ from tensair_dask.errors import (
     PackageMissingError,
     SchedulerLostError,
     TensairError,
+    TensairTimeoutError,
     TrainerClosedError,
 )
 from tensair_dask.pubsub.link import GONE, OK
@@ -29,7 +32,7 @@ from tensair_dask.pubsub.routes import CommRoute, SharedMemoryRoute
 from tensair_dask.pubsub.scheduler import NAME, UNKNOWN, UNREACHABLE, PubSubScheduler
 from tensair_dask.pubsub.slot import AVAILABLE
 from tensair_dask.pubsub.subscription import Subscription
-from tensair_dask.pubsub.view import Member, View
+from tensair_dask.pubsub.view import Change, Member, View
 
 __all__ = ["Endpoint", "on_loop"]
 
@@ -64,6 +67,13 @@ class Endpoint:
         self.loop: asyncio.AbstractEventLoop = node.loop.asyncio_loop
         self.closed = False
         self._participants: dict[str, Participant] = {}
+        # Of their topics, the newest that have come; and of topics of which a change
+        # was missed, the number of the view that is asked for.
+        self._views: dict[str, View] = {}
+        self._behind: dict[str, int] = {}
+        # Ids have the same beginning, so that many of them are few bytes.
+        self._token = secrets.token_hex(8)
+        self._count = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._installed = False
 
@@ -90,6 +100,10 @@ class Endpoint:
     def install(self) -> None:
         """Install the handlers of this process."""
         raise NotImplementedError
+
+    def new_id(self) -> str:
+        """Return an id for a participant, that no other one has or will have."""
+        return f"{self._token}-{next(self._count)}"
 
     # -- Threads and tasks --------------------------------------------------------
 
@@ -143,6 +157,7 @@ class Endpoint:
         # A registration with an old id may still be on its way.
         self.spawn(self._send("unregister", ids=list(self._participants)))
         self._participants.clear()
+        self._views.clear()
         for participant in participants:
             participant.renew()
             self.join(participant)
@@ -169,7 +184,7 @@ class Endpoint:
 
     async def leave(self, participant: Participant) -> None:
         """Unregister a participant."""
-        self._participants.pop(participant.id, None)
+        self._forget(participant)
         if self.closed:
             return
         # Also if the registration is still under way: the scheduler then refuses it.
@@ -196,8 +211,17 @@ class Endpoint:
             failure.__cause__ = error
             self._failed(participant, failure)
 
-    def _failed(self, participant: Participant, error: TensairError) -> None:
+    def _forget(self, participant: Participant) -> None:
         self._participants.pop(participant.id, None)
+        if not any(self._of(participant.topic)):
+            # Nobody is told any more: of who takes part later it would be too old.
+            self._views.pop(participant.topic, None)
+
+    def _of(self, topic: str) -> Iterator[Participant]:
+        return (one for one in self._participants.values() if one.topic == topic)
+
+    def _failed(self, participant: Participant, error: TensairError) -> None:
+        self._forget(participant)
         if not participant.closing:
             logger.error("%s", error)
         participant.fail(error)
@@ -215,7 +239,7 @@ class Endpoint:
                 reason, answer = error, {"status": UNKNOWN}
             if answer["status"] != UNKNOWN:
                 if answer["status"] == OK and participant.id == identity.id:
-                    self._registered(participant, answer)
+                    await self._registered(participant, answer)
                 return
             if self.loop.time() > deadline:
                 raise SchedulerLostError(
@@ -240,8 +264,13 @@ class Endpoint:
             return {"status": UNKNOWN}
         return answer
 
-    def _registered(self, participant: Participant, answer: dict[str, Any]) -> None:
-        self._show(View.from_wire(answer["view"]))
+    async def _registered(
+        self, participant: Participant, answer: dict[str, Any]
+    ) -> None:
+        identity = participant.id
+        await self._until_shown(participant, answer["number"])
+        if participant.id != identity:  # it has to be registered anew
+            return
         if answer["unheard"]:
             logger.warning(
                 "%r: publishers on %s have not confirmed in time that they know of "
@@ -269,28 +298,92 @@ class Endpoint:
 
     # -- Views --------------------------------------------------------------------
 
-    def _show(self, view: View) -> bool:
-        """Show a view to the participants here; return whether any publishes."""
-        publishes = False
-        for participant in list(self._participants.values()):
-            if participant.topic == view.topic:
-                participant.see(view)
-                publishes |= participant.id in view.publishers
-        return publishes
-
-    def on_pushed_view(self, view: dict[str, Any], confirm: bool) -> None:
-        """Take a view from the scheduler's stream; never raises."""
+    def on_pushed_view(self, view: bytes, confirm: bool) -> None:
+        """Take a change from the scheduler's stream; never raises."""
         try:
-            shown = View.from_wire(view)
-            if self._show(shown) and confirm:
-                self.spawn(self._confirm(shown))
+            self._take(Change.from_wire(view), confirm)
         except Exception:
             logger.exception("A view of a topic could not be taken")
 
-    async def _confirm(self, view: View) -> None:
-        await self._send(
-            "seen", topic=view.topic, address=self.address, number=view.number
-        )
+    def _take(self, change: Change, confirm: bool) -> None:
+        if not any(self._of(change.topic)):
+            return  # those that were there have left
+        known = self._views.get(change.topic, View(change.topic))
+        if change.after and change.after != known.number < change.number:
+            self._ask_for(change.topic, change.number)
+            return
+        if change.number > known.number:
+            before = known if change.after else View(change.topic)
+            self._show(before.changed(change))
+        if confirm:
+            self.spawn(self._confirm(change.topic))
+
+    def _show(self, view: View) -> None:
+        self._views[view.topic] = view
+        for participant in list(self._of(view.topic)):
+            participant.see(view)
+
+    async def _confirm(self, topic: str) -> None:
+        """Tell the scheduler by which view the publishers here act."""
+        view = self._views.get(topic)
+        if view is not None and any(
+            one.id in view.publishers for one in self._of(topic)
+        ):
+            await self._send(
+                "seen", topic=topic, address=self.address, number=view.number
+            )
+
+    async def _until_shown(self, participant: Participant, number: int) -> None:
+        """Wait for the view of this number; ask for it if it does not come."""
+
+        def shown() -> bool:
+            return participant.closed or participant.view.number >= number
+
+        what = f"{participant!r}: the view of its topic"
+        try:
+            pause = config.get_seconds("pubsub.retry")
+            await participant.pulse.until(shown, pause, what)
+        except TensairTimeoutError:
+            self._ask_for(participant.topic, number)
+            timeout = config.get_seconds("pubsub.timeout")
+            await participant.pulse.until(shown, timeout, what)
+
+    def _ask_for(self, topic: str, number: int) -> None:
+        """Ask for the whole view, at least of this number."""
+        asking = topic in self._behind
+        self._behind[topic] = max(number, self._behind.get(topic, 0))
+        if not asking:
+            self.spawn(self._catch_up(topic))
+
+    async def _catch_up(self, topic: str) -> None:
+        timeout = config.get_seconds("pubsub.timeout")
+        try:
+            async with asyncio.timeout(timeout):
+                while any(self._of(topic)) and self._is_behind(topic):
+                    await self._ask_once(topic)
+        except TimeoutError:  # the next change that comes lets it ask again
+            logger.error("%s has no whole view of %r", self.address, topic)
+        finally:
+            del self._behind[topic]
+        # Perhaps one of the changes that were missed was to be confirmed.
+        await self._confirm(topic)
+
+    def _is_behind(self, topic: str) -> bool:
+        known = self._views.get(topic)
+        return known is None or known.number < self._behind[topic]
+
+    async def _ask_once(self, topic: str) -> None:
+        try:
+            answer = await self.scheduler.tensair_pubsub_view(topic=topic)
+        except OSError:
+            answer = None
+        if answer is not None:
+            view = View.from_wire(answer)
+            known = self._views.get(topic)
+            if known is None or view.number > known.number:
+                self._show(view)
+        if self._is_behind(topic):
+            await asyncio.sleep(config.get_seconds("pubsub.retry"))
 
     async def _send(self, what: str, **arguments: Any) -> None:
         """Send the scheduler something until it has heard."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ class Participant:
     def __init__(self, endpoint: Endpoint, topic: str, member: str | None) -> None:
         self.endpoint = endpoint
         self.topic = topic
-        self.id = uuid.uuid4().hex
+        self.id = endpoint.new_id()
         self.member = member
         self.view = View(topic)
         self.on_view: list[Callable[[View], Any]] = []
@@ -71,7 +70,7 @@ class Participant:
 
     def renew(self) -> None:
         """Take a new identity, after the scheduler has forgotten the old one."""
-        self.id = uuid.uuid4().hex
+        self.id = self.endpoint.new_id()
         self.view = View(self.topic)
         self.ready = False
 

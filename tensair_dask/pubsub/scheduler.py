@@ -1,4 +1,4 @@
-"""The scheduler's half: who is in which topic, told in numbered views."""
+"""The scheduler's half: who is in which topic, told as numbered changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections import OrderedDict
+import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +15,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from tensair_dask.errors import TensairTimeoutError
 from tensair_dask.pubsub.link import GONE
-from tensair_dask.pubsub.pulse import Pulse
-from tensair_dask.pubsub.view import Member, View
+from tensair_dask.pubsub.topic import Topic
+from tensair_dask.pubsub.view import Member
 
 __all__ = ["NAME", "UNKNOWN", "UNREACHABLE", "PubSubScheduler", "dask_setup"]
 
@@ -35,9 +36,11 @@ _REMEMBERED = 10_000
 class PubSubScheduler(SchedulerPlugin):
     """Keep the topics of a cluster.
 
-    Every change gives the topic a view with a larger number, which is pushed to all
-    its members over the connections that Dask keeps anyway. Messages pass here only
-    on their way to or from a client that cannot be reached directly.
+    Every change gives the topic a view with a larger number. The change is pushed to
+    all its members over the connections that Dask keeps anyway; the whole view only to
+    processes that had no member before, and to those that ask, since they have missed a
+    change. Messages pass here only on their way to or from a client that cannot be
+    reached directly.
 
     Notes
     -----
@@ -50,8 +53,7 @@ class PubSubScheduler(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.scheduler: Any = None
-        self.topics: dict[str, dict[str, dict[str, Member]]] = {}
-        self.views: dict[str, View] = {}
+        self.topics: dict[str, Topic] = {}
 
     async def start(self, scheduler: Any) -> None:
         """Install the handlers; only once.
@@ -62,19 +64,22 @@ class PubSubScheduler(SchedulerPlugin):
         if self.scheduler is not None:  # a scheduler starts what was preloaded again
             return
         self.scheduler = scheduler
-        # One count for all topics, so that a topic that was empty for a while does
-        # not begin anew below the numbers that its members remember.
-        self._numbers = itertools.count(1)
+        # One count for all topics, that goes on from the time: neither a topic that was
+        # empty for a while, nor a scheduler that has started again, may begin below the
+        # numbers that its members remember.
+        self._numbers = itertools.count(time.time_ns() // 1000)
         self._tokens = itertools.count(1)
         self._topic_of: dict[str, str] = {}
+        self._ids_at: defaultdict[str, set[str]] = defaultdict(set)
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._seen: dict[tuple[str, str], int] = {}
-        self._news = Pulse()
+        # Topics that have changed, until the end of this turn of the event loop.
+        self._changed: dict[str, None] = {}
         self._forwarded: dict[int, tuple[Member, asyncio.Future[str]]] = {}
         scheduler.handlers.update(
             tensair_pubsub_register=self.register,
             tensair_pubsub_unregister=self.unregister,
             tensair_pubsub_seen=self.seen,
+            tensair_pubsub_view=self.view,
             tensair_pubsub_forward=self.forward,
             tensair_pubsub_acknowledge=self.acknowledge,
         )
@@ -92,51 +97,42 @@ class PubSubScheduler(SchedulerPlugin):
         Returns
         -------
         dict
-            ``status`` (``"ok"``, `GONE` or `UNKNOWN`), ``view``, and ``unheard``: the
-            processes with publishers that did not answer in time.
+            ``status`` (``"ok"``, `GONE` or `UNKNOWN`), ``number``: of the first view
+            that it is in, and ``unheard``: the processes with publishers that did not
+            answer in time.
         """
         one = Member(*member)
         if one.id in self._gone:
             return {"status": GONE}
-        if not self._connected(one):
+        if not self._connected(one.kind, one.address):
             return {"status": UNKNOWN}
-        known = self.topics.setdefault(topic, {"publishers": {}, "subscribers": {}})
-        if one.id not in known[role]:
-            known[role][one.id] = one
+        known = self.topics.get(topic)
+        if known is None:
+            known = self.topics[topic] = Topic(topic)
+        if one.id not in known:
+            known.add(role, one)
             self._topic_of[one.id] = topic
-            self._publish(topic, confirm=role == "subscribers")
-        view = self.views[topic]
-        unheard: list[str] = []
-        if role == "subscribers":
-            unheard = await self._wait_until_heard(one, view, timeout)
-        return {"status": "ok", "view": view.to_wire(), "unheard": unheard}
-
-    async def _wait_until_heard(
-        self, subscriber: Member, view: View, timeout: float
-    ) -> list[str]:
-        def unheard() -> list[str]:
-            present = self.topics.get(view.topic)
-            if present is None or subscriber.id not in present["subscribers"]:
-                return []
-            return [
-                one.address
-                for one in view.publishers.values()
-                if one.id in present["publishers"]
-                and self._seen.get((view.topic, one.address), 0) < view.number
-            ]
-
+            self._ids_at[one.address].add(one.id)
+            self._tell_soon(topic)
         with contextlib.suppress(TensairTimeoutError):
-            await self._news.until(
-                lambda: not unheard(), timeout, "publishers informed"
+            await known.pulse.until(
+                lambda: known.is_settled([one.id]), timeout, "publishers informed"
             )
-        return sorted(set(unheard()))
+        number = known.number_of([one.id])
+        if number is None:  # its process is gone
+            return {"status": GONE if one.id in self._gone else UNKNOWN}
+        unheard = sorted(known.unheard([one.id]))
+        return {"status": "ok", "number": number, "unheard": unheard}
 
     async def seen(self, topic: str, address: str, number: int) -> None:
         """Take note that a process acts by this view, or a later one."""
-        key = (topic, address)
         if topic in self.topics:
-            self._seen[key] = max(number, self._seen.get(key, 0))
-        self._news.beat()
+            self.topics[topic].seen(address, number)
+
+    async def view(self, topic: str) -> bytes | None:
+        """Return the whole view that was told last; None if nobody is there."""
+        known = self.topics.get(topic)
+        return None if known is None else known.view.to_wire()
 
     async def unregister(self, ids: list[str]) -> None:
         """Remove members; ids that are not known (yet) stay out for ever."""
@@ -145,41 +141,25 @@ class PubSubScheduler(SchedulerPlugin):
         while len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
         self._remove(ids)
+        await asyncio.sleep(0)  # the others are told when this is answered
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """Remove the members of a worker that is gone."""
-        self._remove_address(worker)
+        self._remove(list(self._ids_at.get(worker, ())))
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Remove the members of a client that is gone."""
-        self._remove_address(client)
+        self._remove(list(self._ids_at.get(client, ())))
 
     async def close(self) -> None:
         """Let go whoever still waits for an answer."""
         self._remove(list(self._topic_of))
 
-    def _remove_address(self, address: str) -> None:
-        self._remove(
-            [
-                one.id
-                for known in self.topics.values()
-                for members in known.values()
-                for one in members.values()
-                if one.address == address
-            ]
-        )
-        for key in [key for key in self._seen if key[1] == address]:
-            del self._seen[key]
-
     def _remove(self, ids: Iterable[str]) -> None:
-        changed = set()
         for one in ids:
             topic = self._topic_of.pop(one, None)
-            if topic is None:
-                continue
-            changed.add(topic)
-            for members in self.topics[topic].values():
-                members.pop(one, None)
+            if topic is not None:
+                self._remove_from(topic, one)
         gone = [
             future
             for member, future in self._forwarded.values()
@@ -188,47 +168,56 @@ class PubSubScheduler(SchedulerPlugin):
         for future in gone:
             if not future.done():
                 future.set_result(GONE)
-        for topic in changed:
-            if any(self.topics[topic].values()):
-                self._publish(topic)
-            else:
-                del self.topics[topic], self.views[topic]
-                for key in [key for key in self._seen if key[0] == topic]:
-                    del self._seen[key]
-        self._news.beat()
 
-    def _connected(self, one: Member) -> bool:
-        if one.kind == "worker":
-            return one.address in self.scheduler.stream_comms
-        return one.address in self.scheduler.client_comms
-
-    def _publish(self, topic: str, confirm: bool = False) -> None:
-        """Number the change and tell all members of the topic."""
+    def _remove_from(self, topic: str, one: str) -> None:
         known = self.topics[topic]
-        view = View.of(
-            topic,
-            next(self._numbers),
-            known["publishers"].values(),
-            known["subscribers"].values(),
-        )
-        self.views[topic] = view
-        message = {
-            "op": "tensair-pubsub-view",
-            "view": view.to_wire(),
-            "confirm": confirm,
-        }
-        processes = {
-            one.address: one
-            for members in (view.publishers, view.subscribers)
-            for one in members.values()
-        }
-        for one in processes.values():
-            if not self._connected(one):
+        address = known.remove(one)
+        self._ids_at[address].discard(one)
+        if not self._ids_at[address]:
+            del self._ids_at[address]
+        if known.is_empty:
+            del self.topics[topic]
+        else:
+            self._tell_soon(topic)
+
+    def _connected(self, kind: str, address: str) -> bool:
+        if kind == "worker":
+            return address in self.scheduler.stream_comms
+        return address in self.scheduler.client_comms
+
+    def _tell_soon(self, topic: str) -> None:
+        """Tell all changes of one turn of the event loop together."""
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self._tell_all)
+        self._changed[topic] = None
+
+    def _tell_all(self) -> None:
+        changed, self._changed = self._changed, {}
+        for topic in changed:
+            known = self.topics.get(topic)
+            if known is not None and known.has_changed:
+                self._tell(known)
+
+    def _tell(self, known: Topic) -> None:
+        """Number what has changed, and push it to all members of the topic."""
+        informed = known.processes()
+        change = known.tell(next(self._numbers))
+        delta, whole = change.to_wire(), None
+        for address, kind in known.processes().items():
+            if not self._connected(kind, address):
                 continue  # it has just gone: Dask is about to tell us
-            if one.kind == "worker":
-                self.scheduler.worker_send(one.address, dict(message))
+            view = delta
+            if address not in informed:
+                view = whole = whole or known.view.to_wire()
+            message = {
+                "op": "tensair-pubsub-view",
+                "view": view,
+                "confirm": known.waits_for(address, change.number),
+            }
+            if kind == "worker":
+                self.scheduler.worker_send(address, message)
             else:
-                self.scheduler.client_send(one.address, dict(message))
+                self.scheduler.client_send(address, message)
 
     # -- Messages that cannot go directly -----------------------------------------
 

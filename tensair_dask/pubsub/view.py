@@ -1,13 +1,16 @@
-"""Who is in a topic: an immutable, numbered picture that the scheduler hands out."""
+"""Who is in a topic: immutable, numbered views, and what changes between two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["Member", "View"]
+import msgpack
+
+__all__ = ["Change", "Member", "View"]
 
 
 class Member(NamedTuple):
@@ -29,6 +32,50 @@ class Member(NamedTuple):
     address: str
     member: str | None
     kind: str
+
+
+class Change(NamedTuple):
+    """What makes the next view of a topic from the one before.
+
+    A whole view is a change as well: of view number 0, in which nobody is.
+
+    Attributes
+    ----------
+    topic
+        Of the views.
+    after, number
+        Of the view before, and of the next one.
+    publishers, subscribers
+        Who has joined.
+    left
+        Ids of those that have left.
+    """
+
+    topic: str
+    after: int
+    number: int
+    publishers: tuple[Member, ...]
+    subscribers: tuple[Member, ...]
+    left: tuple[str, ...] = ()
+
+    def to_wire(self) -> bytes:
+        """Return few bytes: members differ in little but their ids."""
+        return zlib.compress(msgpack.packb(self))
+
+    @classmethod
+    def from_wire(cls, wire: bytes) -> Change:
+        """Undo `to_wire`."""
+        topic, after, number, publishers, subscribers, left = msgpack.unpackb(
+            zlib.decompress(wire)
+        )
+        return cls(
+            topic,
+            after,
+            number,
+            tuple(Member(*one) for one in publishers),
+            tuple(Member(*one) for one in subscribers),
+            tuple(left),
+        )
 
 
 def _nobody() -> Mapping[str, Member]:
@@ -70,6 +117,12 @@ class View:
     def __reduce__(self) -> tuple[Any, ...]:
         return View.from_wire, (self.to_wire(),)
 
+    @property
+    def members(self) -> Iterator[Member]:
+        """All publishers and subscribers."""
+        yield from self.publishers.values()
+        yield from self.subscribers.values()
+
     def destinations(self, publisher_id: str) -> dict[str, Member]:
         """Return who gets what this publisher puts: all but its own namesakes."""
         own = self.publishers[publisher_id].member
@@ -79,21 +132,36 @@ class View:
             if own is None or one.member != own
         }
 
-    def to_wire(self) -> dict[str, Any]:
-        """Return plain lists and strings, which Dask sends without pickling."""
-        return {
-            "topic": self.topic,
-            "number": self.number,
-            "publishers": [list(one) for one in self.publishers.values()],
-            "subscribers": [list(one) for one in self.subscribers.values()],
-        }
+    def changed(self, change: Change) -> View:
+        """Return the next view; this is the one that the change is of."""
+
+        def after(
+            before: Mapping[str, Member], joined: Iterable[Member]
+        ) -> Mapping[str, Member]:
+            members = {**before, **{one.id: one for one in joined}}
+            for one in change.left:
+                members.pop(one, None)
+            return MappingProxyType(members)
+
+        return View(
+            self.topic,
+            change.number,
+            after(self.publishers, change.publishers),
+            after(self.subscribers, change.subscribers),
+        )
+
+    def to_wire(self) -> bytes:
+        """Return the view as a change of nothing, in bytes."""
+        return Change(
+            self.topic,
+            0,
+            self.number,
+            tuple(self.publishers.values()),
+            tuple(self.subscribers.values()),
+        ).to_wire()
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> View:
+    def from_wire(cls, wire: bytes) -> View:
         """Undo `to_wire`."""
-        return cls.of(
-            wire["topic"],
-            wire["number"],
-            (Member(*one) for one in wire["publishers"]),
-            (Member(*one) for one in wire["subscribers"]),
-        )
+        change = Change.from_wire(wire)
+        return cls(change.topic).changed(change)

@@ -12,6 +12,7 @@ from tensair_dask import config
 from tensair_dask.errors import ClusterError, PackageMissingError, SchedulerLostError
 from tensair_dask.pubsub import Pub, Sub, endpoint
 from tensair_dask.pubsub.scheduler import NAME, PubSubScheduler, dask_setup
+from tensair_dask.pubsub.view import Change
 
 SHORT = {"tensair.pubsub.timeout": "100ms", "tensair.pubsub.retry": "5ms"}
 
@@ -43,7 +44,9 @@ def member(name, address="tcp://a:1", kind="worker"):
 
 
 def numbers(scheduler):
-    return [message["view"]["number"] for _, message in scheduler.sent]
+    """Numbers of the views that were told, from 1."""
+    told = [Change.from_wire(message["view"]).number for _, message in scheduler.sent]
+    return [number - told[0] + 1 for number in told]
 
 
 def test_every_change_has_a_larger_number_and_reaches_all_members():
@@ -120,8 +123,9 @@ def test_a_subscriber_waits_for_the_publishers_to_know_it():
         registering = asyncio.ensure_future(
             half.register("t", "subscribers", subscriber, 10)
         )
-        await asyncio.sleep(0)
-        number = half.views["t"].number
+        while "s" not in half.topics["t"].view:
+            await asyncio.sleep(0)
+        number = half.topics["t"].view.number
         await half.seen("t", "tcp://a:1", number - 1)
         await half.seen("t", "tcp://a:1", number)
         await asyncio.wait([registering], timeout=0)
@@ -266,9 +270,9 @@ async def test_a_client_that_found_its_scheduler_again_goes_on(c, s, a, b):
     pub.put(2)
     assert sorted([await sub.get("5s") for _ in range(2)]) == [1, 2]
     assert sorted([await on_worker.get("5s") for _ in range(2)]) == [1, 2]
-    known = s.plugins[NAME].topics["t"]
-    assert set(known["publishers"]) == {pub.id, from_worker.id}
-    assert set(known["subscribers"]) == {sub.id, on_worker.id}
+    known = s.plugins[NAME].topics["t"].view
+    assert set(known.publishers) == {pub.id, from_worker.id}
+    assert set(known.subscribers) == {sub.id, on_worker.id}
 
 
 @gen_cluster(client=True, config=SHORT)
@@ -313,8 +317,8 @@ async def test_two_clients_that_install_at_the_same_time_share_one_plugin(c, s, 
         ]
         await asyncio.gather(*(_ready(handle) for handle in handles))
         assert s.handlers["tensair_pubsub_register"].__self__ is s.plugins[NAME]
-        members = s.plugins[NAME].topics["t"]
-        assert len(members["publishers"]) == len(members["subscribers"]) == 2
+        view = s.plugins[NAME].topics["t"].view
+        assert len(view.publishers) == len(view.subscribers) == 2
 
 
 @gen_cluster(client=True, nthreads=[("", 8)])

@@ -1,0 +1,215 @@
+"""Every process knows the members, whatever becomes of the changes sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import dask
+import pytest
+from topics_in_memory import SETTINGS, Cluster
+
+from tensair_dask.pubsub import Pub, Sub
+from tensair_dask.pubsub.view import Change
+
+
+def run(test, **settings):
+    """Run a test with the settings of topics in memory."""
+    named = {f"tensair.pubsub.{name}": value for name, value in settings.items()}
+    with dask.config.set({**SETTINGS, **named}):
+        asyncio.run(asyncio.wait_for(test(), 60))
+
+
+async def until(predicate):
+    async with asyncio.timeout(10):
+        while not predicate():
+            await asyncio.sleep(0.001)
+
+
+def ids(view):
+    return {*view.publishers, *view.subscribers}
+
+
+class Crowd:
+    """Publishers and subscriptions that come and go at random."""
+
+    def __init__(self, cluster, workers):
+        self.cluster = cluster
+        self.nodes = [cluster.worker() for _ in range(workers)]
+        self.there = []
+        self.unheard = 0
+
+    async def act(self):
+        dice = self.cluster.dice
+        chance = dice.random()
+        if chance < 0.05 and len(self.nodes) > 2:
+            await self.replace(dice.choice(self.nodes))
+        elif chance < 0.4 and self.there:
+            handle = self.there.pop(dice.randrange(len(self.there)))
+            await handle.close(0)
+        else:
+            await self.join(dice.choice([Pub, Sub]), dice.choice(self.nodes))
+
+    async def replace(self, node):
+        self.nodes.remove(node)
+        self.there = [each for each in self.there if each.node is not node]
+        await self.cluster.kill(node)
+        self.nodes.append(self.cluster.worker())
+
+    async def join(self, kind, node):
+        handle = kind("t", worker=node, on_view=self.check)
+        handle.node = node
+        self.there.append(handle)
+        await handle
+        if handle not in self.there:  # it was closed, or killed, meanwhile
+            return
+        self.check(handle.view)
+        if kind is Sub and not self.cluster.lose:
+            # All publishers that act by a view act by one that it is in.
+            for each in self.there:
+                if isinstance(each, Pub) and each.view.number:
+                    assert handle.id in each.subscribers
+
+    def check(self, view):
+        """Nobody sees a view that was not told."""
+        assert ids(view) == self.cluster.told[view.number]
+
+    async def agrees(self):
+        wanted = {each.id for each in self.there}
+        await until(lambda: all(ids(each.view) == wanted for each in self.there))
+
+
+async def come_and_go(cluster):
+    await cluster.start()
+    crowd = Crowd(cluster, 4)
+    acting = set()
+    for _ in range(40):
+        acting.add(asyncio.ensure_future(crowd.act()))
+        await asyncio.sleep(cluster.dice.choice([0, 0, 0.001]))
+    done, late = await asyncio.wait(acting, timeout=30)
+    assert not late
+    for each in done:
+        error = each.exception()
+        # Whoever waits on a worker that is killed is told so.
+        assert error is None or "is closed" in str(error), error
+    crowd.there = [each for each in crowd.there if not each._core.closed]
+    cluster.lose = 0
+    # What was lost last is noticed at the next change.
+    await crowd.join(Pub, crowd.nodes[0])
+    await crowd.agrees()
+    for node in crowd.nodes:
+        await cluster.kill(node)
+    assert not cluster.half.topics
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_agree_after_coming_and_going_at_random(seed):
+    run(lambda: come_and_go(Cluster(seed)))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_agree_where_changes_are_repeated_and_answers_are_lost(seed):
+    run(lambda: come_and_go(Cluster(seed, repeat=0.3, unsure=0.2)))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_agree_where_changes_are_lost(seed):
+    # A publisher that does not hear that it should confirm is waited for so long.
+    cluster = Cluster(seed, lose=0.3, repeat=0.2)
+    run(lambda: come_and_go(cluster), timeout="100ms")
+
+
+def test_only_what_has_changed_is_told_to_those_that_know_the_rest():
+    async def test():
+        cluster = await Cluster().start()
+        first = [await Sub("t", worker=cluster.worker()) for _ in range(5)]
+        number = first[0].view.number
+        cluster.pushed.clear()
+        last = await Sub("t", worker=cluster.worker())
+        changes = [Change.from_wire(each["view"]) for _, each in cluster.pushed]
+        assert len(changes) == len(first) + 1
+        for change in changes[:-1]:
+            assert change.after == number
+            assert [one.id for one in change.subscribers] == [last.id]
+        assert changes[-1].after == 0
+        assert len(changes[-1].subscribers) == len(first) + 1
+
+    run(test)
+
+
+def test_one_that_missed_a_change_asks_for_the_whole_view():
+    async def test():
+        cluster = await Cluster().start()
+        pub = await Pub("t", worker=cluster.worker())
+        cluster.lose = 1
+        lost = Sub("t", worker=cluster.worker())
+        await until(lambda: lost.id in cluster.half.topics["t"].view)
+        cluster.lose = 0
+        sub = await Sub("t", worker=cluster.worker())
+        assert set(pub.subscribers) == {lost.id, sub.id}
+        asked = [name for name, _ in cluster.calls if name == "tensair_pubsub_view"]
+        assert asked
+
+    run(test)
+
+
+def test_a_subscription_whose_first_view_is_lost_asks_for_it():
+    async def test():
+        cluster = await Cluster(lose=1).start()
+        sub = await Sub("t", worker=cluster.worker())
+        assert set(sub.view.subscribers) == {sub.id}
+
+    run(test)
+
+
+def test_what_was_confirmed_is_known_to_all_that_publish():
+    async def test():
+        cluster = await Cluster().start()
+        pubs = [await Pub("t", worker=cluster.worker()) for _ in range(5)]
+        sub = await Sub("t", worker=cluster.worker())
+        assert all(sub.id in pub.subscribers for pub in pubs)
+        confirmed = [name for name, _ in cluster.calls if name == "tensair_pubsub_seen"]
+        assert len(confirmed) == len(pubs)
+
+    run(test)
+
+
+def test_a_plugin_that_begins_anew_is_heard():
+    async def test():
+        cluster = await Cluster().start()
+        a, b = cluster.worker(), cluster.worker()
+        before = await Sub("t", worker=a)
+        await Pub("t", worker=b)
+        await cluster.start()
+        sub, pub = await Sub("t", worker=a), await Pub("t", worker=b)
+        assert sub.view.number > before.view.number
+        assert set(pub.subscribers) == {sub.id}
+        assert set(cluster.half.topics["t"].view.subscribers) == {sub.id}
+
+    run(test)
+
+
+def test_changes_of_one_turn_of_the_loop_are_one_view():
+    async def test():
+        cluster = await Cluster().start()
+        stays = await Sub("t", worker=cluster.worker())
+        nodes = [cluster.worker() for _ in range(3)]
+        for node in nodes:
+            await Sub("t", worker=node)
+        number = stays.view.number
+        await asyncio.gather(*map(cluster.kill, nodes))
+        await until(lambda: len(stays.view.subscribers) == 1)
+        assert stays.view.number == number + 1
+
+    run(test)
+
+
+def test_a_view_takes_few_bytes_for_each_member():
+    async def test():
+        cluster = await Cluster().start()
+        node = cluster.worker()
+        subs = [Sub("t", worker=node, member=f"replica-{n}") for n in range(64)]
+        for sub in subs:
+            await sub
+        assert len(subs[0].view.to_wire()) < 20 * len(subs)
+
+    run(test)
