@@ -515,9 +515,9 @@ class Exchange:
             f"applied, in the mean; {1e3 * settings.staleness:.0f} ms were asked for "
             "(staleness=). There is too little CPU for a higher rate: an exchange with "
             f"{self._peers} peers takes {1e3 * pacer.cost:.1f} ms of it, and may take "
-            f"{settings.share_of_time:.0%} of a replica's time (share_of_time=); or "
-            "others use the machine. Free CPUs, take fewer replicas, or accept older "
-            "gradients with a higher staleness=."
+            f"{settings.share_of_time:.0%} of a replica's time "
+            "(tensair.exchange.share-of-time); or others use the machine. Free CPUs, "
+            "take fewer replicas, or accept older gradients with a higher staleness=."
         )
 
     def _not_applied(self, arrivals: list[Arrival], error: BaseException) -> None:

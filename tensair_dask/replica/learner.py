@@ -338,6 +338,41 @@ class Learner:
                 parameter.grad = None
         return self._told(start, value, metrics, samples, kept), changes
 
+    def gradients(self, x: Any, y: Any) -> list[torch.Tensor | None]:
+        """Differentiate by the dense parameters, and learn nothing of it.
+
+        In evaluation mode, so that batch norm does not count the mini-batch.
+
+        Parameters
+        ----------
+        x, y
+            As in `learn`.
+
+        Returns
+        -------
+        gradients
+            As a step would get them, clipped; in the order of ``arena.dense``.
+
+        Raises
+        ------
+        Exception
+            What the model or the loss raises.
+        """
+        parameters = self.arena.dense
+        with evaluating(self.model, *self.criterion.modules):
+            loss = self.criterion(self.forward(x), y)
+            given = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if self._recipe.clipping is None:
+            return list(given)
+        try:
+            for parameter, gradient in zip(parameters, given, strict=True):
+                parameter.grad = gradient
+            self._recipe.clipping.clip(parameters)
+            return [parameter.grad for parameter in parameters]
+        finally:
+            for parameter in parameters:
+                parameter.grad = None
+
     def _look_at_habits(self) -> None:
         """Tell, by the first steps, what changes that nobody saves."""
         for habits in self._learning_habits:
@@ -360,6 +395,12 @@ class Learner:
                 "The state of the model cannot be taken over: no checkpoint can be "
                 f"saved, and no replica can join. {told}",
             )
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates of the groups of all optimizers."""
+        groups = [group for each in self.optimizers for group in each.param_groups]
+        return [float(group["lr"]) for group in groups]
 
     def follow(self, version: int) -> None:
         """Set the learning rates to where the schedule has them; call it before steps.

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tensair_dask import config
 from tensair_dask._common.work_clock import open_work_clock, work_time
 from tensair_dask._wording import in_words
 from tensair_dask.batches.batch import Block, Group
@@ -27,9 +28,11 @@ from tensair_dask.errors import (
     ReplicaFailedError,
     ReplicaLostError,
 )
+from tensair_dask.exchange.accumulator import Changes
 from tensair_dask.exchange.exchange import Exchange
 from tensair_dask.observe.telemetry.counters import Counters
-from tensair_dask.replica.learner import Learner, non_finite, to_tensors
+from tensair_dask.replica.learner import Learner, Step, non_finite, to_tensors
+from tensair_dask.replica.stability import Stability
 
 __all__ = ["Outcome", "Status", "TrainingThread"]
 
@@ -149,6 +152,7 @@ class TrainingThread:
         self._is_alive = is_alive
         self.learner: Learner | None = None
         self.exchange: Exchange | None = None
+        self.stability: Stability | None = None
         # Appended to by the event loop, taken from by the thread: deque operations
         # are atomic. The condition is only for sleeping.
         self.calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
@@ -171,6 +175,8 @@ class TrainingThread:
     def attach(self, learner: Learner, exchange: Exchange) -> None:
         """Give the thread its learner and exchange, before the first block."""
         self.learner, self.exchange = learner, exchange
+        every = int(config.get("exchange.stability-check"))
+        self.stability = Stability(learner, every)
         self.counters = Counters(learner.metric_names)
 
     def learn(self, block: Block) -> asyncio.Future[Outcome]:
@@ -331,7 +337,7 @@ class TrainingThread:
                 if group.learn:
                     if self.learner.follows:
                         self.learner.follow(self.exchange.clock.version)
-                    step, changes = self.learner.learn(x, y, samples)
+                    step, changes = self._learn(x, y, samples)
                 else:
                     step = self.learner.score(x, y, samples)
         except ReplicaFailedError:
@@ -359,6 +365,19 @@ class TrainingThread:
             outcome.status = self.status()
             outcome.work = max(0.0, work_time() - job.begun)
             self._resolve(job.future, outcome)
+
+    def _learn(self, x: Any, y: Any, samples: int) -> tuple[Step, Changes]:
+        assert self.learner is not None
+        assert self.exchange is not None
+        assert self.stability is not None
+        replicas = self.exchange.peers + 1
+        if not self.stability.is_due(replicas):
+            return self.learner.learn(x, y, samples)
+        before = self.stability.copies()
+        learned = self.learner.learn(x, y, samples)
+        self.stability.look(before, x, y)
+        self.stability.judge(replicas, self.exchange.staleness)
+        return learned
 
     def _refuse(
         self, outcome: Outcome, error: BaseException, group: Group, samples: int
