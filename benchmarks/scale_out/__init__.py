@@ -1,0 +1,1 @@
+"""How the cost of the exchange grows with the replicas: emulated, and simulated."""
