@@ -154,7 +154,7 @@ class Exchange:
     # ---- on the event loop ------------------------------------------------------
 
     async def join(self, worker: Any, adopting: bool = False) -> None:
-        """Subscribe, then publish: nothing that a peer says to us can be missed.
+        """Subscribe and publish: nothing that a peer says to us can be missed.
 
         Parameters
         ----------
@@ -175,7 +175,6 @@ class Exchange:
             on_view=self.gate.see,
             sealed=True,
         )
-        await self.sub
         self.pub = Pub(
             topic,
             worker=worker,
@@ -183,6 +182,7 @@ class Exchange:
             member=self.origin,
             on_view=self._view_changed,
         )
+        await self.sub  # they are registered in one call
         await self.pub
         self._view_changed(self.pub.view)
 

@@ -67,6 +67,8 @@ class Endpoint:
         self.loop: asyncio.AbstractEventLoop = node.loop.asyncio_loop
         self.closed = False
         self._participants: dict[str, Participant] = {}
+        # Those that are not registered yet, by their topics.
+        self._joining: dict[str, list[Participant]] = {}
         # Of their topics, the newest that have come; and of topics of which a change
         # was missed, the number of the view that is asked for.
         self._views: dict[str, View] = {}
@@ -148,7 +150,10 @@ class Endpoint:
         if self.closed:
             raise TrainerClosedError(f"{self.address} is closed")
         self._participants[participant.id] = participant
-        self.spawn(self._register(participant))
+        joining = self._joining.setdefault(participant.topic, [])
+        joining.append(participant)
+        if len(joining) == 1:
+            self.spawn(self._register(participant.topic))
 
     def rejoin(self) -> None:
         """Register everyone again, with new ids: the scheduler has forgotten us."""
@@ -201,15 +206,19 @@ class Endpoint:
             raise OSError("not connected to a scheduler")
         return scheduler
 
-    async def _register(self, participant: Participant) -> None:
+    async def _register(self, topic: str) -> None:
+        """Register all that have joined in one turn of the event loop, in one call."""
+        participants = self._joining.pop(topic)
         try:
-            await self._register_until_known(participant)
+            await self._register_until_known(participants)
         except TensairError as error:
-            self._failed(participant, error)
+            self._failed(participants, error)
         except Exception as error:
-            failure = ClusterError(f"{participant!r} could not be registered: {error}")
+            failure = ClusterError(
+                f"{_named(participants)} could not be registered: {error}"
+            )
             failure.__cause__ = error
-            self._failed(participant, failure)
+            self._failed(participants, failure)
 
     def _forget(self, participant: Participant) -> None:
         self._participants.pop(participant.id, None)
@@ -220,44 +229,53 @@ class Endpoint:
     def _of(self, topic: str) -> Iterator[Participant]:
         return (one for one in self._participants.values() if one.topic == topic)
 
-    def _failed(self, participant: Participant, error: TensairError) -> None:
-        self._forget(participant)
-        if not participant.closing:
+    def _failed(self, participants: list[Participant], error: TensairError) -> None:
+        failed = [each for each in participants if not each.ready]
+        if not all(each.closing for each in failed):
             logger.error("%s", error)
-        participant.fail(error)
+        for participant in failed:
+            self._forget(participant)
+            participant.fail(error)
 
-    async def _register_until_known(self, participant: Participant) -> None:
+    async def _register_until_known(self, participants: list[Participant]) -> None:
         timeout = config.get_seconds("pubsub.timeout")
         deadline = self.loop.time() + timeout
         reason: Any = "it does not answer"
-        identity = participant.identity
-        # Not only until it is closing: what was put before still wants to leave.
-        while not participant.closed and participant.id == identity.id:
+        ids = [participant.id for participant in participants]
+        # Not only until one is closing: what was put before still wants to leave. One
+        # that has another id by now is registered anew.
+        while waiting := [
+            each
+            for each, identity in zip(participants, ids, strict=True)
+            if not each.closed and each.id == identity
+        ]:
             try:
-                answer = await self._ask(participant, timeout)
+                answer = await self._ask(waiting, timeout)
             except (TimeoutError, OSError) as error:
                 reason, answer = error, {"status": UNKNOWN}
             if answer["status"] != UNKNOWN:
-                if answer["status"] == OK and participant.id == identity.id:
-                    await self._registered(participant, answer)
+                if answer["status"] == OK:
+                    await self._registered(waiting, answer)
                 return
             if self.loop.time() > deadline:
                 raise SchedulerLostError(
-                    f"{participant!r} could not be registered with the scheduler "
+                    f"{_named(waiting)} could not be registered with the scheduler "
                     f"within {timeout:g} s: {reason}. If it only takes longer, raise "
                     "tensair.pubsub.timeout"
                 )
             await asyncio.sleep(config.get_seconds("pubsub.retry"))
 
-    async def _ask(self, participant: Participant, timeout: float) -> dict[str, Any]:
+    async def _ask(
+        self, participants: list[Participant], timeout: float
+    ) -> dict[str, Any]:
         await self._install_on_scheduler()
+        members: dict[str, list[Any]] = {"publishers": [], "subscribers": []}
+        for participant in participants:
+            members[participant.role].append(list(participant.identity))
         # The scheduler itself may wait so long for the publishers.
         async with asyncio.timeout(2 * timeout):
             answer = await self.scheduler.tensair_pubsub_register(
-                topic=participant.topic,
-                role=participant.role,
-                member=list(participant.identity),
-                timeout=timeout,
+                topic=participants[0].topic, timeout=timeout, **members
             )
         if answer is None:  # another scheduler has taken over: it has no plugin yet
             self._installed = False
@@ -265,20 +283,21 @@ class Endpoint:
         return answer
 
     async def _registered(
-        self, participant: Participant, answer: dict[str, Any]
+        self, participants: list[Participant], answer: dict[str, Any]
     ) -> None:
-        identity = participant.id
-        await self._until_shown(participant, answer["number"])
-        if participant.id != identity:  # it has to be registered anew
-            return
+        ids = [participant.id for participant in participants]
+        for participant in participants:
+            await self._until_shown(participant, answer["number"])
         if answer["unheard"]:
             logger.warning(
-                "%r: publishers on %s have not confirmed in time that they know of "
+                "%s: publishers on %s have not confirmed in time that they know of "
                 "it; what they put now may not arrive",
-                participant,
+                _named(participants),
                 ", ".join(answer["unheard"]),
             )
-        participant.become_ready()
+        for participant, identity in zip(participants, ids, strict=True):
+            if participant.id == identity:  # else it has to be registered anew
+                participant.become_ready()
 
     async def _install_on_scheduler(self) -> None:
         if self._installed:
@@ -457,6 +476,10 @@ class Endpoint:
     ) -> str:
         """Handle a delivery that came by a call from a publisher, or the scheduler."""
         return await self._receive(subscription, Member(*sender), number, parcels)
+
+
+def _named(participants: list[Participant]) -> str:
+    return " and ".join(map(repr, participants))
 
 
 class WorkerEndpoint(Endpoint):

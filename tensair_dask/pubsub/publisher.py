@@ -102,6 +102,8 @@ class Publisher(Participant):
             link.wake()
 
     def _adopt(self, view: View) -> None:
+        # Known to all: it need not wait for a subscription that registers beside it.
+        self.ready = True
         destinations = view.destinations(self.id)
         removed = [link for key, link in self.links.items() if key not in destinations]
         links = {

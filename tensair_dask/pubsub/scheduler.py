@@ -87,41 +87,56 @@ class PubSubScheduler(SchedulerPlugin):
     # -- Membership ---------------------------------------------------------------
 
     async def register(
-        self, topic: str, role: str, member: list[Any], timeout: float
+        self,
+        topic: str,
+        publishers: list[list[Any]],
+        subscribers: list[list[Any]],
+        timeout: float,
     ) -> dict[str, Any]:
-        """Add a publisher or a subscriber.
+        """Add publishers and subscribers of one process.
 
-        For a subscriber this returns when all publishers of the topic know it, or
+        With subscribers this returns when all publishers of the topic know them, or
         when the timeout is over; publishers that vanish meanwhile do not count.
 
         Returns
         -------
         dict
             ``status`` (``"ok"``, `GONE` or `UNKNOWN`), ``number``: of the first view
-            that it is in, and ``unheard``: the processes with publishers that did not
-            answer in time.
+            that they are in, and ``unheard``: the processes with publishers that did
+            not answer in time. Members that have left already are passed over.
         """
-        one = Member(*member)
-        if one.id in self._gone:
+        members = [
+            (role, one)
+            for role, those in (
+                ("publishers", publishers),
+                ("subscribers", subscribers),
+            )
+            for one in itertools.starmap(Member, those)
+            if one.id not in self._gone
+        ]
+        if not members:
             return {"status": GONE}
-        if not self._connected(one.kind, one.address):
+        if not all(self._connected(one.kind, one.address) for _, one in members):
             return {"status": UNKNOWN}
         known = self.topics.get(topic)
         if known is None:
             known = self.topics[topic] = Topic(topic)
-        if one.id not in known:
-            known.add(role, one)
-            self._topic_of[one.id] = topic
-            self._ids_at[one.address].add(one.id)
-            self._tell_soon(topic)
+        for role, one in members:
+            if one.id not in known:
+                known.add(role, one)
+                self._topic_of[one.id] = topic
+                self._ids_at[one.address].add(one.id)
+                self._tell_soon(topic)
+        ids = [one.id for _, one in members]
         with contextlib.suppress(TensairTimeoutError):
             await known.pulse.until(
-                lambda: known.is_settled([one.id]), timeout, "publishers informed"
+                lambda: known.is_settled(ids), timeout, "publishers informed"
             )
-        number = known.number_of([one.id])
-        if number is None:  # its process is gone
-            return {"status": GONE if one.id in self._gone else UNKNOWN}
-        unheard = sorted(known.unheard([one.id]))
+        number = known.number_of(ids)
+        if number is None:  # the process is gone, or they are
+            gone = all(one in self._gone for one in ids)
+            return {"status": GONE if gone else UNKNOWN}
+        unheard = sorted(known.unheard(ids))
         return {"status": "ok", "number": number, "unheard": unheard}
 
     async def seen(self, topic: str, address: str, number: int) -> None:

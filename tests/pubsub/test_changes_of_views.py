@@ -173,15 +173,58 @@ def test_what_was_confirmed_is_known_to_all_that_publish():
     run(test)
 
 
+def test_what_begins_together_in_a_process_is_registered_in_one_call():
+    async def test():
+        cluster = await Cluster().start()
+        other = await Pub("t", worker=cluster.worker())
+        node = cluster.worker()
+        sub, pub = Sub("t", worker=node), Pub("t", worker=node)
+        await sub
+        await pub
+        calls = [each for name, each in cluster.calls if "register" in name]
+        assert [len(each["subscribers"]) for each in calls] == [0, 1]
+        assert [len(each["publishers"]) for each in calls] == [1, 1]
+        assert sub.view == pub.view == other.view
+
+    run(test)
+
+
+def test_a_publisher_does_not_wait_for_a_subscription_beside_it():
+    async def test():
+        cluster = await Cluster().start()
+        silent = cluster.worker()
+        first = await Pub("t", worker=silent)
+        silent.stream_handlers["tensair-pubsub-view"] = lambda **_: None
+        node = cluster.worker()
+        sub, pub = Sub("t", worker=node), Pub("t", worker=node)
+        await pub
+        assert sub.id in pub.subscribers
+        assert not sub._core.ready
+        assert sub.id not in first.subscribers
+
+    run(test)
+
+
+def test_one_that_leaves_while_it_is_registered_does_not_take_others_with_it():
+    async def test():
+        cluster = await Cluster().start()
+        node = cluster.worker()
+        sub, pub = Sub("t", worker=node), Pub("t", worker=node)
+        await sub.close(0)
+        await pub
+        await until(lambda: ids(pub.view) == {pub.id})
+
+    run(test)
+
+
 def test_a_plugin_that_begins_anew_is_heard():
     async def test():
         cluster = await Cluster().start()
         a, b = cluster.worker(), cluster.worker()
-        before = await Sub("t", worker=a)
-        await Pub("t", worker=b)
+        before = await Sub("t", worker=a), await Pub("t", worker=b)
         await cluster.start()
         sub, pub = await Sub("t", worker=a), await Pub("t", worker=b)
-        assert sub.view.number > before.view.number
+        assert sub.view.number > before[0].view.number
         assert set(pub.subscribers) == {sub.id}
         assert set(cluster.half.topics["t"].view.subscribers) == {sub.id}
 
@@ -193,12 +236,12 @@ def test_changes_of_one_turn_of_the_loop_are_one_view():
         cluster = await Cluster().start()
         stays = await Sub("t", worker=cluster.worker())
         nodes = [cluster.worker() for _ in range(3)]
-        for node in nodes:
-            await Sub("t", worker=node)
+        others = [await Sub("t", worker=node) for node in nodes]
         number = stays.view.number
         await asyncio.gather(*map(cluster.kill, nodes))
         await until(lambda: len(stays.view.subscribers) == 1)
         assert stays.view.number == number + 1
+        assert all(other._core.closed for other in others)
 
     run(test)
 

@@ -135,7 +135,7 @@ async def test_a_registration_that_comes_after_its_removal_stays_out(c, s, a, b)
     plugin = s.plugins[NAME]
     await plugin.unregister(["ghost"])
     ghost = ["ghost", b.address, None, "worker"]
-    answer = await plugin.register("t", "subscribers", ghost, timeout=1)
+    answer = await plugin.register("t", [], [ghost], timeout=1)
     assert answer["status"] == "gone"
     assert not pub.subscribers
 

@@ -43,6 +43,11 @@ def member(name, address="tcp://a:1", kind="worker"):
     return [name, address, None, kind]
 
 
+def register(half, role, one, timeout):
+    members = {"publishers": [], "subscribers": [], role: [one]}
+    return half.register("t", **members, timeout=timeout)
+
+
 def numbers(scheduler):
     """Numbers of the views that were told, from 1."""
     told = [Change.from_wire(message["view"]).number for _, message in scheduler.sent]
@@ -52,8 +57,8 @@ def numbers(scheduler):
 def test_every_change_has_a_larger_number_and_reaches_all_members():
     async def run():
         scheduler, half = await plugin()
-        await half.register("t", "publishers", member("p"), 1)
-        await half.register("t", "publishers", member("q", "tcp://b:1"), 1)
+        await register(half, "publishers", member("p"), 1)
+        await register(half, "publishers", member("q", "tcp://b:1"), 1)
         await half.unregister(["q"])
         half.remove_worker(scheduler, "tcp://a:1")
         assert [address[6] for address, _ in scheduler.sent] == ["a", "a", "b", "a"]
@@ -66,9 +71,9 @@ def test_every_change_has_a_larger_number_and_reaches_all_members():
 def test_a_topic_that_was_empty_goes_on_counting():
     async def run():
         scheduler, half = await plugin()
-        await half.register("t", "publishers", member("p"), 1)
+        await register(half, "publishers", member("p"), 1)
         await half.unregister(["p"])
-        await half.register("t", "publishers", member("q"), 1)
+        await register(half, "publishers", member("q"), 1)
         assert numbers(scheduler) == [1, 2]
 
     asyncio.run(run())
@@ -77,8 +82,8 @@ def test_a_topic_that_was_empty_goes_on_counting():
 def test_registering_twice_changes_nothing():
     async def run():
         scheduler, half = await plugin()
-        first = await half.register("t", "publishers", member("p"), 1)
-        assert await half.register("t", "publishers", member("p"), 1) == first
+        first = await register(half, "publishers", member("p"), 1)
+        assert await register(half, "publishers", member("p"), 1) == first
         assert len(scheduler.sent) == 1
 
     asyncio.run(run())
@@ -88,7 +93,7 @@ def test_a_registration_that_comes_after_its_end_is_refused():
     async def run():
         scheduler, half = await plugin()
         await half.unregister(["p"])
-        answer = await half.register("t", "publishers", member("p"), 1)
+        answer = await register(half, "publishers", member("p"), 1)
         assert answer == {"status": "gone"}
         assert not half.topics
         assert not scheduler.sent
@@ -108,7 +113,7 @@ def test_the_memory_of_ends_is_bounded():
 def test_a_process_that_is_not_connected_cannot_register():
     async def run():
         _, half = await plugin()
-        answer = await half.register("t", "publishers", member("p", "tcp://x:1"), 1)
+        answer = await register(half, "publishers", member("p", "tcp://x:1"), 1)
         assert answer == {"status": "unknown"}
 
     asyncio.run(run())
@@ -117,11 +122,11 @@ def test_a_process_that_is_not_connected_cannot_register():
 def test_a_subscriber_waits_for_the_publishers_to_know_it():
     async def run():
         _, half = await plugin()
-        await half.register("t", "publishers", member("p"), 1)
-        await half.register("t", "publishers", member("q", "tcp://b:1"), 1)
+        await register(half, "publishers", member("p"), 1)
+        await register(half, "publishers", member("q", "tcp://b:1"), 1)
         subscriber = member("s", "Client-1", "client")
         registering = asyncio.ensure_future(
-            half.register("t", "subscribers", subscriber, 10)
+            register(half, "subscribers", subscriber, 10)
         )
         while "s" not in half.topics["t"].view:
             await asyncio.sleep(0)
@@ -139,8 +144,8 @@ def test_a_subscriber_waits_for_the_publishers_to_know_it():
 def test_a_publisher_that_does_not_answer_is_named():
     async def run():
         _, half = await plugin()
-        await half.register("t", "publishers", member("p"), 1)
-        answer = await half.register("t", "subscribers", member("s"), 0.01)
+        await register(half, "publishers", member("p"), 1)
+        answer = await register(half, "subscribers", member("s"), 0.01)
         assert answer["status"] == "ok"
         assert answer["unheard"] == ["tcp://a:1"]
 
@@ -151,7 +156,7 @@ def test_a_message_for_a_client_that_leaves_is_answered():
     async def run():
         scheduler, half = await plugin()
         subscriber = member("s", "Client-1", "client")
-        await half.register("t", "subscribers", subscriber, 1)
+        await register(half, "subscribers", subscriber, 1)
         answers = [
             asyncio.ensure_future(half.forward(subscriber, member("p"), 1, []))
             for _ in range(2)
@@ -427,7 +432,7 @@ async def test_handlers_are_there_before_the_scheduler_hears_of_a_process(c, s, 
     seen = []
 
     async def register(**kwargs):
-        address = kwargs["member"][1]
+        [(_, address, *_)] = kwargs["subscribers"]
         node = {a.address: a, c.id: c}[address]
         handlers = node.stream_handlers if node is a else node._stream_handlers
         seen.append("tensair-pubsub-view" in handlers)
