@@ -180,7 +180,7 @@ class Starter:
             # The seed makes most factories agree already; this makes all of them.
             first, *others = built
             await _all(others, "adopt", first.peer)
-            await _all(built, "join")
+            await _all(built, "join", False, len(built))
             seconds = config.get_seconds("timeouts.start")
             await _all(built, "wait_for_peers", len(built), seconds)
         except BaseException:

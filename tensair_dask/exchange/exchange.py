@@ -153,7 +153,9 @@ class Exchange:
 
     # ---- on the event loop ------------------------------------------------------
 
-    async def join(self, worker: Any, adopting: bool = False) -> None:
+    async def join(
+        self, worker: Any, adopting: bool = False, replicas: int = 1
+    ) -> None:
         """Subscribe and publish: nothing that a peer says to us can be missed.
 
         Parameters
@@ -163,6 +165,8 @@ class Exchange:
         adopting
             Whether the model of a peer has still to be taken over (`adopted`): what
             arrives until then waits.
+        replicas
+            How many join at the same time: each gets one view of all of them.
         """
         self._adopting = adopting
         self._loop = asyncio.get_running_loop()
@@ -174,6 +178,7 @@ class Exchange:
             member=self.origin,
             on_view=self.gate.see,
             sealed=True,
+            together=2 * replicas,
         )
         self.pub = Pub(
             topic,
@@ -181,6 +186,7 @@ class Exchange:
             policy=Conflate(GradientMessage.merge),
             member=self.origin,
             on_view=self._view_changed,
+            together=2 * replicas,
         )
         await self.sub  # they are registered in one call
         await self.pub

@@ -15,6 +15,7 @@ from distributed import get_client, get_worker
 from distributed.utils import sync
 
 from tensair_dask import config
+from tensair_dask._common.checks import whole
 from tensair_dask.errors import ClusterError, ConfigurationError, TrainerClosedError
 from tensair_dask.pubsub.endpoint import (
     ClientEndpoint,
@@ -71,12 +72,15 @@ class _Handle:
         worker: Any,
         client: Any,
         on_view: OnView | None,
+        together: int,
         build: Callable[[Endpoint], Participant],
     ) -> None:
+        whole("together", together, 1, 16)
         node, kind = _resolve(worker, client)
 
         def join() -> Participant:
             participant = build(Endpoint.at(node, kind))
+            participant.together = together
             if on_view is not None:
                 participant.on_view.append(on_view)
             participant.endpoint.join(participant)
@@ -216,6 +220,10 @@ class Pub(_Handle):
         A name. What a publisher puts does not go to subscribers of the same name.
     on_view
         Called on the event loop with each new `View` of the topic.
+    together
+        How many publishers and subscriptions of the topic begin at about the same time,
+        this one included. Nobody is told of them before all are there, or before
+        ``tensair.pubsub.timeout`` is over: so one view is enough for all.
 
     Raises
     ------
@@ -256,6 +264,7 @@ class Pub(_Handle):
         policy: Policy | None = None,
         member: str | None = None,
         on_view: OnView | None = None,
+        together: int = 1,
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigurationError(
@@ -266,6 +275,7 @@ class Pub(_Handle):
             worker,
             client,
             on_view,
+            together,
             lambda endpoint: Publisher(endpoint, name, member, policy),
         )
 
@@ -403,6 +413,8 @@ class Sub(_Handle):
         Give the handler each message as it came, as a `Parcel`: for a handler that
         must look at it before it is opened. The memory of the message may be used
         again once it is handled: what is kept must be copied.
+    together
+        As in `Pub`.
 
     Raises
     ------
@@ -441,6 +453,7 @@ class Sub(_Handle):
         maxsize: int | None = None,
         on_view: OnView | None = None,
         sealed: bool = False,
+        together: int = 1,
     ) -> None:
         if handler is not None and not callable(handler):
             raise ConfigurationError(
@@ -454,6 +467,7 @@ class Sub(_Handle):
             worker,
             client,
             on_view,
+            together,
             lambda endpoint: Subscription(
                 endpoint, name, member, handler, maxsize, sealed
             ),

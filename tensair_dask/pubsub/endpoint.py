@@ -275,7 +275,10 @@ class Endpoint:
         # The scheduler itself may wait so long for the publishers.
         async with asyncio.timeout(2 * timeout):
             answer = await self.scheduler.tensair_pubsub_register(
-                topic=participants[0].topic, timeout=timeout, **members
+                topic=participants[0].topic,
+                timeout=timeout,
+                together=max(participant.together for participant in participants),
+                **members,
             )
         if answer is None:  # another scheduler has taken over: it has no plugin yet
             self._installed = False

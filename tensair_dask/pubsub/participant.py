@@ -32,6 +32,8 @@ class Participant:
         self.topic = topic
         self.id = endpoint.new_id()
         self.member = member
+        # How many begin at the same time.
+        self.together = 1
         self.view = View(topic)
         self.on_view: list[Callable[[View], Any]] = []
         self.ready = False

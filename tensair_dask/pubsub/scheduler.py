@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -92,11 +91,24 @@ class PubSubScheduler(SchedulerPlugin):
         publishers: list[list[Any]],
         subscribers: list[list[Any]],
         timeout: float,
+        together: int = 1,
     ) -> dict[str, Any]:
         """Add publishers and subscribers of one process.
 
         With subscribers this returns when all publishers of the topic know them, or
         when the timeout is over; publishers that vanish meanwhile do not count.
+
+        Parameters
+        ----------
+        topic
+            Its name.
+        publishers, subscribers
+            `Member` as lists.
+        timeout
+            Seconds.
+        together
+            Nobody is told of them before so many wait to be told of, or something else
+            changes, or the timeout is over.
 
         Returns
         -------
@@ -126,12 +138,16 @@ class PubSubScheduler(SchedulerPlugin):
                 known.add(role, one)
                 self._topic_of[one.id] = topic
                 self._ids_at[one.address].add(one.id)
-                self._tell_soon(topic)
         ids = [one.id for _, one in members]
-        with contextlib.suppress(TensairTimeoutError):
+        if known.untold >= together:
+            self._tell_soon(topic)
+        try:
             await known.pulse.until(
                 lambda: known.is_settled(ids), timeout, "publishers informed"
             )
+        except TensairTimeoutError:
+            self._changed[topic] = None
+            self._tell_all()
         number = known.number_of(ids)
         if number is None:  # the process is gone, or they are
             gone = all(one in self._gone for one in ids)

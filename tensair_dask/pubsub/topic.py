@@ -48,6 +48,11 @@ class Topic:
         return not self._joined and not self._since
 
     @property
+    def untold(self) -> int:
+        """How many have joined since the view."""
+        return len(self._joined)
+
+    @property
     def has_changed(self) -> bool:
         """Whether somebody has joined or left since the view."""
         return bool(self._joined or self._left)

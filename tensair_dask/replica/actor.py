@@ -197,7 +197,7 @@ class Replica:
         self._departures = Departures.of(self._worker)
         self._departures.add(plan.run_id, plan.name, self.leave)
 
-    async def join(self, adopting: bool = False) -> None:
+    async def join(self, adopting: bool = False, replicas: int = 1) -> None:
         """Subscribe to the peers' gradients and make the own ones known.
 
         Parameters
@@ -205,8 +205,10 @@ class Replica:
         adopting
             Whether a peer's model is still to be taken over (`adopt`), of the moment
             at which this is called.
+        replicas
+            How many join at the same time.
         """
-        await self.exchange.join(self._worker, adopting)
+        await self.exchange.join(self._worker, adopting, replicas)
 
     async def adopt(self, peer: Peer, kept: bool = False) -> None:
         """Take over a peer's model, optimizer state and clock.

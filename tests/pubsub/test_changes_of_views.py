@@ -32,11 +32,11 @@ def ids(view):
 class Crowd:
     """Publishers and subscriptions that come and go at random."""
 
-    def __init__(self, cluster, workers):
+    def __init__(self, cluster, workers, together=1):
         self.cluster = cluster
+        self.together = together
         self.nodes = [cluster.worker() for _ in range(workers)]
         self.there = []
-        self.unheard = 0
 
     async def act(self):
         dice = self.cluster.dice
@@ -56,7 +56,8 @@ class Crowd:
         self.nodes.append(self.cluster.worker())
 
     async def join(self, kind, node):
-        handle = kind("t", worker=node, on_view=self.check)
+        together = self.cluster.dice.randint(1, self.together)
+        handle = kind("t", worker=node, on_view=self.check, together=together)
         handle.node = node
         self.there.append(handle)
         await handle
@@ -78,9 +79,9 @@ class Crowd:
         await until(lambda: all(ids(each.view) == wanted for each in self.there))
 
 
-async def come_and_go(cluster):
+async def come_and_go(cluster, together=1):
     await cluster.start()
-    crowd = Crowd(cluster, 4)
+    crowd = Crowd(cluster, 4, together)
     acting = set()
     for _ in range(40):
         acting.add(asyncio.ensure_future(crowd.act()))
@@ -116,6 +117,11 @@ def test_all_agree_where_changes_are_lost(seed):
     # A publisher that does not hear that it should confirm is waited for so long.
     cluster = Cluster(seed, lose=0.3, repeat=0.2)
     run(lambda: come_and_go(cluster), timeout="100ms")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_agree_where_some_wait_for_others(seed):
+    run(lambda: come_and_go(Cluster(seed, repeat=0.2), 4), timeout="50ms")
 
 
 def test_only_what_has_changed_is_told_to_those_that_know_the_rest():
@@ -213,6 +219,61 @@ def test_one_that_leaves_while_it_is_registered_does_not_take_others_with_it():
         await sub.close(0)
         await pub
         await until(lambda: ids(pub.view) == {pub.id})
+
+    run(test)
+
+
+def test_those_that_begin_together_get_one_view():
+    async def test():
+        cluster = await Cluster().start()
+
+        async def join(node):
+            sub = Sub("t", worker=node, together=16)
+            pub = Pub("t", worker=node, together=16)
+            await asyncio.gather(_ready(sub), _ready(pub))
+            return sub, pub
+
+        joining = [asyncio.ensure_future(join(cluster.worker())) for _ in range(8)]
+        ends = [end for pair in await asyncio.gather(*joining) for end in pair]
+        assert {end.view.number for end in ends} == {ends[0].view.number}
+        assert len(cluster.pushed) == 8
+        assert len(cluster.calls) == 8  # nobody has anything to confirm
+
+    run(test)
+
+
+async def _ready(handle):
+    return await handle
+
+
+def test_those_that_wait_for_others_in_vain_are_told_of():
+    async def test():
+        cluster = await Cluster().start()
+        sub = await Sub("t", worker=cluster.worker(), together=2)
+        assert set(sub.view.subscribers) == {sub.id}
+
+    run(test, timeout="50ms")
+
+
+def test_one_that_waits_for_others_keeps_nobody_from_being_told():
+    async def test():
+        cluster = await Cluster().start()
+        waiting = Sub("t", worker=cluster.worker(), together=3)
+        await until(lambda: cluster.calls)
+        sub = await Sub("t", worker=cluster.worker())
+        assert set(sub.view.subscribers) == {waiting.id, sub.id}
+        await waiting
+
+    run(test)
+
+
+def test_one_that_waits_for_others_may_leave():
+    async def test():
+        cluster = await Cluster().start()
+        sub = Sub("t", worker=cluster.worker(), together=2)
+        await until(lambda: cluster.calls)
+        await sub.close()
+        assert not cluster.half.topics
 
     run(test)
 
