@@ -479,9 +479,7 @@ class Exchange:
 
     def _apply_sum(self, parts: list[Gradients]) -> bool:
         """Apply a sum, unless it would make the parameters NaN or infinite."""
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        total = Gradients.total(parts)
         if not total.is_finite():
             return False
         total = total.to(self._arena.device)

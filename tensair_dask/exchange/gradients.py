@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,19 +34,24 @@ class Gradients:
     rows: Mapping[int, Rows] = field(default_factory=dict)
 
     def __add__(self, other: Gradients) -> Gradients:
-        touched = None
-        if self.touched is not None and other.touched is not None:
-            touched = self.touched | other.touched
-        return Gradients(
-            [a + b for a, b in zip(self.buffers, other.buffers, strict=True)],
-            touched,
-            {
-                table: sum_rows(
-                    [each.rows[table] for each in (self, other) if table in each.rows]
-                )
-                for table in sorted({*self.rows, *other.rows})
-            },
-        )
+        return self.total([self, other])
+
+    @classmethod
+    def total(cls, parts: Sequence[Gradients]) -> Gradients:
+        """Sum up one or more, in memory of its own, however many there are."""
+        first, *others = parts
+        if not others:
+            return first
+        buffers = [a + b for a, b in zip(first.buffers, others[0].buffers, strict=True)]
+        for part in others[1:]:
+            for buffer, more in zip(buffers, part.buffers, strict=True):
+                buffer.add_(more)
+        tables = sorted({table for part in parts for table in part.rows})
+        rows = {
+            table: sum_rows([part.rows[table] for part in parts if table in part.rows])
+            for table in tables
+        }
+        return cls(buffers, _all_touched(parts), rows)
 
     def to(self, device: torch.device) -> Gradients:
         """Move to a device; the same object if it is there already."""
@@ -75,3 +80,12 @@ class Gradients:
         return sum(buffer.nbytes for buffer in self.buffers) + sum(
             4 * len(part) + part.values.nbytes for part in self.rows.values()
         )
+
+
+def _all_touched(parts: Sequence[Gradients]) -> frozenset[int] | None:
+    found: set[int] = set()
+    for part in parts:
+        if part.touched is None:
+            return None
+        found |= part.touched
+    return frozenset(found)
