@@ -42,6 +42,7 @@ LARGEST = {"85k": 64, "1.1m": 16}
 SILENT = ta.ExchangeConfig(share_of_time=1e-9, staleness="1h")
 LEARNING_RATE = 1e-4  # low: sums of many stale gradients must not diverge
 SETTLED_STEPS, WINDOW_STEPS = 3, 6  # at least, whatever the seconds
+PATIENCE = 60.0  # seconds until all have heard of all
 
 # Of what the replicas tell of the exchange: what is counted, and what is a mean.
 COUNTS = ("sent", "received", "received_bytes", "conflated", "refused")
@@ -191,6 +192,16 @@ async def window(
     }
 
 
+async def first_messages(trainer: ta.Trainer, replicas: int, step: float) -> None:
+    """Wait until each replica has applied the only message of each other."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            stats = (await trainer.exchange_stats()).values()
+            if sum(each["received"] for each in stats) >= replicas * (replicas - 1):
+                return
+            await asyncio.sleep(step)
+
+
 async def timed(watch: Stopwatch, what: Awaitable[Any]) -> dict[str, float]:
     """Measure how long something takes, and what."""
     await watch.start()
@@ -212,6 +223,8 @@ async def measured(
             memory.append(cluster.memory())
             async with feeding(trainer, tally):
                 await asyncio.sleep(max(warmup, SETTLED_STEPS * step))
+                if setting.transport == "none":
+                    await first_messages(trainer, n, step)
                 learning = await window(
                     watch, trainer, tally, max(seconds, WINDOW_STEPS * step)
                 )
@@ -260,7 +273,7 @@ def learning_row(row: dict[str, Any], figure: Figures) -> list[str]:
         _pair(1e3 * learning["age_mean"], 1e3 * learning["age_p95"]),
         f"{1e6 * figure.client_cpu:.0f}",
         f"{1e6 * figure.scheduler_cpu:.0f}",
-        f"{row['exchange_memory'] / row['gradient_bytes']:.1f}",
+        f"{figure.exchange_memory / figure.gradient_bytes:.1f}" if is_exchanged else "",
         f"{figure.cores:.2f}{' (full)' if figure.full else ''}",
     ]
 

@@ -30,6 +30,8 @@ class Figures:
         Of a mini-batch there.
     delivered, merged, received_bytes
         Of all replicas together, for each mini-batch.
+    exchange_memory
+        Bytes that a replica takes more than where nothing is sent.
     rate
         Mini-batches of one replica, of those that its steps alone would allow.
     cores
@@ -51,6 +53,7 @@ class Figures:
     delivered: float
     merged: float
     received_bytes: float
+    exchange_memory: float
     rate: float
     cores: float
     full: bool
@@ -113,6 +116,7 @@ def _figures(row: Measured, silent: Measured, cores: int) -> Figures:
         delivered=learning["received"] / count,
         merged=learning["conflated"] / count,
         received_bytes=learning["received_bytes"] / count,
+        exchange_memory=row["exchange_memory"] - silent["exchange_memory"],
         rate=count / ideal,
         cores=in_use,
         full=in_use > FULL * cores,

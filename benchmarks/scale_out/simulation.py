@@ -267,7 +267,6 @@ class Simulation:
             self.held[number, number] = node.steps
         elif self._ending or self._is_due(node, now):
             self._publish(now, number)
-        node.loop_counted = node.loop_used
         if not self._ending:
             self._begin_step(now, number)
 

@@ -29,6 +29,7 @@ def measured(
         "replicas": replicas,
         "step": 0.095,
         "gradient_bytes": round(1e6 * mb),
+        "exchange_memory": 1e6 * (4 + mb * (messages > 0)),
         "learning": {
             "minibatches": MINIBATCHES,
             "seconds": 10.0,
@@ -60,6 +61,7 @@ def test_the_exchange_is_what_a_minibatch_takes_more_than_without():
     assert figure.replica_cpu == pytest.approx(0.005 + figure.exchange_cpu)
     assert figure.share == pytest.approx(0.0036 / (0.095 + 0.005 + 0.0036))
     assert figure.received_bytes == 2e6
+    assert figure.exchange_memory == 0.5e6
 
 
 def test_figures_need_a_measurement_without_an_exchange():
