@@ -123,7 +123,7 @@ def checked(data: dict[str, Any], costs: dict[str, Costs]) -> list[list[str]]:
     return [
         compared(figure, measured["learning"], costs[figure.transport])
         for figure, measured in zip(computed, data["measured"], strict=True)
-        if figure.replicas > 1 and not figure.full
+        if figure.transport in costs and not figure.full
     ]
 
 

@@ -141,7 +141,7 @@ class _Way:
         self.sent = np.zeros(len(origins), np.int64)
         self.is_dirty = self.is_busy = False
         self.left = self.took = 0.0  # seconds of the last delivery
-        self.onward = 0  # edges that what comes here goes on by
+        self.additions = 0  # that a relay makes of what comes here
 
 
 class Simulation:
@@ -194,7 +194,8 @@ class Simulation:
             else:
                 node.down.append(number)
         for edge, way in zip(self.topology.edges, self._ways, strict=True):
-            way.onward = len(self._nodes[edge.destination].out) - 1
+            goes_on = len(self._nodes[edge.destination].out) > 1
+            way.additions = 2 if goes_on else 0
 
     # ---- time -----------------------------------------------------------------------
 
@@ -406,8 +407,9 @@ class Simulation:
         self, now: float, edge: int, low: np.ndarray, high: np.ndarray, mb: float
     ) -> None:
         way = self._ways[edge]
-        # A relay adds it to what it gathers for each of the others.
-        adding = way.onward * way.cost.thread.per_mb * mb
+        # Sums of all others but one are made of two running sums, from either end: two
+        # additions of each message, however many connections a relay has.
+        adding = way.additions * way.cost.thread.per_mb * mb
         node = self._nodes[self.topology.edges[edge].destination]
         done = self._work(node, now, way.cost.end(mb) + adding)
         self._at(done, self._handled, edge, low, high, mb)
