@@ -13,6 +13,7 @@ from distributed import Client, Future
 
 from tensair_dask import config
 from tensair_dask.coordinator.code_transfer import UserModules
+from tensair_dask.coordinator.copying import spread
 from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
 from tensair_dask.coordinator.scheduler_plugin import install
 from tensair_dask.coordinator.worker_facts import (
@@ -179,7 +180,7 @@ class Starter:
                     raise answer
             # The seed makes most factories agree already; this makes all of them.
             first, *others = built
-            await _all(others, "adopt", first.peer)
+            await spread(first, others, _copy)
             await _all(built, "join", False, len(built))
             seconds = config.get_seconds("timeouts.start")
             await _all(built, "wait_for_peers", len(built), seconds)
@@ -473,6 +474,11 @@ def _is_loss(error: Exception) -> bool:
     if isinstance(error, TensairError):
         return type(error) in (ClusterError, ReplicaLostError)
     return isinstance(error, OSError) and not isinstance(error, TimeoutError)
+
+
+async def _copy(giver: ReplicaHandle, taker: ReplicaHandle, gives_on: bool) -> bool:
+    await taker.call("adopt", giver.peer)
+    return True
 
 
 async def _all(handles: Sequence[ReplicaHandle], function: str, *args: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import time
@@ -210,7 +211,9 @@ class Replica:
         """
         await self.exchange.join(self._worker, adopting, replicas)
 
-    async def adopt(self, peer: Peer, kept: bool = False) -> None:
+    async def adopt(
+        self, peer: Peer, kept: bool = False, gives_on: bool = False
+    ) -> None:
         """Take over a peer's model, optimizer state and clock.
 
         Parameters
@@ -219,6 +222,8 @@ class Replica:
             Another replica of the run.
         kept
             Whether to take what it kept (`keep`), not what it has now.
+        gives_on
+            Whether to keep the same for others.
 
         Raises
         ------
@@ -250,7 +255,10 @@ class Replica:
         snapshot = unpack(answer["result"])
 
         def take_over() -> None:
+            # Before parts of it are part of the model.
+            keeping = copy.deepcopy(snapshot) if gives_on else None
             self._load(snapshot)
+            self._kept = keeping
             self.learner.compare_built(snapshot["as_built"], of_checkpoint=False)
             self.exchange.adopted(
                 Holding(

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tensair_dask import config
 from tensair_dask.coordinator.barrier import Barrier
+from tensair_dask.coordinator.copying import spread
 from tensair_dask.coordinator.membership.usable_workers import UsableWorkers
 from tensair_dask.coordinator.replica_group import ReplicaGroup
 from tensair_dask.coordinator.replica_handle import Delayed, ReplicaHandle
@@ -183,11 +184,12 @@ class Joining:
         self, source: ReplicaHandle, joining: list[ReplicaHandle]
     ) -> list[ReplicaHandle]:
         """Let new replicas take over what the source has kept; give those that have."""
-        failed = await _each(joining, "timeouts.start", "adopt", source.peer, True)
+        failed, givers = await _copy_kept(source, joining)
         joined = [each for each in joining if each not in failed]
         for handle in joined:
             self._replicas.add(handle)
             self._events.replica_joined(handle)
+        await _each(givers, "timeouts.join", "let_go", False)
         seconds = config.get_seconds("timeouts.join")
         try:
             await self._replicas.ask(source, "let_go", bool(joined), timeout=seconds)
@@ -217,6 +219,31 @@ class Joining:
                 "No replica is alive whose model a new one could take over."
             )
         return min(alive, key=lambda each: (each.lane.leaving, each.lane.load))
+
+
+async def _copy_kept(
+    source: ReplicaHandle, joining: Sequence[ReplicaHandle]
+) -> tuple[dict[ReplicaHandle, Exception], list[ReplicaHandle]]:
+    """Copy what the source has kept to new replicas.
+
+    Returns
+    -------
+    failed, givers
+        Those that do not have it, and why; and those that keep it for others.
+    """
+    failed: dict[ReplicaHandle, Exception] = {}
+    givers: list[ReplicaHandle] = []
+
+    async def give(giver: ReplicaHandle, taker: ReplicaHandle, gives_on: bool) -> bool:
+        failed.pop(taker, None)
+        arguments = giver.peer, True, gives_on
+        failed.update(await _each([taker], "timeouts.start", "adopt", *arguments))
+        if gives_on and taker not in failed:
+            givers.append(taker)
+        return taker not in failed
+
+    await spread(source, joining, give)
+    return failed, givers
 
 
 async def _each(

@@ -14,12 +14,14 @@ from lab import (
     cluster,
     cut_off,
     exchange_of,
+    handle_on,
     not_on,
     refusals,
 )
 
 import tensair_dask as ta
 from tensair_dask.batches.batch import Block, MiniBatch
+from tensair_dask.exchange.wire import unpack
 from tensair_dask.replica.placement import ReplicaCount
 
 
@@ -91,6 +93,53 @@ async def test_a_joining_replica_hears_nothing_of_one_that_was_lost_before(
         await trainer.drain()
         assert await refusals(trainer) == 2
         await assert_learned_once(trainer, data)
+
+
+@cluster(6)
+@pytest.mark.parametrize("share", ["gradient", "update"])
+async def test_several_that_join_at_once_miss_nothing(c, s, *workers, share):
+    data = linear_data(600)
+    async with ta.Trainer(c, **linear(replicas=1, share=share)) as trainer:
+        reports = feed(trainer, data[:300])
+        await until(lambda: len(reports) > 50)
+        await trainer.scale(6)
+        feed(trainer, data[300:], reports)
+        await trainer.drain()
+        assert {info.version for info in trainer.replicas} == {600}
+        await assert_learned_once(trainer, data)
+        replicas = [each for w in workers for each in w.state.actors.values()]
+        assert [replica._kept for replica in replicas] == [None] * 6
+
+
+@cluster(2)
+async def test_what_a_new_replica_keeps_for_others_stays_as_it_was(c, s, a, b):
+    adam = functools.partial(torch.optim.Adam, lr=0.01)
+    arguments = classes(optimizer=adam, share="update", replicas=2)
+    async with ta.Trainer(c, **arguments) as trainer:
+        feed(trainer, class_data(20))
+        await trainer.drain()
+        source = b.state.actors[handle_on(trainer, b).key]
+        taker = a.state.actors[handle_on(trainer, a).key]
+        await source.keep()
+        await taker.adopt(handle_on(trainer, b).peer, True, True)
+        feed(trainer, class_data(20))
+        await trainer.drain()
+        for theirs, own in zip(
+            _tensors(unpack(await source.kept())),
+            _tensors(unpack(await taker.kept())),
+            strict=True,
+        ):
+            assert torch.equal(theirs, own)
+
+
+def _tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return [each for part in tree for each in _tensors(part)]
+    return []
 
 
 @cluster(2)
