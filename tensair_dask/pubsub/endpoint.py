@@ -162,6 +162,7 @@ class Endpoint:
         # A registration with an old id may still be on its way.
         self.spawn(self._send("unregister", ids=list(self._participants)))
         self._participants.clear()
+        self._joining.clear()
         self._views.clear()
         for participant in participants:
             participant.renew()
@@ -208,7 +209,7 @@ class Endpoint:
 
     async def _register(self, topic: str) -> None:
         """Register all that have joined in one turn of the event loop, in one call."""
-        participants = self._joining.pop(topic)
+        participants = self._joining.pop(topic, [])
         try:
             await self._register_until_known(participants)
         except TensairError as error:
@@ -391,19 +392,18 @@ class Endpoint:
         await self._confirm(topic)
 
     def _is_behind(self, topic: str) -> bool:
-        known = self._views.get(topic)
-        return known is None or known.number < self._behind[topic]
+        return self._views.get(topic, View(topic)).number < self._behind[topic]
 
     async def _ask_once(self, topic: str) -> None:
         try:
             answer = await self.scheduler.tensair_pubsub_view(topic=topic)
-        except OSError:
-            answer = None
-        if answer is not None:
-            view = View.from_wire(answer)
-            known = self._views.get(topic)
-            if known is None or view.number > known.number:
-                self._show(view)
+            view = View(topic) if answer is None else View.from_wire(answer)
+        except Exception as error:
+            logger.debug("The view of %r did not come: %r", topic, error)
+            view = View(topic)
+        known = self._views.get(topic, View(topic))
+        if view.number > known.number:
+            self._show(view)
         if self._is_behind(topic):
             await asyncio.sleep(config.get_seconds("pubsub.retry"))
 

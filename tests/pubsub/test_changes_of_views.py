@@ -278,6 +278,23 @@ def test_one_that_waits_for_others_may_leave():
     run(test)
 
 
+def test_one_that_is_forgotten_while_it_is_registered_is_registered_anew():
+    async def test():
+        cluster = await Cluster().start()
+        sub = Sub("t", worker=cluster.worker())
+        before = sub.id
+        sub._core.endpoint.rejoin()
+        await sub
+        assert sub.id != before
+        await until(lambda: ids(sub.view) == {sub.id})
+        (call,) = [
+            each for name, each in cluster.calls if name == "tensair_pubsub_register"
+        ]
+        assert len(call["subscribers"]) == 1
+
+    run(test)
+
+
 def test_a_plugin_that_begins_anew_is_heard():
     async def test():
         cluster = await Cluster().start()
