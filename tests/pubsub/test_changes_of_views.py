@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import dask
+import msgpack
 import pytest
 from topics_in_memory import SETTINGS, Cluster
 
@@ -238,6 +240,29 @@ def test_those_that_begin_together_get_one_view():
         assert {end.view.number for end in ends} == {ends[0].view.number}
         assert len(cluster.pushed) == 8
         assert len(cluster.calls) == 8  # nobody has anything to confirm
+
+    run(test)
+
+
+@pytest.mark.parametrize("replicas", [16, 64, 256])
+def test_a_start_takes_few_bytes_of_the_scheduler(replicas):
+    async def test():
+        cluster = await Cluster().start()
+
+        async def join(number):
+            node = cluster.worker()
+            named = {"member": f"replica-{number}", "together": 2 * replicas}
+            sub, pub = Sub("t", worker=node, **named), Pub("t", worker=node, **named)
+            await sub
+            await pub
+            return sub, pub
+
+        there = await asyncio.gather(*map(join, range(replicas)))
+        passed = [*cluster.calls, *cluster.pushed]
+        size = sum(len(msgpack.packb(each)) for each in passed)
+        assert size < 1000 * replicas * math.log2(replicas)
+        assert len(passed) == 2 * replicas
+        assert len(there[0][1].subscribers) == replicas
 
     run(test)
 
