@@ -147,7 +147,7 @@ async def join(worker: Any, number: int, replicas: int, known: int) -> tuple[Sub
     """Take part as a replica does, and wait until so many are known."""
     name, together = f"replica-{number}", 2 * replicas
     sub = Sub(TOPIC, worker=worker, handler=print, member=name, together=together)
-    pub = Pub(TOPIC, worker=worker, member=name, together=together)
+    pub = Pub(TOPIC, worker=worker, member=name)
     await sub
     await pub
     await pub.wait_for(lambda view: len(view.subscribers) == known, "200s")

@@ -11,7 +11,7 @@ from tensair_dask.pubsub.scheduler import PubSubScheduler
 SETTINGS = {
     "tensair.pubsub.shared-memory": False,
     "tensair.pubsub.retry": "1ms",
-    "tensair.pubsub.timeout": "5s",
+    "tensair.pubsub.timeout": "50s",
 }
 
 

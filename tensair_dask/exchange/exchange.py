@@ -186,7 +186,6 @@ class Exchange:
             policy=Conflate(GradientMessage.merge),
             member=self.origin,
             on_view=self._view_changed,
-            together=2 * replicas,
         )
         await self.sub  # they are registered in one call
         await self.pub

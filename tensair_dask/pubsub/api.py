@@ -72,15 +72,12 @@ class _Handle:
         worker: Any,
         client: Any,
         on_view: OnView | None,
-        together: int,
         build: Callable[[Endpoint], Participant],
     ) -> None:
-        whole("together", together, 1, 16)
         node, kind = _resolve(worker, client)
 
         def join() -> Participant:
             participant = build(Endpoint.at(node, kind))
-            participant.together = together
             if on_view is not None:
                 participant.on_view.append(on_view)
             participant.endpoint.join(participant)
@@ -220,10 +217,6 @@ class Pub(_Handle):
         A name. What a publisher puts does not go to subscribers of the same name.
     on_view
         Called on the event loop with each new `View` of the topic.
-    together
-        How many publishers and subscriptions of the topic begin at about the same time,
-        this one included. Nobody is told of them before all are there, or before
-        ``tensair.pubsub.timeout`` is over: so one view is enough for all.
 
     Raises
     ------
@@ -264,7 +257,6 @@ class Pub(_Handle):
         policy: Policy | None = None,
         member: str | None = None,
         on_view: OnView | None = None,
-        together: int = 1,
     ) -> None:
         if policy is not None and not isinstance(policy, Policy):
             raise ConfigurationError(
@@ -275,7 +267,6 @@ class Pub(_Handle):
             worker,
             client,
             on_view,
-            together,
             lambda endpoint: Publisher(endpoint, name, member, policy),
         )
 
@@ -414,7 +405,10 @@ class Sub(_Handle):
         must look at it before it is opened. The memory of the message may be used
         again once it is handled: what is kept must be copied.
     together
-        As in `Pub`.
+        How many subscriptions and publishers of the topic begin at about the same time:
+        this one, those that are made here beside it, and others elsewhere. Nobody is
+        told of them before all are there, or before ``tensair.pubsub.timeout`` is over:
+        so one view is enough for all.
 
     Raises
     ------
@@ -463,15 +457,14 @@ class Sub(_Handle):
             raise ConfigurationError(
                 "sealed=True without a handler: give a function handler(parcel, sender)"
             )
-        self._open(
-            worker,
-            client,
-            on_view,
-            together,
-            lambda endpoint: Subscription(
-                endpoint, name, member, handler, maxsize, sealed
-            ),
-        )
+        whole("together", together, 1, 16)
+
+        def build(endpoint: Endpoint) -> Subscription:
+            core = Subscription(endpoint, name, member, handler, maxsize, sealed)
+            core.together = together
+            return core
+
+        self._open(worker, client, on_view, build)
 
     @property
     def publishers(self) -> Mapping[str, Member]:
