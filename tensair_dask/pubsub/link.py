@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tensair_dask._common.least import Least
 from tensair_dask.pubsub import faults
+from tensair_dask.pubsub.cpu_shares import CpuShares
 from tensair_dask.pubsub.outbox import Outbox
 from tensair_dask.pubsub.parcel import Parcel
 from tensair_dask.pubsub.policies import Policy
@@ -150,7 +151,7 @@ class Link:
         self._bytes = 0
         self._last_rtt: float | None = None
         self._ewma_rtt: float | None = None
-        # Other things run on the loop while an answer is waited for.
+        # Other things than deliveries run on the loop while an answer is waited for.
         self._cpu = Least()
         self._resent = 0
         self._failed = 0
@@ -230,9 +231,9 @@ class Link:
     async def _deliver(self, parcels: list[Parcel]) -> None:
         self._number += 1
         while not self.closed:
-            start, cpu = time.perf_counter(), time.thread_time()
+            start = time.perf_counter()
             try:
-                answer = await self._send_once(parcels)
+                answer, spent = await self._send_counted(parcels)
             except (TimeoutError, OSError) as error:
                 self._resent += 1
                 logger.debug("Delivery to %s: %r", self.destination, error)
@@ -246,9 +247,19 @@ class Link:
                 self._task = None
                 self.close()
                 return
-            self._cpu.add(time.thread_time() - cpu)
+            self._cpu.add(spent)
             self._count(parcels, time.perf_counter() - start)
             return
+
+    async def _send_counted(self, parcels: list[Parcel]) -> tuple[str, float]:
+        """Send, and count the CPU seconds of it."""
+        shares = CpuShares.of_this_loop()
+        begun = shares.begin()
+        try:
+            answer = await self._send_once(parcels)
+        finally:
+            spent = shares.end(begun)
+        return answer, spent
 
     async def _send_once(self, parcels: list[Parcel]) -> str:
         if faults.injected:
