@@ -27,7 +27,14 @@ from tensair_dask.replica import thread
 
 # Workers are forked from a process that has imported torch, which takes each of them
 # seconds. Those of programs that tests start are spawned, as those of users are.
-dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+dask.config.set(
+    {
+        "distributed.worker.multiprocessing-method": "forkserver",
+        # Toy models are learned with large steps, and are to be warned only where a
+        # test is about that.
+        "tensair.exchange.stability-check": 0,
+    }
+)
 get_mp_context().set_forkserver_preload(
     # The last is half of it: torch imports it when the first optimizer is made.
     ["distributed", "tensair_dask.replica.actor", "torch._dynamo"]
