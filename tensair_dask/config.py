@@ -21,6 +21,7 @@ __all__ = ["check", "get", "get_bytes", "get_seconds", "load_defaults"]
 # Whole numbers that may be less than 1.
 _LEAST = {
     "dispatch.allowed-losses": 0,
+    "exchange.stability-check": 0,
     "replicas.changes": 0,
     "history": 0,
     "dead-letters": 0,

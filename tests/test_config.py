@@ -53,6 +53,8 @@ def test_what_a_user_has_set_stays_when_the_defaults_are_loaded():
         ("dashboard.rows", 10, "whole number from 48"),
         ("dashboard.enabled", "no", "true or false"),
         ("exchange.share-of-time", 5, "above 0 and at most 1"),
+        ("exchange.stability-check", -1, "whole number from 0"),
+        ("dispatch.message-rate", 0, "whole number from 1"),
         ("exchange.share-of-time", float("nan"), "above 0 and at most 1"),
         ("pubsub.queue", 0, "whole number from 1"),
         ("drift.reorder", 0.5, "whole number from 1"),
