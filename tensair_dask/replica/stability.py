@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tensair_dask._wording import in_words
 from tensair_dask.replica.learner import Learner
 
 __all__ = ["Stability", "stable_product"]
@@ -80,8 +81,7 @@ class Stability:
 
     def __init__(self, learner: Learner, every: int) -> None:
         self._learner = learner
-        # Rows of a large table are too many to be copied.
-        self._every = 0 if learner.arena.tables else every
+        self._every = every
         self._looks: deque[float] = deque(maxlen=REMEMBERED)
         self._steps = 0
         self.curvature: float | None = None
@@ -90,6 +90,9 @@ class Stability:
         """Count a step; whether to look at it. Two replicas bear any staleness."""
         if replicas < 3 or not self._every:
             return False
+        if self._learner.arena.tables:
+            self._give_up("rows of a sparse table are too many to be copied")
+            return False
         self._steps += 1
         settled = len(self._looks) == REMEMBERED
         if self._steps < (self._every if settled else self._every / EAGER):
@@ -97,9 +100,13 @@ class Stability:
         self._steps = 0
         return True
 
-    def copies(self) -> list[torch.Tensor]:
-        """Copy the parameters; call it before the step."""
-        return [each.detach().clone() for each in self._learner.arena.dense]
+    def before_step(self) -> list[torch.Tensor] | None:
+        """Copy the parameters, for `look`; None where there is no memory for it."""
+        try:
+            return self._copies()
+        except Exception as error:
+            self._give_up(in_words(error))
+            return None
 
     def look(self, before: Sequence[torch.Tensor], x: Any, y: Any) -> None:
         """Compare the slopes before and after a step; the parameters stay as they are.
@@ -107,14 +114,14 @@ class Stability:
         Parameters
         ----------
         before
-            What `copies` gave before it.
+            What `before_step` gave.
         x, y
             The mini-batch that it was made of.
         """
         try:
             curvature = self._curvature(before, lambda: self._learner.gradients(x, y))
-        except BaseException:  # of the user's code; the mini-batch is learned
-            self._every = 0
+        except BaseException as error:  # of the user's code; the mini-batch is learned
+            self._give_up(in_words(error))
             return
         if math.isfinite(curvature):
             self._looks.append(curvature)
@@ -126,7 +133,7 @@ class Stability:
         before: Sequence[torch.Tensor],
         differentiate: Callable[[], Sequence[torch.Tensor | None]],
     ) -> float:
-        after = self.copies()
+        after = self._copies()
         step = [new - old for new, old in zip(after, before, strict=True)]
         slope_after = _dot(differentiate(), step)
         try:
@@ -136,11 +143,23 @@ class Stability:
             self._put(after)
         return 1.0 - slope_after / slope_before if slope_before else math.nan
 
+    def _copies(self) -> list[torch.Tensor]:
+        return [each.detach().clone() for each in self._learner.arena.dense]
+
     def _put(self, values: Sequence[torch.Tensor]) -> None:
         with torch.no_grad():
             parameters = self._learner.arena.dense
             for parameter, value in zip(parameters, values, strict=True):
                 parameter.copy_(value)
+
+    def _give_up(self, why: str) -> None:
+        self._every = 0
+        self._learner.notices.say(
+            "no look at stability",
+            "Nobody looks whether gradients of peers are too stale for the learning "
+            f"rate: {why}. Watch the loss, and lower the rate if it grows. "
+            "tensair.exchange.stability-check=0 turns the looks, and this note, off.",
+        )
 
     def judge(self, replicas: int, staleness: float) -> None:
         """Warn if gradients are too stale for steps as large as these.

@@ -373,10 +373,11 @@ class TrainingThread:
         replicas = self.exchange.peers + 1
         if not self.stability.is_due(replicas):
             return self.learner.learn(x, y, samples)
-        before = self.stability.copies()
+        before = self.stability.before_step()
         learned = self.learner.learn(x, y, samples)
-        self.stability.look(before, x, y)
-        self.stability.judge(replicas, self.exchange.staleness)
+        if before is not None:
+            self.stability.look(before, x, y)
+            self.stability.judge(replicas, self.exchange.staleness)
         return learned
 
     def _refuse(

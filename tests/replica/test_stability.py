@@ -60,7 +60,7 @@ def looked(subject: Any, x: torch.Tensor, y: torch.Tensor, looks: int) -> Stabil
     """Let it look at so many steps."""
     stability = Stability(subject, 1)
     for _ in range(looks):
-        before = stability.copies()
+        before = stability.before_step()
         subject.learn(x, y, len(x))
         stability.look(before, x, y)
     return stability
@@ -102,7 +102,7 @@ def test_a_look_changes_nothing(share, optimizer, clipping):
     stability = Stability(subject, 1)
     x, y = torch.rand(8, 3), torch.randint(0, 2, (8,))
     for _ in range(3):
-        before = stability.copies()
+        before = stability.before_step()
         subject.learn(x, y, len(x))
         state = copy.deepcopy(subject.model.state_dict())
         memory = copy.deepcopy(subject.optimizers[0].state_dict())
@@ -132,20 +132,45 @@ class Untwice(nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_a_model_that_cannot_be_looked_at_is_left_alone(error):
+def assert_gives_up(stability: Stability, subject: Any, why: str) -> None:
+    assert not any(stability.is_due(8) for _ in range(100))
+    (text,) = subject.notices.take().values()
+    assert "Nobody looks whether" in text
+    assert why in text
+    assert "stability-check=0" in text
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt("no")])
+def test_a_model_that_cannot_be_looked_at_is_left_alone_and_that_is_said(error):
     subject = learner(functools.partial(Untwice, error))
     x, y = torch.rand(8, 3), torch.randint(0, 2, (8,))
+    subject.notices.take()
     stability = looked(subject, x, y, 1)
-    assert not any(stability.is_due(8) for _ in range(100))
+    assert_gives_up(stability, subject, type(error).__name__)
 
 
-def test_tables_are_not_copied():
+def test_where_there_is_no_memory_for_a_look_the_step_is_made_all_the_same(monkeypatch):
+    subject = learner()
+    stability = Stability(subject, 1)
+
+    def full() -> Any:
+        raise MemoryError("no room here")
+
+    monkeypatch.setattr(stability, "_copies", full)
+    assert stability.before_step() is None
+    assert_gives_up(stability, subject, "no room here")
+
+
+def test_tables_are_not_copied_and_that_is_said():
     def model() -> nn.Module:
         return nn.Sequential(nn.Embedding(10, 2, sparse=True), nn.Linear(2, 2))
 
-    stability = Stability(learner(model), 1)
-    assert not any(stability.is_due(8) for _ in range(100))
+    subject = learner(model)
+    subject.notices.take()
+    stability = Stability(subject, 1)
+    assert not stability.is_due(2)
+    assert not subject.notices.take()
+    assert_gives_up(stability, subject, "sparse table")
 
 
 @pytest.mark.parametrize(("replicas", "every"), [(1, 1), (2, 1), (8, 0)])
@@ -162,7 +187,7 @@ def test_the_first_looks_come_soon_and_later_ones_now_and_then():
     for step in range(400):
         if stability.is_due(3):
             at.append(step)
-            before = stability.copies()
+            before = stability.before_step()
             subject.learn(x, torch.zeros(4, 1), 4)
             stability.look(before, x, torch.zeros(4, 1))
     assert at == [*range(9, 90, 10), 189, 289, 389]
