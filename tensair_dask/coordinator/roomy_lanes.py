@@ -23,8 +23,8 @@ class RoomyLanes:
     Parameters
     ----------
     limits
-        Bounds on what lies at one replica. They may be set anew; lanes that got room by
-        that are to be `put`.
+        Bounds on what lies at one replica. They may be set anew; a lane that gets room
+        by that is found when it is `put` again, with its next answer.
     """
 
     def __init__(self, limits: Limits) -> None:
